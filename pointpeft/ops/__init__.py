@@ -1,0 +1,6 @@
+"""Point operations: on the CPU and CUDA, under autograd, autocast, torch.compile and export."""
+
+from pointpeft.ops._library import backend
+from pointpeft.ops.furthest_point_sample import furthest_point_sample, furthest_point_sample_reference
+
+__all__ = ["backend", "furthest_point_sample", "furthest_point_sample_reference"]

@@ -1,0 +1,82 @@
+"""Argument checks shared by the operations: each error names the argument, what it got and what it needs."""
+
+import os
+
+import torch
+from torch import Tensor
+
+FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+def floating(name: str, tensor: Tensor, ndim: int, last: int | None = None) -> None:
+    """`tensor` is floating, has `ndim` dimensions, none of them empty but the first, and `last` entries in its last one."""
+    if not isinstance(tensor, Tensor):
+        raise ValueError(f"{name} must be a tensor, got {type(tensor).__name__}")
+    if tensor.dtype not in FLOATING:
+        raise ValueError(f"{name} must be float32, float64, float16 or bfloat16, got {tensor.dtype}")
+    if tensor.dim() != ndim:
+        raise ValueError(f"{name} must have {ndim} dimensions, got shape {tuple(tensor.shape)}")
+    if last is not None and tensor.shape[-1] != last:
+        raise ValueError(f"{name} must have {last} entries in its last dimension, got shape {tuple(tensor.shape)}")
+
+
+def count(name: str, value: int, most: int, what: str) -> None:
+    """`value` is an int in 1..most; `what` says what bounds it, such as "N"."""
+    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+        raise ValueError(f"{name} must be an int, got {type(value).__name__}")
+    if most == 0:
+        raise ValueError(f"{name} = {value} cannot be taken from {what} = 0")
+    if not 1 <= value <= most:
+        raise ValueError(f"{name} must be between 1 and {what} = {most}, got {value}")
+
+
+def same(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
+    """Both tensors have one device and dtype."""
+    if tensor.device != other.device:
+        raise ValueError(f"{name} is on {tensor.device}, but {other_name} is on {other.device}")
+    if tensor.dtype != other.dtype:
+        raise ValueError(f"{name} is {tensor.dtype}, but {other_name} is {other.dtype}")
+
+
+def looks_at_values(tensor: Tensor) -> bool:
+    """Whether checks may read values: on the CPU always, on a GPU under POINTPEFT_CHECK=1, while tracing never."""
+    if torch.compiler.is_compiling() or tensor.device.type == "meta" or is_fake(tensor):
+        return False
+    return tensor.device.type == "cpu" or os.environ.get("POINTPEFT_CHECK") == "1"
+
+
+def is_fake(tensor: Tensor) -> bool:
+    """Whether `tensor` is a stand-in without values, as in tracing."""
+    return type(tensor) is not Tensor and isinstance(tensor, torch._subclasses.FakeTensor)
+
+
+def finite(name: str, tensor: Tensor) -> None:
+    """No NaN and no infinity, where values may be looked at."""
+    if looks_at_values(tensor) and not bool(torch.isfinite(tensor).all()):
+        bad = int((~torch.isfinite(tensor)).sum())
+        raise ValueError(f"{name} must be finite, got {bad} NaN or infinite values")
+
+
+def lengths(tensor: Tensor | None, of: Tensor, of_name: str, least: int, least_name: str) -> Tensor | None:
+    """Lengths as int64 on the device of `of` (B, N, …): integers (B,) with least <= length <= N.
+
+    Returns:
+        The lengths, or None for None.
+    """
+    if tensor is None:
+        return None
+    if not isinstance(tensor, Tensor) or tensor.dtype not in (torch.int32, torch.int64):
+        raise ValueError(
+            f"lengths must be an int32 or int64 tensor, got {getattr(tensor, 'dtype', type(tensor).__name__)}"
+        )
+    if tensor.shape != of.shape[:1]:
+        raise ValueError(f"lengths must have shape ({of.shape[0]},), one a cloud, got {tuple(tensor.shape)}")
+    if tensor.device != of.device:
+        raise ValueError(f"lengths is on {tensor.device}, but {of_name} is on {of.device}")
+    if looks_at_values(tensor) and tensor.numel():
+        low, high = int(tensor.min()), int(tensor.max())
+        if low < least or high > of.shape[1]:
+            raise ValueError(
+                f"lengths must be between {least_name} = {least} and N = {of.shape[1]}, got values from {low} to {high}"
+            )
+    return tensor.to(torch.int64).contiguous()

@@ -1,0 +1,119 @@
+"""Loads the compiled operations, and says which backend answers where."""
+
+import os
+import warnings
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+_PACKAGE = Path(__file__).resolve().parent.parent
+_BAD_ARGUMENT = "pointpeft: "  # prefix of the compiled kernels' argument errors, as in csrc/pointpeft.h
+
+
+class Part(NamedTuple):
+    """One compiled library: whether it is live, and if not, why and what to do."""
+
+    live: bool
+    reason: str
+    remedy: str
+
+
+def _load(name: str) -> Part:
+    path = _PACKAGE / f"{name}.so"
+    if not path.is_file():
+        return Part(
+            False, f"{path.name} was not built", "install again with a C++ compiler (and nvcc for CUDA) on PATH"
+        )
+    try:
+        torch.ops.load_library(path)
+    except OSError as error:
+        return Part(False, f"{path.name} could not be loaded: {error}", "install again for the torch that is installed")
+    return Part(True, "loaded", "")
+
+
+def _load_all() -> dict[str, Part]:
+    cpu = _load("_cpu")
+    if torch.version.cuda is None:
+        # Some symbols that the CUDA library needs are only in torch builds with CUDA, so it is not even tried.
+        cuda = Part(False, f"torch {torch.__version__} is built without CUDA", "install a CUDA build of torch")
+    elif not cpu.live:
+        cuda = Part(False, "the CPU library, which declares the operations, is not there", cpu.remedy)
+    else:
+        cuda = _load("_cuda")
+    return {"cpu": cpu, "cuda": cuda}
+
+
+PARTS = _load_all()
+"""The compiled libraries by device type."""
+
+
+def compiled() -> bool:
+    """Whether the operations are registered with torch.library."""
+    return PARTS["cpu"].live
+
+
+def _asked() -> str:
+    wish = os.environ.get("POINTPEFT_BACKEND", "auto")
+    if wish not in ("auto", "reference"):
+        raise ValueError(f"POINTPEFT_BACKEND must be auto or reference, got {wish!r}")
+    return wish
+
+
+def backend(device: torch.device | str = "cpu") -> str:
+    """Which backend answers on a device.
+
+    Args:
+        device: A device or its type.
+
+    Returns:
+        "compiled" (C++ or CUDA kernels) or "reference" (plain PyTorch).
+    """
+    kind = torch.device(device).type
+    if _asked() == "reference":
+        return "reference"
+    # Fake and meta tensors trace through the registered operation.
+    part = PARTS.get("cpu" if kind == "meta" else kind)
+    return "compiled" if part is not None and part.live else "reference"
+
+
+@cache
+def _say_once(kind: str, reason: str, remedy: str) -> None:
+    warnings.warn(f"pointpeft runs plain PyTorch on {kind}: {reason}; {remedy}", RuntimeWarning, stacklevel=4)
+
+
+def use_reference(tensor: torch.Tensor) -> bool:
+    """Whether an operation on `tensor` takes the reference; says once why, where that was not asked for."""
+    if backend(tensor.device) == "compiled":
+        return False
+    kind = tensor.device.type
+    if _asked() == "auto":
+        part = PARTS.get(kind, Part(False, f"there are no kernels for {kind}", "move the tensors to the CPU or CUDA"))
+        _say_once(kind, part.reason, part.remedy)
+    return True
+
+
+def call(op: Callable[..., Any], *args: Any) -> Any:
+    """Calls a registered operation; a kernel's complaint about an argument becomes a ValueError."""
+    if torch.compiler.is_compiling():
+        return op(*args)
+    try:
+        return op(*args)
+    except RuntimeError as error:
+        text = str(error)
+        if text.startswith(_BAD_ARGUMENT):
+            raise ValueError(text.splitlines()[0].removeprefix(_BAD_ARGUMENT)) from None
+        raise
+
+
+def register_fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorator: `torch.library.register_fake("pointpeft::NAME")`, where the operation is compiled."""
+    return torch.library.register_fake(f"pointpeft::{name}") if compiled() else lambda function: function
+
+
+def register_autograd(name: str, backward: Callable[..., Any], setup_context: Callable[..., Any]) -> None:
+    """`torch.library.register_autograd("pointpeft::NAME")`, where the operation is compiled."""
+    if compiled():
+        torch.library.register_autograd(f"pointpeft::{name}", backward, setup_context=setup_context)

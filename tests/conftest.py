@@ -1,0 +1,57 @@
+"""Shared fixtures: devices, seeded generators, inputs cut out of larger tensors so that strides and offsets matter."""
+
+import os
+
+import pytest
+import torch
+
+from pointpeft.ops import _library
+
+torch.set_num_threads(min(2, os.cpu_count() or 1))
+
+
+def _cuda_reason() -> str | None:
+    if not torch.cuda.is_available():
+        return "no CUDA device"
+    part = _library.PARTS["cuda"]
+    return None if part.live else part.reason
+
+
+def pytest_collection_modifyitems(config, items):
+    reason = _cuda_reason()
+    if reason is None:
+        return
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request):
+    return torch.device(request.param)
+
+
+@pytest.fixture
+def generator():
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture(params=["portable", "avx2", "avx512"])
+def cpu_level(request, monkeypatch):
+    """Runs a test on each vector level that this processor has."""
+    from pointpeft import _C
+
+    levels = ["portable", "avx2", "avx512"]
+    if levels.index(request.param) > levels.index(_C.supported_cpu_level()):
+        pytest.skip(f"this processor has no {request.param}")
+    monkeypatch.setenv("POINTPEFT_CPU_LEVEL", request.param)
+    return request.param
+
+
+def cut(tensor: torch.Tensor) -> torch.Tensor:
+    """The same values as a strided window of a larger tensor poisoned with NaN."""
+    fill = float("nan") if tensor.is_floating_point() else -(10**6)
+    big = torch.full([2 * size + 3 for size in tensor.shape], fill, dtype=tensor.dtype, device=tensor.device)
+    window = big[tuple(slice(1, 1 + 2 * size, 2) for size in tensor.shape)]
+    window.copy_(tensor)
+    return window

@@ -1,0 +1,141 @@
+import re
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pointpeft.ops import furthest_point_sample, furthest_point_sample_reference
+from tests.conftest import cut
+
+SHAPES = [(1, 1, 1), (2, 7, 7), (3, 33, 5), (2, 513, 64), (1, 1031, 300), (5, 128, 17)]
+
+
+def cloud(batch, n, generator, dtype=torch.float32, device="cpu"):
+    return torch.rand(batch, n, 3, generator=generator).to(device, dtype)
+
+
+@pytest.mark.parametrize(("batch", "n", "k"), SHAPES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+def test_equals_the_reference_index_for_index(batch, n, k, dtype, device, generator):
+    xyz = cloud(batch, n, generator, dtype, device)
+    assert torch.equal(furthest_point_sample(xyz, k), furthest_point_sample_reference(xyz, k))
+
+
+def test_each_vector_level_equals_the_reference(cpu_level, generator):
+    xyz = cloud(4, 777, generator)
+    assert torch.equal(furthest_point_sample(xyz, 99), furthest_point_sample_reference(xyz, 99))
+
+
+def test_each_pick_is_the_farthest_from_those_before_it(device, generator):
+    xyz = cloud(2, 200, generator, device=device)
+    idx = furthest_point_sample(xyz, 50, start=3)
+    picked = xyz.gather(1, idx[..., None].expand(-1, -1, 3))
+    for m in range(1, 50):
+        nearest = torch.cdist(xyz.double(), picked[:, :m].double()).amin(-1)
+        torch.testing.assert_close(nearest.gather(1, idx[:, m : m + 1])[:, 0], nearest.amax(1), rtol=1e-6, atol=1e-7)
+
+
+def test_strides_and_offsets_do_not_matter(device, generator):
+    xyz = cloud(3, 101, generator, device=device)
+    assert torch.equal(furthest_point_sample(cut(xyz), 20), furthest_point_sample(xyz, 20))
+    planar = xyz.transpose(1, 2).contiguous().transpose(1, 2)
+    assert torch.equal(furthest_point_sample(planar, 20), furthest_point_sample(xyz, 20))
+
+
+def test_ties_go_to_the_lowest_index(device):
+    square = torch.tensor([[0, 0, 0], [1, 0, 0], [0, 1, 0], [1, 1, 0], [1, 1, 0]], dtype=torch.float32, device=device)
+    assert furthest_point_sample(square[None], 4).tolist() == [[0, 3, 1, 2]]
+
+
+def test_duplicates_are_picked_again_only_when_nothing_else_is_left(device):
+    xyz = torch.zeros(1, 6, 3, device=device)
+    xyz[0, 4] = 1
+    assert furthest_point_sample(xyz, 4).tolist() == [[0, 4, 0, 0]]
+
+
+def test_lengths_hide_the_padding_and_starts_are_per_cloud(device, generator):
+    xyz = cloud(3, 64, generator, device=device)
+    lengths = torch.tensor([64, 40, 20], device=device)
+    start = torch.tensor([5, 0, 19], device=device)
+    idx = furthest_point_sample(xyz, 16, lengths=lengths, start=start)
+    for b in range(3):
+        alone = furthest_point_sample(xyz[b : b + 1, : lengths[b]], 16, start=int(start[b]))
+        assert torch.equal(idx[b : b + 1], alone)
+    assert torch.equal(idx, furthest_point_sample_reference(xyz, 16, lengths=lengths, start=start))
+
+
+def test_min_sq_norm_never_selects_points_near_the_origin(device, generator):
+    xyz = cloud(2, 300, generator, device=device) * 0.2 - 0.1
+    idx = furthest_point_sample(xyz, 40, min_sq_norm=1e-3)
+    assert torch.equal(idx, furthest_point_sample_reference(xyz, 40, min_sq_norm=1e-3))
+    picked = xyz.gather(1, idx[..., None].expand(-1, -1, 3))[:, 1:]
+    assert (picked.square().sum(-1) > 1e-3).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 4), st.integers(1, 70), st.data())
+def test_any_cloud_gives_what_the_reference_gives(batch, n, data):
+    k = data.draw(st.integers(1, n))
+    # Few distinct values: many ties and duplicates.
+    values = data.draw(st.lists(st.integers(-3, 3), min_size=batch * n * 3, max_size=batch * n * 3))
+    xyz = torch.tensor(values, dtype=torch.float32).view(batch, n, 3)
+    assert torch.equal(furthest_point_sample(xyz, k), furthest_point_sample_reference(xyz, k))
+
+
+def test_opcheck(device, generator):
+    xyz = cloud(2, 50, generator, device=device)
+    op = torch.ops.pointpeft.furthest_point_sample
+    torch.library.opcheck(op, (xyz, 7, None, None, 0, 0.0))
+    lengths = torch.tensor([50, 30], device=device)
+    torch.library.opcheck(op, (xyz.transpose(1, 2).contiguous().transpose(1, 2), 7, lengths, lengths - 1, 0, 1e-3))
+
+
+def test_compiles_without_graph_breaks(device, generator):
+    xyz = cloud(2, 50, generator, device=device)
+    compiled = torch.compile(lambda p: furthest_point_sample(p, 9) + 1, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(xyz), furthest_point_sample(xyz, 9) + 1)
+
+
+def test_reference_backend_can_be_forced(monkeypatch, generator):
+    xyz = cloud(2, 30, generator)
+    expected = furthest_point_sample(xyz, 5)
+    monkeypatch.setenv("POINTPEFT_BACKEND", "reference")
+    assert torch.equal(furthest_point_sample(xyz, 5), expected)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"xyz": torch.zeros(2, 5)}, "xyz must have 3 dimensions, got shape (2, 5)"),
+        ({"xyz": torch.zeros(2, 5, 2)}, "xyz must have 3 entries in its last dimension, got shape (2, 5, 2)"),
+        ({"xyz": torch.zeros(2, 5, 3, dtype=torch.int64)}, "xyz must be float32"),
+        ({"xyz": [[0.0]]}, "xyz must be a tensor, got list"),
+        ({"num_samples": 6}, "num_samples must be between 1 and N = 5, got 6"),
+        ({"num_samples": 0}, "num_samples must be between 1 and N = 5, got 0"),
+        ({"num_samples": 1.0}, "num_samples must be an int, got float"),
+        ({"xyz": torch.zeros(2, 0, 3), "num_samples": 1}, "num_samples = 1 cannot be taken from N = 0"),
+        ({"start": 5}, "start + 1 must be between 1 and N = 5, got 6"),
+        ({"start": torch.tensor([0, 9])}, "start must be between 0 and each cloud's length - 1"),
+        ({"start": torch.tensor([0])}, "start must be an int or an int64 tensor of shape (2,)"),
+        (
+            {"lengths": torch.tensor([5, 2])},
+            "lengths must be between num_samples = 3 and N = 5, got values from 2 to 5",
+        ),
+        ({"lengths": torch.tensor([5.0, 5.0])}, "lengths must be an int32 or int64 tensor"),
+        ({"lengths": torch.tensor([5])}, "lengths must have shape (2,)"),
+        ({"min_sq_norm": -1.0}, "min_sq_norm must be at least 0, got -1.0"),
+        ({"xyz": torch.full((2, 5, 3), torch.nan)}, "xyz must be finite"),
+        ({"xyz": torch.full((2, 5, 3), torch.inf)}, "xyz must be finite"),
+    ],
+)
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_bad_input_names_the_argument(arguments, message, backend, monkeypatch):
+    monkeypatch.setenv("POINTPEFT_BACKEND", backend)
+    call = {"xyz": torch.zeros(2, 5, 3), "num_samples": 3} | arguments
+    with pytest.raises(ValueError, match=re.escape(message)):
+        furthest_point_sample(call.pop("xyz"), call.pop("num_samples"), **call)
+
+
+def test_an_empty_batch_gives_an_empty_result(device):
+    assert furthest_point_sample(torch.zeros(0, 5, 3, device=device), 3).shape == (0, 3)
