@@ -4,8 +4,8 @@
   pointpeft/_cuda.so     their CUDA kernels, where there is an nvcc            csrc/*.cu
   pointpeft/_C.*.so      facts of this build, for `pointpeft info` (pybind11)  csrc/module.cpp
 
-The first two use only the LibTorch stable ABI: they serve every torch >= 2.10 and every Python, and the CUDA one compiles
-against a CPU-only torch. Environment: POINTPEFT_CUDA=0 leaves CUDA out, =1 makes a missing nvcc an error;
+The first two use only the LibTorch stable ABI: they serve every torch >= 2.10 and every Python, and the CUDA one
+compiles against a CPU-only torch. Environment: POINTPEFT_CUDA=0 leaves CUDA out, =1 makes a missing nvcc an error;
 TORCH_CUDA_ARCH_LIST picks the targets; CUDA_HOME, CXX, MAX_JOBS as usual; ccache is used where it is on PATH.
 """
 

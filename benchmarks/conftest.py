@@ -1,4 +1,4 @@
-"""The harness: a benchmark hands over ours and its rivals on one input; results are checked before anything is timed."""
+"""The harness: a benchmark hands over one contender and its check; a wrong result is never timed."""
 
 import os
 from collections.abc import Callable

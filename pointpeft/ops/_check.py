@@ -9,7 +9,7 @@ FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 def floating(name: str, tensor: Tensor, ndim: int, last: int | None = None) -> None:
-    """`tensor` is floating, has `ndim` dimensions, none of them empty but the first, and `last` entries in its last one."""
+    """`tensor` is floating, has `ndim` dimensions and `last` entries in its last one."""
     if not isinstance(tensor, Tensor):
         raise ValueError(f"{name} must be a tensor, got {type(tensor).__name__}")
     if tensor.dtype not in FLOATING:

@@ -32,8 +32,8 @@ def furthest_point_sample(
         Indices into N, int64, contiguous. [B, K]
 
     Raises:
-        ValueError: A wrong shape, dtype, device or value; a non-finite coordinate (on CUDA only under POINTPEFT_CHECK=1;
-            otherwise such points are not selected while others remain).
+        ValueError: A wrong shape, dtype, device or value; a non-finite coordinate (on CUDA only under
+            POINTPEFT_CHECK=1; otherwise such points are not selected while others remain).
 
     Source: Eldar et al., "The farthest point strategy for progressive image sampling", 1997; PointNet++ (2017), §3.2.
     """
