@@ -1,0 +1,81 @@
+"""The compiled parts: what is in them, and that the CUDA one is refused, not crashed, where torch has no CUDA."""
+
+import os
+import re
+import shutil
+import subprocess
+import sysconfig
+from pathlib import Path
+
+import pytest
+import torch
+
+import pointpeft
+from pointpeft import _C
+from pointpeft.ops import _library
+
+PACKAGE = Path(pointpeft.__file__).parent
+CSRC = PACKAGE.parent / "csrc"
+CUDA_LIBRARY = PACKAGE / "_cuda.so"
+needs_cuda_library = pytest.mark.skipif(not CUDA_LIBRARY.is_file(), reason="no nvcc when the package was built")
+
+
+def test_the_cpu_library_is_live():
+    assert _library.PARTS["cpu"].live
+    assert _library.backend("cpu") == "compiled"
+
+
+@pytest.mark.skipif(torch.version.cuda is not None, reason="this torch has CUDA")
+def test_the_cuda_library_is_refused_with_a_reason_on_a_cpu_only_torch():
+    part = _library.PARTS["cuda"]
+    assert not part.live
+    assert "built without CUDA" in part.reason
+    assert "install" in part.remedy
+    assert _library.backend("cuda") == "reference"
+
+
+@needs_cuda_library
+def test_every_kernel_has_code_for_every_architecture():
+    places = [*Path(sysconfig.get_path("purelib")).glob("nvidia/*/bin"), "/usr/local/cuda/bin", os.environ["PATH"]]
+    cuobjdump = shutil.which("cuobjdump", path=os.pathsep.join(map(str, places)))
+    assert cuobjdump, "the test extra brings nvidia-cuda-cuobjdump"
+    said = subprocess.run([cuobjdump, "-res-usage", CUDA_LIBRARY], capture_output=True, text=True, check=True)
+    listing = said.stdout + said.stderr
+    kernels: dict[str, set[str]] = {}
+    arch = ""
+    for line in listing.splitlines():
+        if found := re.search(r"arch = (sm_\w+)", line):
+            arch = found.group(1)
+        if found := re.search(r"Function (\S+):", line):
+            kernels.setdefault(arch, set()).add(found.group(1))
+    wanted = {"sm_" + entry.removesuffix("+PTX").replace(".", "") for entry in _C.cuda_archs.split(";")}
+    assert wanted <= set(kernels)
+    sources = {path.stem for path in CSRC.glob("*.cu")}
+    written = {
+        name
+        for path in CSRC.glob("*.cu")
+        for name in re.findall(r"__global__\s+void\s+(?:__launch_bounds__\([^)]*\)\s*)?(\w+)\s*\(", path.read_text())
+    }
+    assert sources
+    assert written
+    for arch in wanted:
+        for name in written:
+            assert any(name in mangled for mangled in kernels[arch]), f"{name} has no code for {arch}"
+
+
+@needs_cuda_library
+def test_the_libraries_name_no_cuda_runtime_and_no_python():
+    for library in (PACKAGE / "_cpu.so", CUDA_LIBRARY):
+        needed = subprocess.run(["readelf", "-d", library], capture_output=True, text=True, check=True).stdout
+        assert "libtorch_cpu.so" in needed
+        assert "libpython" not in needed
+        assert "libtorch_python" not in needed
+        assert "libcudart" not in needed
+
+
+def test_cpu_level_can_be_lowered_and_not_misspelt(monkeypatch):
+    monkeypatch.setenv("POINTPEFT_CPU_LEVEL", "portable")
+    assert _C.cpu_level() == "portable"
+    monkeypatch.setenv("POINTPEFT_CPU_LEVEL", "fast")
+    with pytest.raises(RuntimeError, match="must be portable, avx2 or avx512, got fast"):
+        _C.cpu_level()
