@@ -1,6 +1,12 @@
-"""The harness: a benchmark hands over one contender and its check; a wrong result is never timed."""
+"""The harness: a benchmark hands over one contender and its check; a wrong result is never timed.
+
+Every row carries the bytes and FLOPs it must move at least, and every file of results the machine's own limits (a copy
+and a matrix product, timed in the same run), so that `python -m benchmarks.report` can say how far a row is from them.
+"""
 
 import os
+import platform
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -9,16 +15,76 @@ import torch
 
 torch.set_num_threads(min(2, os.cpu_count() or 1))
 
+DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+
+
+def _seconds(run: Callable[[], Any], device: str, repeats: int = 15) -> float:
+    """Median time of one call; on CUDA between two events on the current stream."""
+    times = []
+    for _ in range(repeats):
+        if device == "cuda":
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            run()
+            end.record()
+            end.synchronize()
+            times.append(begin.elapsed_time(end) / 1e3)
+        else:
+            begin_time = time.perf_counter()
+            run()
+            times.append(time.perf_counter() - begin_time)
+    return sorted(times)[len(times) // 2]
+
+
+def _measure_limits(device: str) -> dict[str, float]:
+    source = torch.rand(2**25, device=device)  # 128 MiB: past every cache
+    target = torch.empty_like(source)
+    a, b = (torch.rand(2048, 2048, device=device) for _ in range(2))
+    copy, product = lambda: target.copy_(source), lambda: a @ b
+    copy(), product()
+    return {
+        "copy_gb_per_s": 2 * source.nbytes / _seconds(copy, device) / 1e9,
+        "matmul_gflop_per_s": 2 * 2048**3 / _seconds(product, device) / 1e9,
+    }
+
+
+@pytest.fixture(scope="session")
+def limits() -> dict[str, dict[str, float]]:
+    """What this machine can do, by device: bytes copied (read and written) and float32 FLOPs, per second."""
+    return {device: _measure_limits(device) for device in DEVICES}
+
 
 @pytest.fixture
-def compare(benchmark: Any, request: pytest.FixtureRequest) -> Callable[..., None]:
-    """`compare(group, run, check, **facts)`: checks the result of `run()`, then times it as one row of `group`."""
+def compare(benchmark: Any, request: pytest.FixtureRequest, limits: dict[str, dict[str, float]]) -> Callable[..., None]:
+    """`compare(group, run, check, device="cpu", bytes=…, flops=…)`: checks `run()`, then times a row of `group`."""
 
-    def row(group: str, run: Callable[[], Any], check: Callable[[Any], bool], **facts: Any) -> None:
+    def row(
+        group: str, run: Callable[[], Any], check: Callable[[Any], bool], device: str = "cpu", **facts: Any
+    ) -> None:
         if not check(run()):
             pytest.fail(f"{request.node.name} gives a wrong result: not timed")
-        benchmark.group = group
-        benchmark.extra_info.update(facts, torch=torch.__version__, threads=torch.get_num_threads())
-        benchmark(run)
+        benchmark.group = group if device == "cpu" else f"{group} [{device}]"
+        benchmark.extra_info.update(facts, device=device, limits=limits[device])
+        if device == "cuda":
+            benchmark.extra_info["cuda_event_seconds"] = _seconds(run, device, repeats=100)
+
+            def timed() -> None:
+                run()
+                torch.cuda.synchronize()
+
+            benchmark(timed)
+        else:
+            benchmark(run)
 
     return row
+
+
+def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
+    """The facts a reader needs to judge the numbers; nothing that names the machine."""
+    machine_info.pop("node", None)
+    machine_info.update(
+        torch=torch.__version__,
+        threads=torch.get_num_threads(),
+        gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        python=platform.python_version(),
+    )
