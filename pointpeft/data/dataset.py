@@ -23,6 +23,7 @@ class PointCloudDataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
         classes: Class names; the position is the label.
         names: What messages call a cloud, by default "cloud 0", "cloud 1", ...
         up_axis: The axis that points up: "x", "y" or "z".
+        normalized: Whether the clouds were centred and scaled to the unit sphere; a new cloud must be treated alike.
         notes: Sentences worth telling the user about how the set came about, such as a split drawn by chance.
 
     Raises:
@@ -37,12 +38,14 @@ class PointCloudDataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
         names: Sequence[str] | None = None,
         *,
         up_axis: str = "z",
+        normalized: bool = False,
         notes: Sequence[str] = (),
     ) -> None:
         self.labels: Tensor = torch.as_tensor(labels, dtype=torch.int64).reshape(-1).cpu()
         self.classes: tuple[str, ...] = tuple(classes)
         self.names: list[str] = [f"cloud {i}" for i in range(len(self.labels))] if names is None else list(names)
         self.up_axis: str = require_axis(up_axis)
+        self.normalized = normalized
         self.notes: tuple[str, ...] = tuple(notes)
         self._clouds = clouds
         count = len(self.labels)
@@ -75,6 +78,7 @@ class PointCloudDataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
             self.classes,
             [self.names[i] for i in chosen],
             up_axis=self.up_axis,
+            normalized=self.normalized,
             notes=self.notes,
         )
 

@@ -1,0 +1,177 @@
+"""Augmentations of a batch on its device, seeded by a generator; and the normalisation of published data sets.
+
+Every cloud draws its own numbers: its result depends on its place in the batch, but on no other cloud's content.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+
+from pointpeft.data.dataset import AXES, require_axis
+
+# A function of points [B, N, 3] and a generator on any device, giving points of the same shape, dtype and device.
+Transform = Callable[[Tensor, Generator], Tensor]
+
+
+def normalize(points: Tensor) -> Tensor:
+    """Moves a cloud's mean to the origin and scales its farthest point to distance 1.
+
+    Args:
+        points: Coordinates, any float dtype. [..., N, 3]
+
+    Returns:
+        Points of the same shape and dtype; all zero where all points of a cloud coincide.
+
+    Source: the reading code of ModelNet40 shared by PointNet++, Point-BERT and Point-MAE.
+    """
+    centred = points - points.mean(-2, keepdim=True)
+    radius = centred.norm(dim=-1, keepdim=True).amax(-2, keepdim=True)
+    return centred / radius.clamp_min(torch.finfo(points.dtype).tiny)
+
+
+@dataclass(frozen=True)
+class ScaleTranslate:
+    """Scales and shifts every cloud, each axis by its own number.
+
+    Args:
+        scale: Bounds of the factors, drawn uniformly.
+        shift: Largest shift to either side, drawn uniformly.
+
+    Source: the fine-tuning code of Point-BERT and Point-MAE; the defaults are theirs.
+    """
+
+    scale: tuple[float, float] = (2 / 3, 3 / 2)
+    shift: float = 0.2
+
+    def __call__(self, points: Tensor, generator: Generator) -> Tensor:
+        """Scales, then shifts. [B, N, 3]"""
+        low, high = self.scale
+        drawn = _uniform((2, len(points), 1, 3), points, generator)
+        return points * (low + (high - low) * drawn[0]) + self.shift * (2 * drawn[1] - 1)
+
+
+@dataclass(frozen=True)
+class RotateUp:
+    """Turns every cloud about the up axis by an angle of its own, uniform in [0, 2 pi).
+
+    Args:
+        axis: The axis that stays: "x", "y" or "z".
+
+    Raises:
+        DataError: No such axis.
+
+    Source: the ScanObjectNN recipe of Point-MAE and ReCon, about "y".
+    """
+
+    axis: str = "y"
+
+    def __post_init__(self) -> None:
+        require_axis(self.axis)
+
+    def __call__(self, points: Tensor, generator: Generator) -> Tensor:
+        """Turns. [B, N, 3]"""
+        angle = 2 * math.pi * _uniform((len(points), 1), points, generator)
+        cos, sin = angle.cos(), angle.sin()
+        up = AXES.index(self.axis)
+        a, b = (up + 1) % 3, (up + 2) % 3  # right-handed: a turns towards b
+        turned = points.clone()
+        turned[..., a] = points[..., a] * cos - points[..., b] * sin
+        turned[..., b] = points[..., a] * sin + points[..., b] * cos
+        return turned
+
+
+@dataclass(frozen=True)
+class Jitter:
+    """Moves every coordinate by clipped Gaussian noise.
+
+    Args:
+        sigma: Standard deviation before clipping.
+        clip: Largest move along an axis.
+
+    Source: PointNet; the defaults are its own.
+    """
+
+    sigma: float = 0.01
+    clip: float = 0.05
+
+    def __call__(self, points: Tensor, generator: Generator) -> Tensor:
+        """Adds the noise. [B, N, 3]"""
+        noise = torch.randn(points.shape, generator=generator, device=generator.device)
+        return points + (self.sigma * noise).clamp_(-self.clip, self.clip).to(points.device, points.dtype)
+
+
+@dataclass(frozen=True)
+class PointDropout:
+    """Puts a random part of every cloud's points onto its first point, so that the shape [B, N, 3] stays.
+
+    Args:
+        most: Largest part dropped; a cloud's own part is uniform in [0, most).
+
+    Source: PointNet++ and its successors, with `most` as in the Point-BERT family.
+    """
+
+    most: float = 0.5
+
+    def __call__(self, points: Tensor, generator: Generator) -> Tensor:
+        """Drops points. [B, N, 3]"""
+        part = self.most * _uniform((len(points), 1), points, generator, torch.float32)
+        dropped = _uniform(points.shape[:2], points, generator, torch.float32) < part
+        return torch.where(dropped[..., None], points[:, :1], points)
+
+
+class Compose:
+    """Applies transforms one after another.
+
+    Args:
+        transforms: The first is applied first; none leaves the points as they are.
+    """
+
+    def __init__(self, *transforms: Transform) -> None:
+        self.transforms = transforms
+
+    def __call__(self, points: Tensor, generator: Generator) -> Tensor:
+        """Applies all. [B, N, 3]"""
+        for transform in self.transforms:
+            points = transform(points, generator)
+        return points
+
+    def __repr__(self) -> str:
+        return f"Compose({', '.join(map(repr, self.transforms))})"
+
+
+_NAMED: dict[str, Callable[[str], Transform]] = {
+    "none": lambda up_axis: Compose(),
+    "scale_translate": lambda up_axis: ScaleTranslate(),
+    "rotate": RotateUp,
+    "jitter": lambda up_axis: Jitter(),
+    "dropout": lambda up_axis: PointDropout(),
+}
+
+
+def named(name: str, up_axis: str) -> Transform:
+    """An augmentation by its name on the command line.
+
+    Args:
+        name: "none", "scale_translate", "rotate", "jitter" or "dropout"; several joined by "+" are applied in order.
+        up_axis: The axis that "rotate" keeps.
+
+    Raises:
+        ValueError: An unknown name or axis.
+    """
+    unknown = [part for part in name.split("+") if part not in _NAMED]
+    if unknown:
+        raise ValueError(f"augmentation must be among {', '.join(_NAMED)} (joined by +), got {name!r}")
+    require_axis(up_axis)
+    transforms = [_NAMED[part](up_axis) for part in name.split("+")]
+    return transforms[0] if len(transforms) == 1 else Compose(*transforms)
+
+
+def _uniform(
+    shape: tuple[int, ...] | torch.Size, points: Tensor, generator: Generator, dtype: torch.dtype | None = None
+) -> Tensor:
+    """Numbers in [0, 1), drawn where the generator lives: one seed gives one result for all dtypes."""
+    drawn = torch.rand(shape, generator=generator, device=generator.device)
+    return drawn.to(points.device, dtype or points.dtype)
