@@ -1,0 +1,176 @@
+"""Files of one cloud or one surface, read into points."""
+
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pointpeft.data.dataset import DataError
+from pointpeft.data.meshes import Mesh, optional, read_off, read_ply, read_surface, sample_surface
+from pointpeft.data.pcd import read_pcd
+
+# Points drawn on a surface where nothing else is asked: as many as published clouds of ShapeNet and ModelNet40 have.
+MESH_POINTS = 8192
+# Names under which an .npz may hold its points, first match first.
+_KEYS = ("points", "xyz", "pos", "coords", "data", "vertices")
+# Coordinates, normal, colour, labels and the like. A table with more columns than this and fewer rows than columns is
+# taken for a transposed one.
+_MOST_COLUMNS = 12
+
+
+def read_points(
+    path: str | Path,
+    num_points: int | None = None,
+    generator: torch.Generator | None = None,
+    *,
+    normalized: bool = False,
+) -> Tensor:
+    """Reads one file.
+
+    The first three columns (or the fields x, y, z) are the coordinates; others are ignored. A file with faces is a
+    surface and gives points drawn uniformly on it; without faces its vertices are the points.
+
+    Args:
+        path: A file of one of the `EXTENSIONS`.
+        num_points: Points drawn on a surface, by default 8192. Of a cloud, the most that are kept: a larger cloud is
+            cut to as many, drawn at random without repetition. None keeps a cloud whole.
+        generator: Source of the draw, on the CPU; None for a fresh one with seed 0, so that a file always gives the
+            same points.
+        normalized: Centre the points on their mean and scale them to the unit sphere, in float64: scans in map
+            coordinates keep their detail.
+
+    Returns:
+        Points, float32. [n, 3]
+
+    Raises:
+        DataError: The file is missing, broken, empty, of unknown kind, has no three columns or a coordinate that is
+            not finite; names the file and the reason.
+    """
+    path = Path(path)
+    if num_points is not None and num_points < 1:
+        raise ValueError(f"num_points must be at least 1, got {num_points}")
+    reader = _READERS.get(path.suffix.lower())
+    if reader is None:
+        raise DataError(f"{path}: unknown kind of file {path.suffix!r}; known: {' '.join(EXTENSIONS)}")
+    if not path.is_file():
+        raise DataError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
+    generator = torch.Generator().manual_seed(0) if generator is None else generator
+    try:
+        if not path.stat().st_size:
+            raise DataError("the file is empty")
+        points = _draw(reader(path), num_points, generator)
+        if normalized:
+            points = points - points.mean(0)
+            points = points / max(np.linalg.norm(points, axis=1).max(), np.finfo(np.float64).tiny)
+        with np.errstate(over="ignore"):
+            result = points.astype(np.float32)
+        if not np.isfinite(result).all():
+            raise DataError(f"coordinates up to {np.abs(points).max():.3g} are too large for float32")
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error.__cause__
+    except Exception as error:  # whatever a library makes of a broken file, the user needs its name
+        raise DataError(f"{path}: cannot be read: {error or type(error).__name__}") from error
+    return torch.from_numpy(result)
+
+
+def _draw(content: Mesh | np.ndarray, num_points: int | None, generator: torch.Generator) -> np.ndarray:
+    if isinstance(content, Mesh):
+        return sample_surface(content, num_points or MESH_POINTS, generator)
+    points = coordinates(content)
+    if num_points is not None and len(points) > num_points:
+        points = points[torch.randperm(len(points), generator=generator)[:num_points].numpy()]
+    return points
+
+
+def coordinates(table: np.ndarray) -> np.ndarray:
+    """The first three columns of a table, float64. [n, C] -> [n, 3]
+
+    Raises:
+        DataError: They are no coordinates.
+    """
+    if table.dtype.kind not in "fiu":
+        raise DataError(f"coordinates must be numbers, got {table.dtype}")
+    if table.ndim != 2 or table.shape[1] < 3:
+        raise DataError(f"points must be rows of at least 3 columns, got shape {list(table.shape)}")
+    if not len(table):
+        raise DataError("it has no points")
+    if table.shape[1] > max(_MOST_COLUMNS, len(table)):
+        raise DataError(f"points must be rows, got shape {list(table.shape)}: it seems to be transposed")
+    points = table[:, :3].astype(np.float64)
+    wrong = np.flatnonzero(~np.isfinite(points).all(1))
+    if len(wrong):
+        raise DataError(f"{len(wrong)} of {len(points)} points are not finite, the first is point {wrong[0]}")
+    return points
+
+
+def _read_npy(path: Path) -> np.ndarray:
+    array = np.load(path, allow_pickle=False)  # an object array is a pickle, which could run anything
+    if not isinstance(array, np.ndarray):
+        raise DataError("is not a .npy file but a .npz one")
+    return array
+
+
+def _read_npz(path: Path) -> np.ndarray:
+    if not zipfile.is_zipfile(path):
+        raise DataError("is not a .npz file")
+    with np.load(path, allow_pickle=False) as file:
+        key = next((key for key in _KEYS if key in file.files), None)
+        if key is None and len(file.files) != 1:
+            raise DataError(f"has none of {', '.join(_KEYS)}, only {', '.join(file.files) or 'nothing'}")
+        return file[key or file.files[0]]
+
+
+def _read_text(path: Path) -> np.ndarray:
+    """Numbers in rows, separated by blanks, commas or semicolons.
+
+    One first line may say how many points follow (.pts) or name the columns.
+    """
+    lines = (line.strip() for line in path.read_text("utf-8-sig").splitlines())
+    rows = [line for line in lines if line and not line.startswith(("#", "//"))]
+    announced = None
+    if len(rows) > 1 and rows[0].isdecimal():
+        announced = int(rows.pop(0))
+    elif rows and not _is_number(rows[0].replace(",", " ").replace(";", " ").split()[0]):
+        rows.pop(0)
+    if not rows:
+        raise DataError("it has no points")
+    if announced is not None and announced != len(rows):
+        raise DataError(f"its first line announces {announced} points, it has {len(rows)}")
+    delimiter = next((mark for mark in ",;" if mark in rows[0]), None)
+    return np.loadtxt(rows, np.float64, delimiter=delimiter, ndmin=2)
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
+
+
+def _read_las(path: Path) -> np.ndarray:
+    laspy = optional("laspy")
+    if path.suffix.lower() == ".laz":
+        optional("lazrs")  # without it laspy names no package to install
+    return np.asarray(laspy.read(path).xyz, np.float64)
+
+
+_READERS: dict[str, Callable[[Path], Mesh | np.ndarray]] = {
+    ".npy": _read_npy,
+    ".npz": _read_npz,
+    ".ply": read_ply,
+    ".off": read_off,
+    ".obj": read_surface,
+    ".stl": read_surface,
+    ".xyz": _read_text,
+    ".txt": _read_text,
+    ".pts": _read_text,
+    ".pcd": read_pcd,
+    ".las": _read_las,
+    ".laz": _read_las,
+}
+
+EXTENSIONS: tuple[str, ...] = tuple(_READERS)
