@@ -4,20 +4,6 @@
 namespace pointpeft {
 namespace {
 
-// Copies one cloud into rows x, y, z; returns whether every coordinate of the valid points is finite.
-template <class T, class A>
-bool load_rows(const T* xyz, int64_t stride_n, int64_t stride_c, int64_t length, A* x, A* y, A* z) {
-  bool finite = true;
-  for (int64_t i = 0; i < length; ++i) {
-    const T* p = xyz + i * stride_n;
-    x[i] = static_cast<A>(p[0]);
-    y[i] = static_cast<A>(p[stride_c]);
-    z[i] = static_cast<A>(p[2 * stride_c]);
-    finite &= std::isfinite(x[i]) && std::isfinite(y[i]) && std::isfinite(z[i]);
-  }
-  return finite;
-}
-
 // Picks num_samples points; `distance` holds the squared distance to the nearest pick, -1 for what is never picked.
 template <class A>
 void sample_cloud(const A* x, const A* y, const A* z, A* distance, int64_t length, int64_t num_samples, int64_t start,

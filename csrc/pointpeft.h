@@ -68,6 +68,39 @@ inline void dispatch_floating(const char* argument, ScalarType dtype, Body&& bod
   }
 }
 
+// Inlined into callers that raise the vector level by a target attribute, and compiled for that level there.
+#define POINTPEFT_INLINE inline __attribute__((always_inline))
+
+// Copies strided points into rows x, y, z; returns whether all are finite. The check is a maximum over the bits without
+// sign, which vectorises; strides known at compile time make the whole loop vectorise.
+template <class T, class A>
+POINTPEFT_INLINE bool load_strided(const T* __restrict from, int64_t stride_n, int64_t stride_c, int64_t n,
+                                   A* __restrict x, A* __restrict y, A* __restrict z) {
+  using Bits = std::conditional_t<sizeof(A) == 8, int64_t, int32_t>;
+  constexpr A kInfinity = std::numeric_limits<A>::infinity();
+  constexpr Bits kNoSign = std::numeric_limits<Bits>::max();
+  Bits most = 0, infinity;
+  std::memcpy(&infinity, &kInfinity, sizeof(A));
+  for (int64_t i = 0; i < n; ++i) {
+    const A p[3] = {static_cast<A>(from[i * stride_n]), static_cast<A>(from[i * stride_n + stride_c]),
+                    static_cast<A>(from[i * stride_n + 2 * stride_c])};
+    Bits bits[3];
+    std::memcpy(bits, p, sizeof(p));
+    x[i] = p[0];
+    y[i] = p[1];
+    z[i] = p[2];
+    for (int c = 0; c < 3; ++c) most = (bits[c] & kNoSign) > most ? (bits[c] & kNoSign) : most;
+  }
+  return most < infinity;
+}
+
+template <class T, class A>
+POINTPEFT_INLINE bool load_rows(const T* from, int64_t stride_n, int64_t stride_c, int64_t n, A* x, A* y, A* z) {
+  if (stride_c == 1 && stride_n == 3) return load_strided(from, 3, 1, n, x, y, z);
+  if (stride_n == 1) return load_strided(from, 1, stride_c, n, x, y, z);
+  return load_strided(from, stride_n, stride_c, n, x, y, z);
+}
+
 // How wide the CPU kernels may go; POINTPEFT_CPU_LEVEL=portable|avx2|avx512 lowers it (it never raises it).
 enum class CpuLevel { portable = 0, avx2 = 1, avx512 = 2 };
 
