@@ -87,6 +87,24 @@ def _points_of(dataset: PointCloudDataset, chosen: list[int], index: int) -> Ten
     return dataset[chosen[index]][0]
 
 
+def at_most(points: Tensor, num_points: int | None) -> Tensor:
+    """Keeps at most `num_points` of the points, drawn with a fixed seed, the same places in every cloud.
+
+    Args:
+        points: One cloud or many of one size. [..., N, 3]
+        num_points: The most that are kept; None for all.
+
+    Raises:
+        ValueError: num_points < 1.
+    """
+    if num_points is not None and num_points < 1:
+        raise ValueError(f"num_points must be at least 1, got {num_points}")
+    if num_points is None or points.shape[-2] <= num_points:
+        return points
+    order = torch.randperm(points.shape[-2], generator=torch.Generator().manual_seed(0))
+    return points[..., order[:num_points], :]
+
+
 def require_axis(axis: str) -> str:
     """Gives the axis back.
 
