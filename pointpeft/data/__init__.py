@@ -1,8 +1,20 @@
 """Point clouds: reading, data sets, splits, augmentations."""
 
+from pointpeft.data.check import CheckReport, check
 from pointpeft.data.dataset import DataError, PointCloudDataset
-from pointpeft.data.readers import read_points
+from pointpeft.data.loading import load_dataset
+from pointpeft.data.readers import EXTENSIONS, read_points
 from pointpeft.data.splits import split_validation
 from pointpeft.data.transforms import normalize
 
-__all__ = ["DataError", "PointCloudDataset", "normalize", "read_points", "split_validation"]
+__all__ = [
+    "EXTENSIONS",
+    "CheckReport",
+    "DataError",
+    "PointCloudDataset",
+    "check",
+    "load_dataset",
+    "normalize",
+    "read_points",
+    "split_validation",
+]
