@@ -124,7 +124,7 @@ def read_cache(path: Path, num_classes: int) -> tuple[list[Tensor], Tensor]:
     if not isinstance(content, list | tuple) or len(content) != 2:
         raise DataError(f"{path}: must hold a list of clouds and a list of labels")
     clouds, labels = content
-    if not isinstance(clouds, list | tuple | np.ndarray) or not isinstance(labels, list | tuple | np.ndarray):
+    if not isinstance(clouds, list | tuple) or not isinstance(labels, list | tuple):
         raise DataError(f"{path}: must hold a list of clouds and a list of labels")
     if len(clouds) != len(labels):
         raise DataError(f"{path}: {len(clouds)} clouds have {len(labels)} labels")

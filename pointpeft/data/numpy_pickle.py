@@ -1,42 +1,85 @@
-"""Unpickling that admits arrays of numbers in plain containers, and nothing else.
+"""Unpickling that gives arrays of numbers in plain containers, and nothing else.
 
-A pickle names functions to call while it is read, so a downloaded one can run anything. Here every name is refused but
-those that rebuild NumPy arrays; lists, tuples, numbers and strings need no name.
+A pickle names functions to call while it is read, so a downloaded one can run anything. Here the names that rebuild a
+NumPy array stand for code of this file, and every other is refused. NumPy's own functions are not called: its types
+take over a state from the pickle unchecked, and a forged one makes it follow pointers that the file invents.
 """
 
 import builtins
-import importlib
+import math
 import pickle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pointpeft.data.dataset import DataError
 
-_ADMITTED = {
-    # NumPy 2 moved its core; files carry the name of the version that wrote them.
-    ("numpy.core.multiarray", "_reconstruct"): "numpy._core.multiarray",
-    ("numpy._core.multiarray", "_reconstruct"): "numpy._core.multiarray",
-    ("numpy.core.multiarray", "scalar"): "numpy._core.multiarray",
-    ("numpy._core.multiarray", "scalar"): "numpy._core.multiarray",
-    ("numpy.core.numeric", "_frombuffer"): "numpy._core.numeric",
-    ("numpy._core.numeric", "_frombuffer"): "numpy._core.numeric",
-    ("numpy", "ndarray"): "numpy",
-    ("numpy", "dtype"): "numpy",
-}
 _PLAIN = ("list", "tuple", "int")
+
+
+class _Kind:
+    """Stands for `numpy.dtype`: a kind of number and its byte order."""
+
+    def __init__(self, code: str, align: bool = False, copy: bool = False) -> None:
+        dtype = np.dtype(code) if isinstance(code, str) else None
+        if dtype is None or dtype.kind not in "fiub":
+            raise DataError(f"refused: it holds an array of {code!r}, not of numbers")
+        self.dtype = dtype
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        if state[1] in ("<", ">"):
+            self.dtype = self.dtype.newbyteorder(state[1])
+
+
+class _Array:
+    """Stands for `numpy.ndarray` and its `_reconstruct`: empty at first, filled by its state."""
+
+    def __init__(self, *ignored: Any) -> None:
+        self.values = np.empty(0)
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _, shape, kind, fortran, content = state
+        self.values = _values(content, kind, shape, "F" if fortran else "C")
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.array(self.values, dtype=dtype)
+
+
+def _values(content: Any, kind: Any, shape: Any, order: str) -> np.ndarray:
+    if not isinstance(kind, _Kind) or not isinstance(content, bytes | bytearray):
+        raise DataError("refused: it holds an array that is not one of numbers")
+    sizes = tuple(int(size) for size in shape)
+    if math.prod(sizes) * kind.dtype.itemsize != len(content):
+        raise DataError(f"is damaged: an array of {kind.dtype} {list(sizes)} has {len(content)} bytes")
+    return np.frombuffer(content, kind.dtype).reshape(sizes, order=order)
+
+
+def _from_buffer(content: Any, kind: Any, shape: Any, order: str, *ignored: Any) -> _Array:
+    """Stands for `_frombuffer`, which protocol 5 uses."""
+    array = _Array()
+    array.values = _values(content, kind, shape, "F" if order == "F" else "C")
+    return array
+
+
+def _scalar(kind: Any, content: Any) -> Any:
+    return _values(content, kind, (), "C")[()]
+
+
+_STANDS_FOR = {("numpy", "ndarray"): _Array, ("numpy", "dtype"): _Kind}
+for _core in ("numpy.core", "numpy._core"):  # as NumPy 1 and NumPy 2 write it
+    _STANDS_FOR[_core + ".multiarray", "_reconstruct"] = _Array
+    _STANDS_FOR[_core + ".multiarray", "scalar"] = _scalar
+    _STANDS_FOR[_core + ".numeric", "_frombuffer"] = _from_buffer
 
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if module in ("builtins", "__builtin__") and name in _PLAIN:
             return getattr(builtins, name)
-        home = _ADMITTED.get((module, name))
-        if home is None:
+        if (module, name) not in _STANDS_FOR:
             raise DataError(f"refused: it asks for {module}.{name}, which an array of numbers does not need")
-        try:
-            return getattr(importlib.import_module(home), name)
-        except ModuleNotFoundError:  # NumPy 1
-            return getattr(importlib.import_module(home.replace("_core", "core")), name)
+        return _STANDS_FOR[module, name]
 
     def persistent_load(self, pid: Any) -> Any:
         raise DataError("refused: it refers to objects outside the file")
@@ -44,6 +87,9 @@ class _Unpickler(pickle.Unpickler):
 
 def load_arrays(path: Path) -> Any:
     """Reads a pickle of arrays.
+
+    Returns:
+        Its lists, tuples and numbers; in the place of an array, what `numpy.asarray` turns into that array.
 
     Raises:
         DataError: It is missing, broken, or asks for anything but arrays and plain containers; names the file.
