@@ -27,6 +27,8 @@ void sample_cloud(const A* x, const A* y, const A* z, A* distance, int64_t lengt
   }
 }
 
+}  // namespace
+
 Tensor furthest_point_sample(const Tensor& xyz, int64_t num_samples, const std::optional<Tensor>& lengths,
                              const std::optional<Tensor>& starts, int64_t start, double min_sq_norm) {
   const int64_t batch = xyz.size(0), n = xyz.size(1);
@@ -58,7 +60,6 @@ Tensor furthest_point_sample(const Tensor& xyz, int64_t num_samples, const std::
   return idx;
 }
 
-}  // namespace
 }  // namespace pointpeft
 
 STABLE_TORCH_LIBRARY_FRAGMENT(pointpeft, m) {

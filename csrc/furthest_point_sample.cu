@@ -79,6 +79,8 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
+}  // namespace
+
 Tensor furthest_point_sample(const Tensor& xyz, int64_t num_samples, const std::optional<Tensor>& lengths,
                              const std::optional<Tensor>& starts, int64_t start, double min_sq_norm) {
   const int64_t batch = xyz.size(0), n = xyz.size(1);
@@ -100,7 +102,6 @@ Tensor furthest_point_sample(const Tensor& xyz, int64_t num_samples, const std::
   return idx;
 }
 
-}  // namespace
 }  // namespace pointpeft
 
 STABLE_TORCH_LIBRARY_IMPL(pointpeft, CUDA, m) {

@@ -9,6 +9,7 @@
 #include <torch/headeronly/util/Half.h>
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cmath>
 #include <cstdint>
@@ -137,6 +138,29 @@ inline CpuLevel cpu_level() {
 
 inline const char* cpu_level_name(CpuLevel level) {
   return level == CpuLevel::avx512 ? "avx512" : level == CpuLevel::avx2 ? "avx2" : "portable";
+}
+
+// Operations that others are built of: defined once in each library, by the .cpp and by the .cu of their name.
+Tensor furthest_point_sample(const Tensor& xyz, int64_t num_samples, const std::optional<Tensor>& lengths,
+                             const std::optional<Tensor>& starts, int64_t start, double min_sq_norm);
+
+// knn.{cpp,cu}: the k nearest support points of each query, into tensors made by the caller: squared distances
+// (B, M, k) where wanted, indices (B, M, k), and where wanted support[idx] - query (B, M, k, C) in the dtype of
+// support, for few channels only.
+void nearest(const Tensor& query, const Tensor& support, int64_t k, const std::optional<Tensor>& lengths,
+             Tensor* sq_distance, Tensor& idx, Tensor* patches);
+
+// How many of M queries take part in one product with N points, so that its result stays near 64 MiB.
+inline int64_t queries_a_product(int64_t batch, int64_t m, int64_t n) {
+  return std::max<int64_t>(1, std::min<int64_t>(m, (int64_t{1} << 24) / std::max<int64_t>(1, batch * n)));
+}
+
+// out = a @ b by batches. The form with `out` stays in its dtype under autocast.
+inline void batch_product(const Tensor& a, const Tensor& b, Tensor& out) {
+  std::array<StableIValue, 3> stack{torch::stable::detail::from(a), torch::stable::detail::from(b),
+                                    torch::stable::detail::from(out)};
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::bmm", "out", stack.data(), TORCH_ABI_VERSION));
+  out = torch::stable::detail::to<Tensor>(stack[0]);
 }
 
 }  // namespace pointpeft

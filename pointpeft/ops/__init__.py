@@ -4,8 +4,12 @@ from pointpeft.ops._library import backend
 from pointpeft.ops.ball_query import ball_query, ball_query_reference
 from pointpeft.ops.chamfer_distance import chamfer_distance, chamfer_distance_reference
 from pointpeft.ops.furthest_point_sample import furthest_point_sample, furthest_point_sample_reference
+from pointpeft.ops.gather import gather, gather_reference
+from pointpeft.ops.knn import knn, knn_reference
+from pointpeft.ops.sample_and_group import Groups, sample_and_group, sample_and_group_reference
 
 __all__ = [
+    "Groups",
     "backend",
     "ball_query",
     "ball_query_reference",
@@ -13,4 +17,10 @@ __all__ = [
     "chamfer_distance_reference",
     "furthest_point_sample",
     "furthest_point_sample_reference",
+    "gather",
+    "gather_reference",
+    "knn",
+    "knn_reference",
+    "sample_and_group",
+    "sample_and_group_reference",
 ]

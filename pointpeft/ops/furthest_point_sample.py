@@ -37,10 +37,29 @@ def furthest_point_sample(
 
     Source: Eldar et al., "The farthest point strategy for progressive image sampling", 1997; PointNet++ (2017), §3.2.
     """
+    lengths, starts, start = checked(xyz, num_samples, lengths, start, min_sq_norm)
+    if _library.use_reference(xyz):
+        return furthest_point_sample_reference(
+            xyz, num_samples, lengths=lengths, start=start if starts is None else starts, min_sq_norm=min_sq_norm
+        )
+    return _library.call(
+        torch.ops.pointpeft.furthest_point_sample, xyz, num_samples, lengths, starts, start, float(min_sq_norm)
+    )
+
+
+def checked(
+    xyz: Tensor,
+    num_samples: int,
+    lengths: Tensor | None,
+    start: int | Tensor,
+    min_sq_norm: float,
+    count_name: str = "num_samples",
+) -> tuple[Tensor | None, Tensor | None, int]:
+    """Checks the arguments; gives lengths, starts (B,) or None, and the start of all clouds where that is None."""
     _check.floating("xyz", xyz, 3, 3)
     batch, n = xyz.shape[:2]
-    _check.count("num_samples", num_samples, n, "N")
-    lengths = _check.lengths(lengths, xyz, "xyz", num_samples, "num_samples")
+    _check.count(count_name, num_samples, n, "N")
+    lengths = _check.lengths(lengths, xyz, "xyz", num_samples, count_name)
     starts = None
     if isinstance(start, Tensor):
         if start.dtype != torch.int64 or start.shape != (batch,) or start.device != xyz.device:
@@ -59,13 +78,7 @@ def furthest_point_sample(
             raise ValueError(f"start must be below each cloud's length, got {start} and length {int(lengths.min())}")
     if not min_sq_norm >= 0:
         raise ValueError(f"min_sq_norm must be at least 0, got {min_sq_norm}")
-    if _library.use_reference(xyz):
-        return furthest_point_sample_reference(
-            xyz, num_samples, lengths=lengths, start=start if starts is None else starts, min_sq_norm=min_sq_norm
-        )
-    return _library.call(
-        torch.ops.pointpeft.furthest_point_sample, xyz, num_samples, lengths, starts, start, float(min_sq_norm)
-    )
+    return lengths, starts, start
 
 
 def furthest_point_sample_reference(

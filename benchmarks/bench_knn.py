@@ -1,0 +1,44 @@
+import pytest
+import torch
+
+from benchmarks import rivals
+from pointpeft.ops import knn, knn_reference
+
+SHAPES = [(32, 64, 1024, 32), (32, 128, 2048, 32), (1, 10_000, 100_000, 16)]
+CANDIDATES = {
+    "pointpeft": knn,
+    "reference": knn_reference,
+    "matrix product + topk": rivals.torch_knn,
+    "small_gicp": rivals.small_gicp_knn,
+    "pykdtree": rivals.pykdtree_knn,
+}
+
+
+@pytest.mark.parametrize(("batch", "m", "n", "k"), SHAPES)
+@pytest.mark.parametrize("name", CANDIDATES)
+def bench_knn(compare, name, batch, m, n, k):
+    if m * n > 1e8 and name in ("reference", "matrix product + topk"):
+        pytest.skip(f"the {m} x {n} matrix takes seconds: left out here")
+    support = torch.rand(batch, n, 3, generator=torch.Generator().manual_seed(0))
+    query = support[:, :m].contiguous()
+    expected = knn(query, support, k)[0]
+    compare(
+        f"knn {batch}x{m} of {n}, k={k}",
+        lambda: CANDIDATES[name](query, support, k),
+        lambda found: torch.allclose(found[0].float(), expected, rtol=1e-4, atol=1e-6),
+        bytes=query.nbytes + support.nbytes + expected.nbytes * 3,
+    )
+
+
+@pytest.mark.parametrize("name", ["pointpeft", "reference", "matrix product + topk"])
+@pytest.mark.parametrize("channels", [48, 384])
+def bench_knn_of_features(compare, name, channels):
+    tokens = torch.rand(32, 128, channels, generator=torch.Generator().manual_seed(0))
+    expected = knn(tokens, tokens, 20)[0]
+    compare(
+        f"knn 32x128 of 128, C={channels}, k=20",
+        lambda: CANDIDATES[name](tokens, tokens, 20),
+        lambda found: torch.allclose(found[0], expected, rtol=1e-4, atol=1e-3),
+        bytes=2 * tokens.nbytes + expected.nbytes * 3,
+        flops=2 * 32 * 128 * 128 * channels,
+    )
