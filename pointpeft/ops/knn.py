@@ -14,8 +14,9 @@ def knn(query: Tensor, support: Tensor, k: int, *, lengths: Tensor | None = None
     """Finds the k nearest support points of each query.
 
     Concretely, if `idx[b, m, j] == n`, then support point n is the j-th nearest to query m; the distances ascend, and
-    of equal ones the lower index comes first. Up to 16 channels a squared distance is the sum of the squared differences
-    in channel order, so indices are exact; above, it is |q|² - 2 q·s + |s|² clamped at 0, exact to rounding.
+    of equal ones the lower index comes first. Up to 16 channels a squared distance is the sum of the squared
+    differences in channel order, so indices are exact; above, it is
+    |q|² - 2 q·s + |s|² clamped at 0, exact to rounding.
     Differentiable in `query` and `support` through the distances.
 
     Args:
