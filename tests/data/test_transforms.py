@@ -26,6 +26,7 @@ class TestEveryTransform:
         assert (result.shape, result.dtype, result.device) == (points.shape, dtype, points.device)
         assert result.isfinite().all()
         assert torch.equal(points, before)  # the argument is left alone
+        assert transform(points, torch.Generator(device).manual_seed(1)).device == points.device
 
     def test_the_generator_alone_decides(self, transform):
         points = torch.randn(4, 20, 3, generator=seeded())
