@@ -139,3 +139,28 @@ def test_bad_input_names_the_argument(arguments, message, backend, monkeypatch):
 
 def test_an_empty_batch_gives_an_empty_result(device):
     assert furthest_point_sample(torch.zeros(0, 5, 3, device=device), 3).shape == (0, 3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("n", [1, 15, 16, 17, 63, 64, 65, 257, 1000])
+def test_each_vector_level_resolves_ties_at_every_size(dtype, n, cpu_level, generator):
+    xyz = torch.randint(-2, 3, (2, n, 3), generator=generator).to(dtype)
+    k = min(n, 40)
+    assert torch.equal(
+        furthest_point_sample(xyz, k, start=n // 2), furthest_point_sample_reference(xyz, k, start=n // 2)
+    )
+
+
+def test_one_bad_coordinate_anywhere_is_found(cpu_level):
+    for place in range(3 * 37):
+        xyz = torch.zeros(1, 37, 3)
+        xyz.view(-1)[place] = torch.nan if place % 2 else -torch.inf
+        for layout in (xyz, cut(torch.zeros(1, 37, 3)).copy_(xyz), xyz.transpose(1, 2).contiguous().transpose(1, 2)):
+            with pytest.raises(ValueError, match="xyz must be finite"):
+                furthest_point_sample(layout, 3)
+
+
+def test_a_cloud_where_nothing_may_be_selected_gives_the_lowest_index(cpu_level):
+    xyz = torch.full((1, 50, 3), 1e-3)
+    assert furthest_point_sample(xyz, 4, start=7, min_sq_norm=1.0).tolist() == [[7, 0, 0, 0]]
+    assert furthest_point_sample_reference(xyz, 4, start=7, min_sq_norm=1.0).tolist() == [[7, 0, 0, 0]]
