@@ -6,21 +6,26 @@ from pointpeft.ops.chamfer_distance import chamfer_distance, chamfer_distance_re
 from pointpeft.ops.furthest_point_sample import furthest_point_sample, furthest_point_sample_reference
 from pointpeft.ops.gather import gather, gather_reference
 from pointpeft.ops.knn import knn, knn_reference
+from pointpeft.ops.patch_embed import PatchEmbedWeights, fold_batch_norm, patch_embed, patch_embed_reference
 from pointpeft.ops.sample_and_group import Groups, sample_and_group, sample_and_group_reference
 
 __all__ = [
     "Groups",
+    "PatchEmbedWeights",
     "backend",
     "ball_query",
     "ball_query_reference",
     "chamfer_distance",
     "chamfer_distance_reference",
+    "fold_batch_norm",
     "furthest_point_sample",
     "furthest_point_sample_reference",
     "gather",
     "gather_reference",
     "knn",
     "knn_reference",
+    "patch_embed",
+    "patch_embed_reference",
     "sample_and_group",
     "sample_and_group_reference",
 ]

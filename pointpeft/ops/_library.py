@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from pointpeft.ops import _triton
+
 _PACKAGE = Path(__file__).resolve().parent.parent
 _BAD_ARGUMENT = "pointpeft: "  # prefix of the compiled kernels' argument errors, as in csrc/pointpeft.h
 
@@ -93,6 +95,45 @@ def use_reference(tensor: torch.Tensor) -> bool:
         part = PARTS.get(kind, Part(False, f"there are no kernels for {kind}", "move the tensors to the CPU or CUDA"))
         _say_once(kind, part.reason, part.remedy)
     return True
+
+
+def use_fused_reference(tensor: torch.Tensor) -> bool:
+    """As `use_reference`, for operations written in PyTorch for the CPU and in Triton for CUDA: no compiled part."""
+    kind = tensor.device.type
+    if _asked() == "reference":
+        return True
+    if kind in ("cpu", "meta") or (kind == "cuda" and _triton.available()):
+        return False
+    reason = "Triton is not installed" if kind == "cuda" else f"there are no kernels for {kind}"
+    remedy = "install triton" if kind == "cuda" else "move the tensors to the CPU or CUDA"
+    _say_once(kind, reason, remedy)
+    return True
+
+
+FUSED = torch.library.Library("pointpeft", "FRAGMENT")
+"""Where operations that have no compiled part are declared."""
+
+
+def define(
+    schema: str, *, cpu: Callable[..., Any], cuda: Callable[..., Any], fake: Callable[..., Any]
+) -> Callable[..., Any]:
+    """Declares `pointpeft::NAME` from Python.
+
+    Args:
+        schema: Name, arguments and results, as PyTorch writes them.
+        cpu: Answers for CPU tensors.
+        cuda: Answers for CUDA tensors.
+        fake: Answers for tensors without values.
+
+    Returns:
+        The operation.
+    """
+    name = schema.partition("(")[0]
+    FUSED.define(schema, tags=torch.Tag.pt2_compliant_tag)
+    FUSED.impl(name, cpu, "CPU")
+    FUSED.impl(name, cuda, "CUDA")
+    torch.library.register_fake(f"pointpeft::{name}", fake, lib=FUSED)
+    return getattr(torch.ops.pointpeft, name).default
 
 
 def call(op: Callable[..., Any], *args: Any) -> Any:
