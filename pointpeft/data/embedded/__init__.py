@@ -1,0 +1,1 @@
+"""The furniture clouds that travel with the package, and how they were made."""
