@@ -164,3 +164,68 @@ def test_a_cloud_where_nothing_may_be_selected_gives_the_lowest_index(cpu_level)
     xyz = torch.full((1, 50, 3), 1e-3)
     assert furthest_point_sample(xyz, 4, start=7, min_sq_norm=1.0).tolist() == [[7, 0, 0, 0]]
     assert furthest_point_sample_reference(xyz, 4, start=7, min_sq_norm=1.0).tolist() == [[7, 0, 0, 0]]
+
+
+def _ladder(n, generator):
+    return 2.0 ** (torch.arange(n)[:, None] % 200 - 100.0) * torch.randn(n, 3, generator=generator).sign()
+
+
+def _heap(n, generator):
+    """Nearly all points in one place, so that medians split nothing."""
+    xyz = torch.zeros(n, 3)
+    xyz[::50] = torch.randn(len(xyz[::50]), 3, generator=generator)
+    return xyz
+
+
+LARGE = {
+    "cube": lambda n, g: torch.rand(n, 3, generator=g),
+    "sphere": lambda n, g: torch.nn.functional.normalize(torch.randn(n, 3, generator=g), dim=-1),
+    "line": lambda n, g: torch.rand(n, 1, generator=g) * torch.tensor([1.0, 0.0, -2.0]),
+    "lattice with many ties and duplicates": lambda n, g: torch.randint(-6, 7, (n, 3), generator=g).float(),
+    "one outlier": lambda n, g: torch.rand(n, 3, generator=g) + 1e6 * (torch.arange(n) == n // 2)[:, None],
+    "ladder of scales": _ladder,
+    "heap": _heap,
+    "one place": lambda n, g: torch.ones(n, 3),
+    "squares that overflow": lambda n, g: 3e38 * (2 * torch.rand(n, 3, generator=g) - 1),
+}
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_large_clouds_equal_the_reference(name, cpu_level, generator):
+    xyz = LARGE[name](3001, generator)[None]
+    assert torch.equal(furthest_point_sample(xyz, 800, start=17), furthest_point_sample_reference(xyz, 800, start=17))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_large_clouds_of_other_dtypes_equal_the_reference(dtype, cpu_level, generator):
+    xyz = torch.randn(2, 3001, 3, generator=generator).to(dtype)
+    expected = furthest_point_sample_reference(xyz, 800)
+    assert torch.equal(furthest_point_sample(xyz, 800), expected)
+    assert torch.equal(furthest_point_sample(cut(xyz), 800), expected)
+
+
+def test_large_and_small_clouds_of_one_batch_keep_their_lengths_starts_and_rule(cpu_level, generator):
+    xyz = torch.randn(3, 7000, 3, generator=generator) * 0.1
+    call = {
+        "lengths": torch.tensor([7000, 500, 6001]),
+        "start": torch.tensor([6999, 3, 0]),
+        "min_sq_norm": 1e-3,
+    }
+    assert torch.equal(furthest_point_sample(xyz, 400, **call), furthest_point_sample_reference(xyz, 400, **call))
+
+
+def test_a_large_cloud_with_every_point_picked(generator):
+    xyz = torch.randint(-9, 10, (1, 2000, 3), generator=generator).float()
+    assert torch.equal(furthest_point_sample(xyz, 2000), furthest_point_sample_reference(xyz, 2000))
+
+
+def test_a_cloud_large_enough_for_steps_on_several_threads(generator):
+    xyz = torch.rand(1, 150_001, 3, generator=generator)
+    assert torch.equal(furthest_point_sample(xyz, 320), furthest_point_sample_reference(xyz, 320))
+
+
+def test_a_bad_coordinate_in_a_large_cloud_is_found(generator):
+    xyz = torch.rand(1, 6000, 3, generator=generator)
+    xyz[0, 4321, 1] = torch.inf
+    with pytest.raises(ValueError, match="xyz must be finite"):
+        furthest_point_sample(xyz, 400)
