@@ -1,6 +1,7 @@
 """Point operations: on the CPU and CUDA, under autograd, autocast, torch.compile and export."""
 
 from pointpeft.ops._library import backend
+from pointpeft.ops.aggregate_neighbors import aggregate_neighbors, aggregate_neighbors_reference
 from pointpeft.ops.ball_query import ball_query, ball_query_reference
 from pointpeft.ops.chamfer_distance import chamfer_distance, chamfer_distance_reference
 from pointpeft.ops.furthest_point_sample import furthest_point_sample, furthest_point_sample_reference
@@ -12,6 +13,8 @@ from pointpeft.ops.sample_and_group import Groups, sample_and_group, sample_and_
 __all__ = [
     "Groups",
     "PatchEmbedWeights",
+    "aggregate_neighbors",
+    "aggregate_neighbors_reference",
     "backend",
     "ball_query",
     "ball_query_reference",
