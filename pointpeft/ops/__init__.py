@@ -6,6 +6,7 @@ from pointpeft.ops.ball_query import ball_query, ball_query_reference
 from pointpeft.ops.chamfer_distance import chamfer_distance, chamfer_distance_reference
 from pointpeft.ops.furthest_point_sample import furthest_point_sample, furthest_point_sample_reference
 from pointpeft.ops.gather import gather, gather_reference
+from pointpeft.ops.interpolate import interpolate, interpolate_reference
 from pointpeft.ops.knn import knn, knn_reference
 from pointpeft.ops.patch_embed import PatchEmbedWeights, fold_batch_norm, patch_embed, patch_embed_reference
 from pointpeft.ops.sample_and_group import Groups, sample_and_group, sample_and_group_reference
@@ -25,6 +26,8 @@ __all__ = [
     "furthest_point_sample_reference",
     "gather",
     "gather_reference",
+    "interpolate",
+    "interpolate_reference",
     "knn",
     "knn_reference",
     "patch_embed",
