@@ -6,7 +6,13 @@ from typing import Any
 __version__ = "0.1.0"
 
 # Public name -> module that holds it. Imported on first use, so that `import pointpeft` and the command line stay fast.
-_LAZY: dict[str, str] = {}
+_LAZY: dict[str, str] = {
+    "PointModel": "pointpeft.model",
+    "create_model": "pointpeft.model",
+    "from_published": "pointpeft.checkpoints",
+    "load_adapter": "pointpeft.checkpoints",
+    "save_adapter": "pointpeft.checkpoints",
+}
 
 __all__ = ["__version__", *_LAZY]
 

@@ -1,0 +1,13 @@
+"""Backbones: transformers over patches of a point cloud, by name."""
+
+from pointpeft.backbones import point_mae as _point_mae  # noqa: F401  registers its names
+from pointpeft.backbones.context import Context
+from pointpeft.backbones.registry import (
+    backbone_config,
+    backbone_families,
+    backbone_names,
+    create_backbone,
+    register_backbone,
+)
+
+__all__ = ["Context", "backbone_config", "backbone_families", "backbone_names", "create_backbone", "register_backbone"]

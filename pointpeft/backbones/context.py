@@ -1,0 +1,110 @@
+"""What the blocks of one forward pass share: the cloud, its groups, the layout of the tokens, positions, losses."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Context:
+    """Facts of one forward pass; made by the backbone, read and changed by blocks and methods.
+
+    The tokens always stand in the order prefix, prompts, patches, suffix. `insert_prompts` and `append_suffix` change
+    the tokens, the positions and the counts together, so that `split` stays right.
+
+    Attributes:
+        xyz: The cloud. [B, N, 3]
+        centers: Centre of each group. [B, G, 3]
+        prefix: Names of the tokens before all others, such as ("cls",).
+        num_prompts: Tokens that a method has put after the prefix.
+        num_suffix: Tokens that a method has put after the patches.
+        pos: What each block adds to its input; None once it has been added for good. [B, T, C]
+        inputs: Further inputs of the model's call, by name.
+        aux_losses: Losses that a block adds to the task's, by name.
+        cache: Results that blocks share; use `cached`.
+        taps: Which block outputs to keep, by block index.
+        hidden: Patch tokens after the blocks named in `taps`. [B, G, C] each
+    """
+
+    xyz: Tensor
+    centers: Tensor
+    prefix: tuple[str, ...] = ()
+    num_prompts: int = 0
+    num_suffix: int = 0
+    pos: Tensor | None = None
+    inputs: dict[str, Tensor] = field(default_factory=dict)
+    aux_losses: dict[str, Tensor] = field(default_factory=dict)
+    cache: dict[Any, Any] = field(default_factory=dict)
+    taps: tuple[int, ...] = ()
+    hidden: dict[int, Tensor] = field(default_factory=dict)
+
+    @property
+    def num_prefix(self) -> int:
+        """Tokens before all others."""
+        return len(self.prefix)
+
+    @property
+    def num_groups(self) -> int:
+        """G, how many patches there are."""
+        return self.centers.shape[1]
+
+    def split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Tokens (or positions) as (prefix, prompts, patches, suffix), views of `x`. [B, T, C]"""
+        return x.split([self.num_prefix, self.num_prompts, self.num_groups, self.num_suffix], dim=1)
+
+    def add_pos(self, x: Tensor) -> Tensor:
+        """`x` plus the positions; `x` itself where they have been added for good. [B, T, C]"""
+        return x if self.pos is None else x + self.pos
+
+    def insert_prompts(self, x: Tensor, prompts: Tensor, pos: Tensor | None = None) -> Tensor:
+        """Puts `prompts` right after the prefix, before older prompts.
+
+        Args:
+            x: Tokens. [B, T, C]
+            prompts: [B, P, C]
+            pos: Their positions, zero where None. [B or 1, P, C]
+
+        Returns:
+            Tokens. [B, T + P, C]
+        """
+        if self.pos is not None:
+            self.pos = _insert(self.pos, torch.zeros_like(prompts) if pos is None else pos, self.num_prefix)
+        self.num_prompts += prompts.shape[1]
+        return _insert(x, prompts, self.num_prefix)
+
+    def drop_prompts(self, x: Tensor) -> Tensor:
+        """Takes all prompts out, and their positions. [B, T, C] -> [B, T - P, C]"""
+        if self.pos is not None:
+            prefix, _, patches, suffix = self.split(self.pos)
+            self.pos = torch.cat([prefix, patches, suffix], 1)
+        prefix, _, patches, suffix = self.split(x)
+        self.num_prompts = 0
+        return torch.cat([prefix, patches, suffix], 1)
+
+    def append_suffix(self, x: Tensor, tokens: Tensor, pos: Tensor | None = None) -> Tensor:
+        """Puts `tokens` behind the patches; arguments and result as in `insert_prompts`."""
+        if self.pos is not None:
+            self.pos = _insert(self.pos, torch.zeros_like(tokens) if pos is None else pos, self.pos.shape[1])
+        self.num_suffix += tokens.shape[1]
+        return _insert(x, tokens, x.shape[1])
+
+    def drop_suffix(self, x: Tensor) -> Tensor:
+        """Takes all tokens behind the patches out, and their positions. [B, T, C] -> [B, T - P, C]"""
+        kept = x.shape[1] - self.num_suffix
+        self.num_suffix = 0
+        if self.pos is not None:
+            self.pos = self.pos[:, :kept]
+        return x[:, :kept]
+
+    def cached(self, key: Any, compute: Callable[[], Any]) -> Any:
+        """The value under `key`, computed by the first block that asks: neighbour indices, spectral bases."""
+        if key not in self.cache:
+            self.cache[key] = compute()
+        return self.cache[key]
+
+
+def _insert(x: Tensor, tokens: Tensor, at: int) -> Tensor:
+    return torch.cat([x[:, :at], tokens.expand(x.shape[0], -1, -1).to(x.dtype), x[:, at:]], 1)

@@ -1,0 +1,139 @@
+"""The layers that all backbones share: attention, MLP, stochastic depth and the pre-norm block."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pointpeft.backbones.context import Context
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over tokens, in three steps that a method can act between: `qkv`, `attend`, `proj`."""
+
+    def __init__(self, width: int, num_heads: int, qkv_bias: bool = False, *, device: Any = None, dtype: Any = None):
+        super().__init__()
+        if width % num_heads:
+            raise ValueError(f"width must be a multiple of num_heads = {num_heads}, got {width}")
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias, device=device, dtype=dtype)
+        self.proj = nn.Linear(width, width, device=device, dtype=dtype)
+
+    def attend(self, qkv: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Mixes the values of all tokens, head by head.
+
+        Args:
+            qkv: Queries, keys and values side by side. [B, T, 3C]
+            mask: True where a token (row) may look at a token (column); None for everywhere. bool, [T, T]
+
+        Returns:
+            [B, T, C]
+        """
+        batch, tokens, width = qkv.shape
+        q, k, v = qkv.view(batch, tokens, 3, self.num_heads, width // 3 // self.num_heads).permute(2, 0, 3, 1, 4)
+        return F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2).reshape(batch, tokens, width // 3)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Self-attention. [B, T, C] -> [B, T, C]"""
+        return self.proj(self.attend(self.qkv(x), mask))
+
+
+class Mlp(nn.Module):
+    """Linear, exact GELU, linear."""
+
+    def __init__(self, width: int, hidden: int, *, device: Any = None, dtype: Any = None):
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden, device=device, dtype=dtype)
+        self.fc2 = nn.Linear(hidden, width, device=device, dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, T, C] -> [B, T, C]"""
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: in training leaves a branch out for some clouds, and scales it up for the others.
+
+    Source: Huang et al., "Deep networks with stochastic depth", ECCV 2016.
+    """
+
+    def __init__(self, rate: float = 0.0):
+        super().__init__()
+        if not 0 <= rate < 1:
+            raise ValueError(f"drop_path must be at least 0 and below 1, got {rate}")
+        self.rate = float(rate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, ...] -> [B, ...]"""
+        if not self.training or self.rate == 0:
+            return x
+        keep = torch.empty([x.shape[0]] + [1] * (x.dim() - 1), dtype=x.dtype, device=x.device).bernoulli_(1 - self.rate)
+        return x * keep / (1 - self.rate)
+
+    def extra_repr(self) -> str:
+        """The rate, for printing."""
+        return f"rate={self.rate:g}"
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block that adds the positions to its input itself.
+
+    A method derives from it, takes the frozen parts over with `adopt`, and writes its own `forward`.
+    """
+
+    norm1: nn.Module
+    attn: Attention
+    norm2: nn.Module
+    mlp: Mlp
+    drop_path: DropPath
+
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        mlp_ratio: float = 4.0,
+        drop_path: float = 0.0,
+        *,
+        device: Any = None,
+        dtype: Any = None,
+    ):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, device=device, dtype=dtype)
+        self.attn = Attention(width, num_heads, device=device, dtype=dtype)
+        self.norm2 = nn.LayerNorm(width, device=device, dtype=dtype)
+        self.mlp = Mlp(width, int(width * mlp_ratio), device=device, dtype=dtype)
+        self.drop_path = DropPath(drop_path)
+
+    @property
+    def width(self) -> int:
+        """C, the width of the tokens."""
+        return self.attn.proj.out_features
+
+    def adopt(self, block: "Block") -> None:
+        """Takes over every part of `block` under its name, instead of `Block.__init__`."""
+        nn.Module.__init__(self)
+        for name, part in block.named_children():
+            self.add_module(name, part)
+        self.train(block.training)
+
+    def forward(self, x: Tensor, ctx: Context) -> Tensor:
+        """[B, T, C] -> [B, T, C]"""
+        x = ctx.add_pos(x)
+        x = x + self.drop_path(self.attn(self.norm1(x)))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+def init_weights(module: nn.Module) -> None:
+    """Initial weights of a backbone: truncated normal of deviation 0.02, zero biases, identity norms.
+
+    Source: the published code of Point-MAE.
+    """
+    for part in module.modules():
+        if isinstance(part, nn.Linear | nn.Conv1d):
+            nn.init.trunc_normal_(part.weight, std=0.02)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
+        elif isinstance(part, nn.LayerNorm):
+            nn.init.ones_(part.weight)
+            nn.init.zeros_(part.bias)

@@ -1,0 +1,76 @@
+"""From patches of points to tokens: a small PointNet per group."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+PUBLISHED_WIDTH = 128  # H of every published checkpoint
+
+
+class PatchEmbed(nn.Module):
+    """Two point-wise MLPs, each followed by a maximum over a group's points; the second also sees the first maximum.
+
+    Args:
+        width: C, of the tokens.
+        hidden: H, of the first layer; the others have 2H and 4H.
+
+    Attributes:
+        published_order: Sums in the order of the published code. Sums in another order differ by rounding alone, but
+            where two points nearly tie for a maximum that decides which of them the gradient of a trained tokenizer
+            reaches. Slower: 2.3 s against 1.7 s for forward and backward of 64 x 26 patches on 2 CPU cores.
+
+    Source: Qi et al., "PointNet", CVPR 2017, as used by Point-BERT (CVPR 2022) and Point-MAE (ECCV 2022).
+    """
+
+    def __init__(self, width: int, hidden: int = PUBLISHED_WIDTH, *, device: Any = None, dtype: Any = None):
+        super().__init__()
+        where = {"device": device, "dtype": dtype}
+        self.width = width
+        self.hidden = hidden
+        self.published_order = False
+        self.first_conv = nn.Sequential(
+            nn.Conv1d(3, hidden, 1, **where),
+            nn.BatchNorm1d(hidden, **where),
+            nn.ReLU(),
+            nn.Conv1d(hidden, 2 * hidden, 1, **where),
+        )
+        self.second_conv = nn.Sequential(
+            nn.Conv1d(4 * hidden, 4 * hidden, 1, **where),
+            nn.BatchNorm1d(4 * hidden, **where),
+            nn.ReLU(),
+            nn.Conv1d(4 * hidden, width, 1, **where),
+        )
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """Embeds each patch.
+
+        Args:
+            patches: Points relative to their centre. [B, G, S, 3]
+
+        Returns:
+            Tokens. [B, G, C]
+        """
+        batch, groups, size, _ = patches.shape
+        h = self.hidden
+        if self.published_order:
+            x = self.first_conv(patches.reshape(-1, size, 3).transpose(1, 2))  # [BG, 2H, S]
+            x = torch.cat([x.max(2, keepdim=True).values.expand(-1, -1, size), x], 1)
+            return self.second_conv(x).max(2).values.view(batch, groups, self.width)
+        # A convolution of kernel 1 is a linear map; points as rows save the transposes. The second layer reads
+        # [maximum, point]: its first half is the same for all points of a patch, so it is applied once per patch.
+        conv, norm, _, last = self.first_conv
+        x = F.relu(norm(_linear(patches.reshape(-1, 3), conv)))  # [BGS, H]
+        x = _linear(x, last)  # [BGS, 2H]
+        top = x.view(-1, size, 2 * h).max(1).values  # [BG, 2H]
+        conv, norm, _, last = self.second_conv
+        weight = conv.weight.squeeze(-1)
+        per_patch = F.linear(top, weight[:, : 2 * h], conv.bias)  # [BG, 4H]
+        x = F.linear(x, weight[:, 2 * h :]).view(-1, size, 4 * h) + per_patch[:, None]
+        x = F.relu(norm(x.view(-1, 4 * h)))  # [BGS, 4H]
+        return _linear(x, last).view(batch, groups, size, self.width).max(2).values
+
+
+def _linear(x: Tensor, conv: nn.Conv1d) -> Tensor:
+    return F.linear(x, conv.weight.squeeze(-1), conv.bias)

@@ -1,0 +1,203 @@
+"""Point-MAE's transformer: groups of points become tokens, a plain pre-norm transformer follows."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from pointpeft.backbones.context import Context
+from pointpeft.backbones.layers import Block, init_weights
+from pointpeft.backbones.patch_embed import PUBLISHED_WIDTH, PatchEmbed
+from pointpeft.backbones.registry import register_backbone
+from pointpeft.ops import sample_and_group
+
+POS_HIDDEN = 128  # width inside the position embedding, as published
+
+
+@dataclass(frozen=True)
+class PointMAEConfig:
+    """Fields of a `PointMAE`.
+
+    Attributes:
+        width: C, channels of a token.
+        depth: Number of blocks.
+        num_heads: Attention heads.
+        num_groups: G, patches per cloud.
+        group_size: S, points per patch.
+        mlp_ratio: Hidden width of the MLP over C.
+        embed_width: Width of the tokenizer's first layer.
+        drop_path: Stochastic depth of the last block; it grows linearly from 0 at the first.
+        min_sq_norm: Points with ‖p‖² at or below it are never chosen as centres; published checkpoints were trained
+            with 1e-3.
+    """
+
+    width: int = 384
+    depth: int = 12
+    num_heads: int = 6
+    num_groups: int = 128
+    group_size: int = 32
+    mlp_ratio: float = 4.0
+    embed_width: int = PUBLISHED_WIDTH
+    drop_path: float = 0.1
+    min_sq_norm: float = 0.0
+
+    backbone_type: ClassVar[type]
+
+    def __post_init__(self) -> None:
+        for name in ("width", "depth", "num_heads", "num_groups", "group_size", "embed_width"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+    def build(self, *, device: Any = None, dtype: Any = None) -> "PointMAE":
+        """The backbone with fresh weights."""
+        return self.backbone_type(self, device=device, dtype=dtype)
+
+
+class PointMAE(nn.Module):
+    """The encoder of Point-MAE with a class token, as it is fine-tuned.
+
+    Its parts can be replaced by a method: `patch_embed`, `patch_transform` (after it), the blocks, `norm`,
+    `token_transform` (after it). A derived backbone changes `embed`, or the class attributes below.
+
+    Source: Pang et al., "Masked autoencoders for point cloud self-supervised learning", ECCV 2022.
+    """
+
+    # The registered name of the published size.
+    family: ClassVar[str] = "point_mae"
+    # Names of the tokens before the patches; `<name>_token` and `<name>_pos` hold them.
+    prefix: ClassVar[tuple[str, ...]] = ("cls",)
+    # What the published classifier pools, see heads.pooling.
+    pooled: ClassVar[tuple[str, ...]] = ("cls", "patch_max")
+    # How its published classifier differs from `ClassificationHead`'s defaults.
+    head_options: ClassVar[dict[str, Any]] = {}
+    # Layout of published files: substitutions that turn our names into theirs, in order ...
+    published_renames: ClassVar[tuple[tuple[str, str], ...]] = (
+        (r"^backbone\.patch_embed\.", "encoder."),
+        (r"^backbone\.blocks\.", "blocks.blocks."),
+        (r"^backbone\.", ""),
+        (r"^head\.layers\.", "cls_head_finetune."),
+    )
+    # ... prefixes that a file may put before them, strings that only keys of this backbone contain ...
+    published_prefixes: ClassVar[tuple[str, ...]] = ("MAE_encoder.", "ACT_encoder.")
+    published_markers: ClassVar[tuple[str, ...]] = ()
+    # ... our names that a pre-training may lack, and its names that adaptation does not need.
+    optional_keys: ClassVar[tuple[str, ...]] = (r"(cls_token|cls_pos)$",)
+    ignored_keys: ClassVar[tuple[str, ...]] = (
+        r"^(MAE|ACT)_decoder\.",
+        r"^decoder_pos_embed\.",
+        r"^mask_token$",
+        r"^increase_dim\.",
+        r"^(lm_head|cls_head)\.",
+        r"^cls_head_finetune\.",
+    )
+
+    def __init__(self, config: PointMAEConfig, *, device: Any = None, dtype: Any = None):
+        super().__init__()
+        where = {"device": device, "dtype": dtype}
+        self.config = config
+        width = config.width
+        for name in self.prefix:
+            self.register_parameter(f"{name}_token", nn.Parameter(torch.empty(1, 1, width, **where)))
+            self.register_parameter(f"{name}_pos", nn.Parameter(torch.empty(1, 1, width, **where)))
+        self.patch_embed: nn.Module = PatchEmbed(width, config.embed_width, **where)
+        self.patch_transform: nn.Module = nn.Identity()
+        self.pos_embed = nn.Sequential(
+            nn.Linear(3, POS_HIDDEN, **where), nn.GELU(), nn.Linear(POS_HIDDEN, width, **where)
+        )
+        rates = [config.drop_path * i / max(1, config.depth - 1) for i in range(config.depth)]
+        self.blocks = nn.ModuleList(Block(width, config.num_heads, config.mlp_ratio, rate, **where) for rate in rates)
+        self.norm: nn.Module = nn.LayerNorm(width, **where)
+        self.token_transform: nn.Module = nn.Identity()
+        init_weights(self)
+        for name in self.prefix:
+            nn.init.trunc_normal_(getattr(self, f"{name}_token"), std=0.02)
+            nn.init.trunc_normal_(getattr(self, f"{name}_pos"), std=0.02)
+
+    @classmethod
+    def published_config(cls, config: dict[str, Any]) -> dict[str, Any]:
+        """Our fields from the `model:` section of a published YAML file.
+
+        Raises:
+            ValueError: A key is missing, or asks for something this backbone is not.
+        """
+        names = {
+            "width": ("trans_dim", "embed_dim"),
+            "depth": ("depth",),
+            "num_heads": ("num_heads",),
+            "num_groups": ("num_group",),
+            "group_size": ("group_size",),
+        }
+        fields: dict[str, Any] = {}
+        for ours, theirs in names.items():
+            found = [config[key] for key in theirs if key in config]
+            if not found:
+                raise ValueError(f"config must have {' or '.join(theirs)}, got {sorted(config)}")
+            fields[ours] = int(found[0])
+        if config.get("encoder_dims", fields["width"]) != fields["width"]:
+            raise ValueError(
+                f"encoder_dims must equal the width {fields['width']} for {cls.__name__}, got {config['encoder_dims']}"
+            )
+        fields["drop_path"] = float(config.get("drop_path_rate", 0.0))
+        fields["min_sq_norm"] = 1e-3  # pointnet2_ops, with which every published file was trained
+        return fields
+
+    def group(self, xyz: Tensor) -> tuple[Tensor, Tensor]:
+        """Patches (B, G, S, 3) relative to their centres, and the centres (B, G, 3), of clouds (B, N, 3)."""
+        grouped = sample_and_group(
+            xyz, self.config.num_groups, self.config.group_size, min_sq_norm=self.config.min_sq_norm
+        )
+        return grouped.patches, grouped.centers
+
+    def embed(self, ctx: Context, patches: Tensor) -> Tensor:
+        """Tokens of the patches with the prefix before them; sets the positions and the layout of `ctx`."""
+        tokens = self.patch_transform(self.patch_embed(patches))
+        batch = tokens.shape[0]
+        prefix = [getattr(self, f"{name}_token").expand(batch, -1, -1) for name in self.prefix]
+        prefix_pos = [getattr(self, f"{name}_pos").expand(batch, -1, -1) for name in self.prefix]
+        ctx.prefix = self.prefix
+        ctx.pos = torch.cat([*prefix_pos, self.pos_embed(ctx.centers)], 1)
+        return torch.cat([*prefix, tokens], 1)
+
+    def forward(
+        self, xyz: Tensor, inputs: dict[str, Tensor] | None = None, taps: tuple[int, ...] = ()
+    ) -> tuple[Tensor, Context]:
+        """Encodes clouds.
+
+        Args:
+            xyz: Coordinates. [B, N, 3]
+            inputs: Further inputs that a method asks for, by name.
+            taps: Blocks whose output patch tokens are to be kept in `Context.hidden`.
+
+        Returns:
+            Tokens after the last norm [B, T, C], and the context that tells their layout.
+        """
+        patches, centers = self.group(xyz)
+        ctx = Context(xyz, centers, inputs=inputs or {}, taps=taps)
+        x = self.embed(ctx, patches)
+        for i, block in enumerate(self.blocks):
+            x = block(x, ctx)
+            if i in taps:
+                ctx.hidden[i] = ctx.split(x)[2]
+        return self.token_transform(self.norm(x)), ctx
+
+
+PointMAEConfig.backbone_type = PointMAE
+
+
+@register_backbone
+def point_mae() -> PointMAEConfig:
+    """The published size: 12 blocks of width 384, 22 million parameters."""
+    return PointMAEConfig()
+
+
+@register_backbone
+def point_mae_small() -> PointMAEConfig:
+    """8 blocks of width 192, 64 patches of 32 points."""
+    return PointMAEConfig(width=192, depth=8, num_heads=6, num_groups=64, embed_width=64)
+
+
+@register_backbone
+def point_mae_tiny() -> PointMAEConfig:
+    """6 blocks of width 96, 64 patches of 32 points; small enough to train without a GPU."""
+    return PointMAEConfig(width=96, depth=6, num_heads=3, num_groups=64, embed_width=32, drop_path=0.0)

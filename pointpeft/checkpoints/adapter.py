@@ -1,0 +1,160 @@
+"""Adapters on disk: what adaptation changed, and how to find the rest again."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from pointpeft import __version__
+from pointpeft.checkpoints.files import sha256, write_atomically, write_json
+from pointpeft.checkpoints.pretrained import find
+from pointpeft.model import PointModel, create_from_config
+
+WEIGHTS, CONFIG, CARD = "adapter_model.safetensors", "adapter_config.json", "README.md"
+FORMAT = 1
+
+
+def adapter_state(model: PointModel) -> dict[str, Tensor]:
+    """All of the model that its backbone's checkpoint does not give back.
+
+    That is: what trains; what was fresh and does not train; and every buffer, since the statistics of the frozen
+    tokenizer's BatchNorms move while training.
+    """
+    given = model.origin.parameters if model.origin is not None else frozenset()
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad and name in given}
+    return {name: tensor.detach() for name, tensor in model.state_dict().items() if name not in frozen}
+
+
+def save_adapter(model: PointModel, folder: str | Path, metadata: dict[str, Any] | None = None) -> None:
+    """Writes an adapter: adapter_model.safetensors, adapter_config.json and README.md.
+
+    Args:
+        model: Not merged.
+        folder: Made if missing. Each file is written to a temporary name and renamed; the configuration comes last and
+            holds the checksum of the weights, so a half-written folder is recognised.
+        metadata: Facts about the training, ready for JSON.
+
+    Raises:
+        ValueError: The model is merged.
+    """
+    if model.merged:
+        raise ValueError("a merged model cannot be saved as an adapter; save it before merge(), which can be repeated")
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in adapter_state(model).items()}
+    write_atomically(folder / WEIGHTS, lambda path: save_file(tensors, path, {"format": "pt"}))
+    origin = model.origin
+    config = {
+        "peft_type": "POINTPEFT",
+        "format": FORMAT,
+        "pointpeft_version": __version__,
+        "base_model_name_or_path": None if origin is None else origin.checkpoint,
+        "base_model_sha256": None if origin is None else origin.sha256,
+        "weights_sha256": sha256(folder / WEIGHTS),
+        **model.config(),
+        "metadata": metadata or {},
+    }
+    write_atomically(folder / CARD, lambda path: path.write_text(_card(model, config), encoding="utf-8"))
+    write_json(folder / CONFIG, config)
+
+
+def load_adapter(
+    folder: str | Path, checkpoint: str | Path | None = None, *, device: Any = None, dtype: torch.dtype | None = None
+) -> PointModel:
+    """The model that `save_adapter` wrote, in evaluation mode.
+
+    Args:
+        folder: The adapter.
+        checkpoint: The backbone's pre-training, where it has moved; None for what the adapter names.
+        device: Where the weights live.
+        dtype: Of the weights.
+
+    Raises:
+        ValueError: Not an adapter, a broken or half-written one, or another pre-training than the adapter was made on.
+    """
+    folder = Path(folder)
+    config = read_config(folder)
+    origin = checkpoint if checkpoint is not None else config["base_model_name_or_path"]
+    if config["base_model_sha256"] is None:
+        if checkpoint is not None:
+            raise ValueError(f"the adapter in {folder} holds its backbone itself; give no checkpoint")
+    else:
+        try:
+            path = find(origin)
+        except ValueError as error:
+            raise ValueError(f"the adapter in {folder} needs its backbone's pre-training: {error}") from error
+        found, wanted = sha256(path), config["base_model_sha256"]
+        if found != wanted:
+            raise ValueError(
+                f"checkpoint {path} is not the one that the adapter in {folder} was made on: "
+                f"sha256 {found[:16]}..., needs {wanted[:16]}..."
+            )
+    weights = folder / WEIGHTS
+    if not weights.is_file() or sha256(weights) != config["weights_sha256"]:
+        raise ValueError(f"{weights} is missing or not the file that {CONFIG} was written with")
+    try:
+        state = load_file(weights)
+    except SafetensorError as error:
+        raise ValueError(f"{weights} is not a readable safetensors file: {error}") from error
+    model = create_from_config(config, origin, device=device, dtype=dtype)
+    expected = set(adapter_state(model))
+    if set(state) != expected:
+        missing, unexpected = sorted(expected - set(state)), sorted(set(state) - expected)
+        raise ValueError(
+            f"{weights} does not fit its configuration: missing {missing[:8]}, unexpected {unexpected[:8]}"
+        )
+    try:
+        model.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        raise ValueError(f"{weights} does not fit its configuration: {error}") from error
+    return model.eval()
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """The configuration of an adapter: backbone, method, number of classes, checksums, metadata.
+
+    Raises:
+        ValueError: There is none, or it is of another format.
+    """
+    path = Path(folder) / CONFIG
+    if not path.is_file():
+        raise ValueError(f"no adapter in {folder}: {CONFIG} is missing")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not readable JSON: {error}") from error
+    if not isinstance(config, dict) or config.get("peft_type") != "POINTPEFT" or config.get("format") != FORMAT:
+        raise ValueError(f"{path} must be a pointpeft adapter of format {FORMAT}")
+    return config
+
+
+def _card(model: PointModel, config: dict[str, Any]) -> str:
+    trained, total = model.trainable_parameters(), sum(p.numel() for p in model.parameters())
+    lines = [
+        "---",
+        "library_name: pointpeft",
+        "tags: [point-cloud, parameter-efficient-fine-tuning]",
+        "---",
+        "",
+        f"# {model.method.name} on {model.backbone_name}",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| trainable parameters | {trained:,} of {total:,} ({100 * trained / total:.2f} %) |",
+        f"| without the head | {model.trainable_parameters(head=False):,} |",
+        f"| classes | {model.num_classes} |",
+        f"| pre-training | {config['base_model_name_or_path'] or 'none: the weights are all in this folder'} |",
+        *[f"| {key} | {value} |" for key, value in config["metadata"].items() if not isinstance(value, dict | list)],
+        "",
+        "```python",
+        "from pointpeft.checkpoints import load_adapter",
+        "",
+        'model = load_adapter("this folder")',
+        "```",
+        "",
+    ]
+    return "\n".join(lines)

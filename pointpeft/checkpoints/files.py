@@ -1,0 +1,96 @@
+"""Weight files: read without running code, written to a temporary name and renamed."""
+
+import hashlib
+import json
+import os
+import pickle
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+# Where published files keep their tensors among optimiser state and metrics.
+CONTAINERS = ("base_model", "state_dict", "model", "model_state_dict")
+
+
+def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors of a .safetensors file, or of a .pth file read without unpickling code, and the former's metadata.
+
+    Raises:
+        ValueError: No such file, not of that form, or a pickle that holds more than tensors and plain values.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"no weight file at {path}")
+    if path.suffix == ".safetensors":
+        try:
+            with safe_open(path, "pt") as file:
+                return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})
+        except SafetensorError as error:
+            raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).strip().splitlines()
+        blocked = [line.strip() for line in reason if "GLOBAL" in line or "Unsupported" in line] or reason[:1]
+        raise ValueError(
+            f"{path} is refused, because more than tensors and plain values would have to be unpickled, which can run "
+            f"code: {blocked[0]} Convert it where you trust it: keep only the tensors, and save those."
+        ) from error
+    except (RuntimeError, EOFError, ValueError, OSError) as error:
+        raise ValueError(f"{path} is not a readable PyTorch file: {error}") from error
+    return tensors_of(content, str(path)), {}
+
+
+def tensors_of(content: Any, what: str) -> dict[str, Tensor]:
+    """The state dict inside a published file's content, without the `module.` that data-parallel training leaves.
+
+    Raises:
+        ValueError: There is none.
+    """
+    for key in CONTAINERS:
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+            break
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{what} must hold a dict of tensors, got {type(content).__name__}")
+    tensors = {re.sub(r"(^|\.)module\.", r"\1", str(key)): v for key, v in content.items() if isinstance(v, Tensor)}
+    if not tensors:
+        raise ValueError(
+            f"{what} holds no tensors under {', '.join(CONTAINERS)} or at the top, got {list(content)[:8]}"
+        )
+    return tensors
+
+
+def sha256(path: str | Path) -> str:
+    """SHA-256 of a file, as hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
+
+
+def _digest(file: Any) -> str:  # Python 3.10
+    digest = hashlib.sha256()
+    while chunk := file.read(1 << 20):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
+    """Calls `write` with a temporary name beside `path`, makes it durable and renames it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes indented JSON, atomically."""
+    write_atomically(path, lambda p: p.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8"))

@@ -1,0 +1,181 @@
+"""Published checkpoints: recognised by their names, read into our models and written again."""
+
+import re
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pointpeft.backbones import backbone_config, backbone_families
+from pointpeft.backbones.patch_embed import PatchEmbed
+from pointpeft.checkpoints.files import tensors_of, write_atomically
+from pointpeft.checkpoints.names import LoadReport, load, logger, published_names, strip_prefixes
+from pointpeft.methods import Method, create_method, method_class, method_names
+from pointpeft.model import PointModel, create_model
+
+# Every backbone here starts with this tokenizer: what lacks it is not one of ours.
+TOKENIZER = "encoder.first_conv.0.weight"
+
+
+def infer_family(state: dict[str, Tensor], name: str | None = None) -> tuple[str, str]:
+    """Which backbone and which method a published state dict belongs to.
+
+    Args:
+        state: Tensors by published name, without prefixes.
+        name: Class name in the published YAML file; it decides the method where the tensors show none, as in a
+            pre-training.
+
+    Returns:
+        Family of the backbone, and name of the method.
+
+    Raises:
+        ValueError: None or several fit; the message says what was seen.
+    """
+    seen = f"it has {len(state)} tensors such as {', '.join(list(state)[:4])}"
+    if TOKENIZER not in state:
+        raise ValueError(f"unknown layout: no {TOKENIZER}; {seen}")
+    shown = {family: _shown(kind.published_markers, state) for family, kind in backbone_families().items()}
+    backbones = [family for family, marker in shown.items() if marker]
+    if len(backbones) > 1:
+        raise ValueError(f"ambiguous backbone: {', '.join(f'{b} by {shown[b]}' for b in backbones)}; name the family")
+    backbone = backbones[0] if backbones else "point_mae"
+    if not backbones and "blocks.blocks.0.attn.qkv.weight" not in state:
+        raise ValueError(f"unknown layout: no blocks.blocks.0.attn.qkv.weight and no sign of another backbone; {seen}")
+    shown = {method: _shown(method_class(method).published_markers, state) for method in method_names()}
+    methods = [method for method, marker in shown.items() if marker]
+    if len(methods) > 1:
+        raise ValueError(f"ambiguous method: {', '.join(f'{m} by {shown[m]}' for m in methods)}; name the family")
+    if not methods:
+        methods = [m for m in method_names() if m != "full" and name in method_class(m).published_names] or ["full"]
+        if len(methods) > 1:
+            raise ValueError(f"ambiguous method: {name!r} is the class name of {', '.join(methods)}; name the family")
+    return backbone, methods[0]
+
+
+def _shown(markers: tuple[str, ...], state: dict[str, Tensor]) -> str | None:
+    return next((marker for marker in markers if any(marker in key for key in state)), None)
+
+
+def parse_family(family: str) -> tuple[str | None, str | None]:
+    """A backbone, a method, or both as "backbone+method".
+
+    Raises:
+        ValueError: A part is neither.
+    """
+    backbone = method = None
+    for part in family.split("+"):
+        if part in backbone_families():
+            backbone = part
+        elif part in method_names():
+            method = part
+        else:
+            known = ", ".join([*sorted(backbone_families()), *method_names()])
+            raise ValueError(f"family must be a backbone, a method or backbone+method of {known}, got {family!r}")
+    return backbone, method
+
+
+def from_published(
+    config: dict[str, Any], state_dict: dict[str, Any], family: str | None = None, **extra: Any
+) -> PointModel:
+    """A model with the logits of a published one.
+
+    Args:
+        config: The `model:` section of its YAML file.
+        state_dict: Its tensors by their published names, or the whole content of its file. A pre-training's will do:
+            then what adaptation adds is fresh.
+        family: Such as "dapt", "point_mae" or "point_mae+dapt"; None infers it from the names, and logs it.
+        extra: Options of the backbone or the method that overrule the file's.
+
+    Returns:
+        The model in training mode; `load_report` tells what was missing and ignored.
+
+    Raises:
+        ValueError: An unknown or ambiguous layout, a missing or unknown option, or names and shapes that do not fit.
+    """
+    state = tensors_of(state_dict, "state_dict")
+    prefixes = {prefix for kind in backbone_families().values() for prefix in kind.published_prefixes}
+    state = strip_prefixes(state, sorted(prefixes, key=len, reverse=True))
+    backbone, method = parse_family(family) if family is not None else (None, None)
+    if backbone is None or method is None:
+        inferred = infer_family(state, config.get("NAME"))
+        backbone, method = backbone or inferred[0], method or inferred[1]
+    logger.info("published checkpoint: backbone %s, method %s", backbone, method)
+    if "cls_dim" not in config:
+        raise ValueError(f"config must have cls_dim, got {sorted(config)}")
+    model = _build(backbone, method_class(method), config, extra)
+    names = published_names(model)
+    backbone_type = backbone_families()[backbone]
+    for copy, original in _copies(model, names).items():
+        if copy in state and original in state and not torch.equal(state[original], state[copy]):
+            raise ValueError(f"{copy} must equal {original}, of which it is a copy in published files")
+        state.pop(copy, None)
+    fresh = _fresh(model, state, names)
+    report = load(
+        model,
+        state,
+        names,
+        optional=fresh,
+        ignored=backbone_type.ignored_keys if fresh else (),
+        what=f"published {backbone} with {method}",
+    )
+    model.load_report = report
+    for module in model.backbone.modules():
+        if isinstance(module, PatchEmbed):
+            module.published_order = True
+    return model
+
+
+def _build(backbone: str, kind: type[Method], config: dict[str, Any], extra: dict[str, Any]) -> PointModel:
+    values = backbone_families()[backbone].published_config(config)
+    options = kind.published_config(config)
+    backbone_fields = {f.name for f in fields(backbone_config(backbone))}
+    method_fields = {f.name for f in fields(kind)}
+    for key, value in extra.items():
+        if key in backbone_fields:
+            values[key] = value
+        elif key in method_fields:
+            options[key] = value
+        else:
+            raise ValueError(f"unknown option {key!r}; known: {', '.join(sorted(backbone_fields | method_fields))}")
+    return create_model(backbone, create_method(kind.name, **options), int(config["cls_dim"]), **values)
+
+
+def _fresh(model: PointModel, state: dict[str, Tensor], names: dict[str, str]) -> tuple[str, ...]:
+    """Patterns of what a pre-training lacks: the head and what the method added; none for a fine-tuned file."""
+    if any(names[ours] in state for ours in names if ours.startswith("head.")):
+        return ()
+    plain = create_model(model.backbone_name, "full", 1, device="meta", **vars(model.backbone.config)).state_dict()
+    added = [f"^{re.escape(ours)}$" for ours in names if ours not in plain]
+    return (*model.backbone.optional_keys, r"^head\.", *added)
+
+
+def _copies(model: PointModel, names: dict[str, str]) -> dict[str, str]:
+    """Second published names of tensors that published files hold twice -> their first ones."""
+    pairs = model.method.published_copies
+    copies = {re.sub(p, r, theirs): theirs for theirs in names.values() for p, r in pairs if re.search(p, theirs)}
+    return {copy: original for copy, original in copies.items() if copy != original}
+
+
+def to_published(model: PointModel) -> dict[str, Tensor]:
+    """The model's tensors under their published names.
+
+    Raises:
+        ValueError: The model is merged, so that published code has no place for its tensors.
+    """
+    if model.merged:
+        raise ValueError("a merged model has no published layout; write it before merge()")
+    names = published_names(model)
+    state = {names[ours]: tensor.detach().cpu() for ours, tensor in model.state_dict().items()}
+    state |= {copy: state[original] for copy, original in _copies(model, names).items()}
+    return state
+
+
+def save_published(model: PointModel, path: str | Path) -> None:
+    """Writes a .pth file as published code reads it: a dict with the tensors under `base_model`."""
+    state = to_published(model)
+    write_atomically(Path(path), lambda temporary: torch.save({"base_model": state}, temporary))
+
+
+__all__ = ["LoadReport", "from_published", "infer_family", "save_published", "to_published"]

@@ -1,0 +1,6 @@
+"""Heads: what turns tokens into the answer of a task."""
+
+from pointpeft.heads.classification import ClassificationHead
+from pointpeft.heads.pooling import Pool
+
+__all__ = ["ClassificationHead", "Pool"]

@@ -1,0 +1,45 @@
+"""The classifier on pooled features."""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+
+class ClassificationHead(nn.Module):
+    """Linear layers with BatchNorm, ReLU and dropout between them; two hidden layers of 256 as published.
+
+    Args:
+        in_dim: Width of the features.
+        num_classes: Number of logits.
+        hidden: Widths of the hidden layers.
+        dropout: After each hidden layer.
+        batchnorm: Whether each hidden layer is normalised; Point-BERT's head has none.
+
+    Source: the classifier of Point-MAE (ECCV 2022), which later methods share.
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        num_classes: int,
+        hidden: tuple[int, ...] = (256, 256),
+        dropout: float = 0.5,
+        batchnorm: bool = True,
+        *,
+        device: Any = None,
+        dtype: Any = None,
+    ):
+        super().__init__()
+        where = {"device": device, "dtype": dtype}
+        layers: list[nn.Module] = []
+        for width in hidden:
+            layers.append(nn.Linear(in_dim, width, **where))
+            if batchnorm:
+                layers.append(nn.BatchNorm1d(width, **where))
+            layers += [nn.ReLU(), nn.Dropout(dropout)]
+            in_dim = width
+        self.layers = nn.Sequential(*layers, nn.Linear(in_dim, num_classes, **where))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[B, in_dim] -> [B, num_classes]"""
+        return self.layers(features)

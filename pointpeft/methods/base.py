@@ -1,0 +1,159 @@
+"""What an adaptation method is: a frozen dataclass of its options that attaches itself to a model, and a registry."""
+
+import re
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from pointpeft.model import PointModel
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way of adapting a frozen backbone.
+
+    A method writes `build`: it replaces parts of `model.backbone` and `model.pool`. What it creates trains; what it
+    takes over stays frozen, except what `trains` names. The head always trains.
+
+    Attributes:
+        freeze_batchnorm: Keeps the statistics of the frozen tokenizer as pre-trained; published code lets them move
+            while training, although their gains and biases are frozen.
+    """
+
+    freeze_batchnorm: bool = field(default=False, kw_only=True)
+
+    # The registered name, set by the decorator.
+    name: ClassVar[str]
+    # Attributes that a backbone must have.
+    needs: ClassVar[tuple[str, ...]] = ("blocks",)
+    # Names (regular expressions) of the model's own parameters that train besides the new ones.
+    trains: ClassVar[tuple[str, ...]] = ()
+    # Further inputs of the model's call.
+    inputs: ClassVar[tuple[str, ...]] = ()
+    # Names of parameters that train by the publication but never get a gradient.
+    dead: ClassVar[tuple[str, ...]] = ()
+    # Whether `fold` is there.
+    mergeable: ClassVar[bool] = False
+    # Layout of published files: class names in their YAML, strings that only keys of this method contain, substitutions
+    # that turn our names into theirs (after the backbone's), and substitutions that turn one of their names into a
+    # second one under which their files hold the same tensor again.
+    published_names: ClassVar[tuple[str, ...]] = ()
+    published_markers: ClassVar[tuple[str, ...]] = ()
+    published_renames: ClassVar[tuple[tuple[str, str], ...]] = ()
+    published_copies: ClassVar[tuple[tuple[str, str], ...]] = ()
+
+    @classmethod
+    def published_config(cls, config: dict[str, Any]) -> dict[str, Any]:
+        """Our options from the `model:` section of a published YAML file."""
+        return {}
+
+    def attach(self, model: "PointModel") -> None:
+        """Freezes the model, adds what the method trains, and marks what trains besides.
+
+        Raises:
+            ValueError: The backbone lacks a part that the method needs, or has been adapted already.
+        """
+        missing = [part for part in self.needs if not hasattr(model.backbone, part)]
+        if missing:
+            raise ValueError(f"method {self.name!r} needs a backbone with {', '.join(missing)}")
+        model.backbone.requires_grad_(False)
+        self.build(model)
+        for name, parameter in model.named_parameters():
+            if any(re.search(pattern, name) for pattern in self.trains):
+                parameter.requires_grad_(True)
+
+    def build(self, model: "PointModel") -> None:
+        """Puts the method's modules into the model; they train."""
+        raise NotImplementedError
+
+    def losses(self, model: "PointModel", xyz: Tensor, labels: Tensor, logits: Tensor) -> dict[str, Tensor]:
+        """Losses of the method beside the task's, by name, after a forward in training.
+
+        Args:
+            model: The model that has just run.
+            xyz: What it was given. [B, N, 3]
+            labels: Classes, int64. [B]
+            logits: What it gave. [B, num_classes]
+
+        Returns:
+            Scalars that are added to the task's loss; by default those its blocks left in `model.aux_losses()`.
+        """
+        return model.aux_losses()
+
+    def merge(self, model: "PointModel") -> None:
+        """Folds what can be folded into the frozen weights, in place: the same logits, fewer operations.
+
+        Raises:
+            ValueError: The method has nothing to fold.
+        """
+        if not self.mergeable:
+            raise ValueError(f"method {self.name!r} has nothing that can be folded into the backbone")
+        self.fold(model)
+
+    def fold(self, model: "PointModel") -> None:
+        """What `merge` does; written by methods with `mergeable`."""
+        raise NotImplementedError
+
+    def is_dead(self, name: str) -> bool:
+        """Whether a parameter counts as trainable in the publication but gets no gradient."""
+        return any(re.search(pattern, name) for pattern in self.dead)
+
+    def config(self) -> dict[str, Any]:
+        """The options, ready for JSON."""
+        return {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
+
+
+_METHODS: dict[str, type[Method]] = {}
+M = TypeVar("M", bound=type[Method])
+
+
+def register_method(cls: M) -> M:
+    """Registers a `Method` under the `name` it sets, else under its class name in lower case."""
+    name = cls.__dict__.get("name", cls.__name__.lower())
+    if name in _METHODS:
+        raise ValueError(f"a method named {name!r} is registered already")
+    cls.name = name
+    _METHODS[name] = cls
+    return cls
+
+
+def method_names() -> list[str]:
+    """Names of all registered methods."""
+    return sorted(_METHODS)
+
+
+def method_class(name: str) -> type[Method]:
+    """The dataclass of a method.
+
+    Raises:
+        ValueError: An unknown name; the message lists the known ones.
+    """
+    if name not in _METHODS:
+        raise ValueError(f"unknown method {name!r}; known: {', '.join(method_names())}")
+    return _METHODS[name]
+
+
+def create_method(name: str, **options: Any) -> Method:
+    """A method with some options set; lists become tuples, as after JSON.
+
+    Raises:
+        ValueError: An unknown name or option.
+    """
+    cls = method_class(name)
+    known = [f.name for f in fields(cls)]
+    for key in options:
+        if key not in known:
+            raise ValueError(f"unknown option {key!r} of method {name!r}; known: {', '.join(known)}")
+    return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in options.items()})
+
+
+def where(module: nn.Module) -> dict[str, Any]:
+    """Device and dtype of a module's parameters, for the constructors of what stands beside it."""
+    parameter = next(module.parameters())
+    return {"device": parameter.device, "dtype": parameter.dtype}
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,170 @@
+"""DAPT: dynamic adapters with internal prompts, and a learned transform of every frozen layer's output."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pointpeft.backbones.context import Context
+from pointpeft.backbones.layers import Block
+from pointpeft.heads import Pool
+from pointpeft.methods.base import Method, register_method, where
+from pointpeft.methods.scale_shift import ScaleShift, fold
+from pointpeft.model import PointModel
+
+
+class DynamicAdapter(nn.Module):
+    """a = s ⊙ W_up Dropout(GELU(W_down u)) with u = LN(x) and a scale per token s = ReLU(w·u + b).
+
+    Source: Zhou et al., "Dynamic adapter meets prompt tuning", CVPR 2024, Eqs. 4-6.
+    """
+
+    def __init__(
+        self, width: int, rank: int, dropout: float, gate_bias: float = 0.0, *, device: Any = None, dtype: Any = None
+    ):
+        super().__init__()
+        where = {"device": device, "dtype": dtype}
+        self.norm = nn.LayerNorm(width, **where)
+        self.scale = nn.Linear(width, 1, **where)
+        self.down = nn.Linear(width, rank, **where)
+        self.up = nn.Linear(rank, width, **where)
+        self.dropout = nn.Dropout(dropout)
+        for layer in (self.scale, self.down):
+            nn.init.kaiming_uniform_(layer.weight, a=math.sqrt(5))
+        nn.init.zeros_(self.up.weight)  # so the adapter starts as zero
+        nn.init.constant_(self.scale.bias, gate_bias)
+        nn.init.zeros_(self.down.bias)
+        nn.init.zeros_(self.up.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, T, C] -> [B, T, C]"""
+        u = self.norm(x)
+        s = F.relu(self.scale(u))  # [B, T, 1]
+        return s * self.up(self.dropout(F.gelu(self.down(u))))
+
+
+class DAPTBlock(Block):
+    """A frozen block with a transform after each layer, an adapter beside its MLP, and a prompt as its by-product.
+
+    Positions are added once, before the first block, although the backbone was pre-trained with them added before each:
+    as published.
+    """
+
+    def __init__(self, block: Block, rank: int, dropout: float, gate_bias: float):
+        self.adopt(block)
+        width, hidden, at = block.width, block.mlp.fc1.out_features, where(block)
+        self.tfts_1 = ScaleShift(width, **at)
+        self.tfts_qkv = ScaleShift(3 * width, **at)
+        self.tfts_proj = ScaleShift(width, **at)
+        self.tfts_2 = ScaleShift(width, **at)
+        self.tfts_fc1 = ScaleShift(hidden, **at)
+        self.tfts_fc2 = ScaleShift(width, **at)
+        self.tfts_3 = ScaleShift(width, **at)
+        self.adapter = DynamicAdapter(width, rank, dropout, gate_bias, **at)
+
+    def forward(self, x: Tensor, ctx: Context) -> Tensor:
+        """[B, T, C] -> [B, T + 1, C]: every block leaves one prompt behind the prefix."""
+        x = ctx.add_pos(x)
+        ctx.pos = None
+        attn, mlp = self.attn, self.mlp
+        y = attn.attend(self.tfts_qkv(attn.qkv(self.tfts_1(self.norm1(x)))))
+        x = x + self.drop_path(self.tfts_proj(attn.proj(y)))
+        u = self.tfts_2(self.norm2(x))
+        a = self.adapter(u)
+        m = self.tfts_fc2(mlp.fc2(F.gelu(self.tfts_fc1(mlp.fc1(u)))))
+        x = x + self.drop_path(m + a)
+        prompt = self.tfts_3(F.gelu(a).mean(1, keepdim=True))  # over all tokens, prompts included
+        return ctx.insert_prompts(x, prompt)
+
+    def fold(self) -> None:
+        """Folds the transforms into the layers before them; the prompt's stays."""
+        self.tfts_1 = fold(self.norm1, self.tfts_1)
+        self.tfts_qkv = fold(self.attn.qkv, self.tfts_qkv)
+        self.tfts_proj = fold(self.attn.proj, self.tfts_proj)
+        self.tfts_2 = fold(self.norm2, self.tfts_2)
+        self.tfts_fc1 = fold(self.mlp.fc1, self.tfts_fc1)
+        self.tfts_fc2 = fold(self.mlp.fc2, self.tfts_fc2)
+
+
+@register_method
+@dataclass(frozen=True)
+class DAPT(Method):
+    """Dynamic adapter, task-agnostic feature transform and internal prompts.
+
+    Attributes:
+        rank: R, width of the adapters' bottleneck.
+        dropout: Inside the adapters.
+        parts: What the head reads: a prefix token's name, prompt_mean, prompt_max, patch_max, patch_mean.
+        gate_bias: Initial bias of the adapters' scales. At 0, as published, an adapter whose scales all start negative
+            gets no gradient; a small positive value opens them.
+
+    Source: Zhou et al., "Dynamic adapter meets prompt tuning: parameter-efficient transfer learning for point cloud
+    analysis", CVPR 2024; the published code for initial values.
+    """
+
+    rank: int = 64
+    dropout: float = 0.2
+    parts: tuple[str, ...] = ("cls", "prompt_mean", "patch_max")
+    gate_bias: float = 0.0
+
+    needs = ("blocks", "patch_transform", "token_transform")
+    trains = (r"^backbone\.(cls_token|cls_pos)$",)
+    mergeable = True
+    published_names = ("PointTransformer_DAPT",)
+    published_markers = ("tfts_", ".Adapter_MLP.")
+    published_renames = (
+        (r"^patch_transform\.(gamma|beta)$", r"tfts_\1_1"),
+        (r"^token_transform\.(gamma|beta)$", r"tfts_\1_2"),
+        (r"\.tfts_(\d)\.(gamma|beta)$", r".tfts_\2_\1"),
+        (r"\.tfts_qkv\.(gamma|beta)$", r".attn.tfts_\1_1"),
+        (r"\.tfts_proj\.(gamma|beta)$", r".attn.tfts_\1_2"),
+        (r"\.tfts_fc1\.(gamma|beta)$", r".mlp.tfts_\1_1"),
+        (r"\.tfts_fc2\.(gamma|beta)$", r".mlp.tfts_\1_2"),
+        (r"\.adapter\.norm\.", ".Adapter_MLP.adapter_layer_norm_before."),
+        (r"\.adapter\.scale\.", ".Adapter_MLP.scale."),
+        (r"\.adapter\.(down|up)\.", r".Adapter_MLP.\1_proj."),
+    )
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ValueError(f"rank must be at least 1, got {self.rank}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout}")
+
+    @classmethod
+    def published_config(cls, config: dict[str, Any]) -> dict[str, Any]:
+        """Our options from the `model:` section of a published YAML file."""
+        parts = ["cls"] if config.get("class_token", "use") else []
+        for kind in ("prompt", "patch"):
+            reduce = config.get(f"{kind}_token")
+            if reduce in ("mean", "max"):
+                parts.append(f"{kind}_{reduce}")
+            elif reduce not in (None, "", "none", "None", False):
+                raise ValueError(f"{kind}_token must be mean, max or none, got {reduce!r}")
+        options: dict[str, Any] = {"parts": tuple(parts)}
+        for ours, theirs in (("rank", "rank"), ("dropout", "drop_adapter_rate")):
+            if theirs in config:
+                options[ours] = config[theirs]
+        return options
+
+    def build(self, model: PointModel) -> None:
+        """Puts the transforms and the adapters in."""
+        backbone = model.backbone
+        width, at = backbone.config.width, where(backbone)
+        backbone.patch_transform = ScaleShift(width, **at)
+        backbone.token_transform = ScaleShift(width, **at)
+        for i, block in enumerate(backbone.blocks):
+            backbone.blocks[i] = DAPTBlock(block, self.rank, self.dropout, self.gate_bias)
+        model.pool = Pool(self.parts, width, backbone.prefix)
+
+    def fold(self, model: PointModel) -> None:
+        """Folds all transforms but those of the prompts; the patches' only where it keeps the maximum's order."""
+        backbone = model.backbone
+        for block in backbone.blocks:
+            block.fold()
+        backbone.token_transform = fold(backbone.norm, backbone.token_transform)
+        # The tokenizer ends in a maximum over points, which a scale may pass only where it is not negative.
+        if bool((backbone.patch_transform.gamma >= 0).all()):
+            backbone.patch_transform = fold(backbone.patch_embed.second_conv[3], backbone.patch_transform)

@@ -1,0 +1,222 @@
+"""A backbone, a method that adapts it and a head, as one module from points to logits."""
+
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from pointpeft.backbones import backbone_config
+from pointpeft.heads import ClassificationHead, Pool
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pointpeft.checkpoints.names import LoadReport
+    from pointpeft.methods.base import Method
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where the frozen weights came from.
+
+    Attributes:
+        checkpoint: Name or path, as it was given.
+        sha256: Of the file.
+        parameters: Names of the model's parameters that it holds.
+    """
+
+    checkpoint: str
+    sha256: str
+    parameters: frozenset[str]
+
+
+class PointModel(nn.Module):
+    """Clouds to logits; made by `create_model`.
+
+    Attributes:
+        backbone: Patches, tokens, blocks.
+        pool: Tokens to features.
+        head: Features to logits.
+        method: The adaptation method attached to it.
+        num_classes: Number of logits.
+        merged: Whether `merge` has been called.
+        origin: Where the frozen weights came from, None for fresh ones.
+        load_report: What `from_published` loaded, None for other models.
+    """
+
+    def __init__(self, backbone_name: str, backbone: Any, method: "Method", num_classes: int):
+        super().__init__()
+        if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
+            raise ValueError(f"num_classes must be an int of at least 1, got {num_classes!r}")
+        self.backbone_name = backbone_name
+        self.backbone = backbone
+        self.method = method
+        self.num_classes = num_classes
+        self.merged = False
+        self.origin: Origin | None = None
+        self.load_report: LoadReport | None = None
+        self._aux_losses: dict[str, Tensor] = {}
+        self.pool = Pool(backbone.pooled, backbone.config.width, backbone.prefix)
+        method.attach(self)
+        parameter = next(backbone.parameters())
+        self.head = ClassificationHead(
+            self.pool.out_dim, num_classes, **backbone.head_options, device=parameter.device, dtype=parameter.dtype
+        )
+
+    def forward_features(self, xyz: Tensor, **inputs: Tensor) -> Tensor:
+        """What the head reads; arguments as in `forward`. [B, N, 3] -> [B, F]"""
+        if not isinstance(xyz, Tensor) or xyz.dim() != 3 or xyz.shape[-1] != 3 or not xyz.is_floating_point():
+            got = f"{xyz.dtype} {tuple(xyz.shape)}" if isinstance(xyz, Tensor) else type(xyz).__name__
+            raise ValueError(f"xyz must be a floating tensor of shape (B, N, 3), got {got}")
+        if set(inputs) != set(self.method.inputs):
+            raise ValueError(
+                f"method {self.method.name!r} takes the inputs {sorted(self.method.inputs)} beside xyz, "
+                f"got {sorted(inputs)}"
+            )
+        config = self.backbone.config
+        needed = max(config.num_groups, config.group_size)
+        if xyz.shape[1] < needed:
+            raise ValueError(
+                f"xyz must have at least {needed} points per cloud (num_groups = {config.num_groups}, "
+                f"group_size = {config.group_size}), got N = {xyz.shape[1]}"
+            )
+        tokens, ctx = self.backbone(xyz, inputs)
+        self._aux_losses = ctx.aux_losses
+        return self.pool(tokens, ctx)
+
+    def forward(self, xyz: Tensor, **inputs: Tensor) -> Tensor:
+        """Classifies clouds.
+
+        Args:
+            xyz: Coordinates. [B, N, 3]
+            inputs: Exactly those that `method.inputs` names.
+
+        Returns:
+            Logits. [B, num_classes]
+
+        Raises:
+            ValueError: A wrong shape or dtype, too few points, or other inputs than the method takes.
+        """
+        return self.head(self.forward_features(xyz, **inputs))
+
+    def aux_losses(self) -> dict[str, Tensor]:
+        """Losses that the method added in the last forward, by name, to be added to the task's."""
+        return dict(self._aux_losses)
+
+    def trainable_parameters(self, head: bool = True) -> int:
+        """How many parameters train, with or without those of the head."""
+        return sum(
+            p.numel()
+            for name, p in self.named_parameters()
+            if p.requires_grad and (head or not name.startswith("head."))
+        )
+
+    def train(self, mode: bool = True) -> "PointModel":
+        """As `nn.Module.train`; under `freeze_batchnorm`, frozen BatchNorms keep their statistics."""
+        super().train(mode)
+        if mode and self.method.freeze_batchnorm:
+            for module in self.backbone.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm) and not any(
+                    p.requires_grad for p in module.parameters()
+                ):
+                    module.eval()
+        return self
+
+    def merge(self) -> "PointModel":
+        """Folds what the method can fold into the backbone, in place; the model is for inference then.
+
+        Returns:
+            The model itself, frozen.
+
+        Raises:
+            ValueError: Merged already, or the method has nothing to fold.
+        """
+        if self.merged:
+            raise ValueError("the model is merged already")
+        self.method.merge(self)
+        self.merged = True
+        return self.requires_grad_(False)
+
+    def config(self) -> dict[str, Any]:
+        """What `create_from_config` needs to build this model again, ready for JSON."""
+        return {
+            "backbone": {"name": self.backbone_name, "fields": asdict(self.backbone.config)},
+            "method": {"name": self.method.name, "fields": self.method.config()},
+            "num_classes": self.num_classes,
+        }
+
+
+def create_model(
+    backbone: str,
+    method: "str | Method" = "dapt",
+    num_classes: int | None = None,
+    checkpoint: "str | Path | None" = None,
+    *,
+    device: Any = None,
+    dtype: torch.dtype | None = None,
+    **options: Any,
+) -> PointModel:
+    """A backbone with a method attached.
+
+    Args:
+        backbone: A name from `pointpeft.backbones.backbone_names()`.
+        method: A name from `pointpeft.methods.method_names()`, or a `Method`.
+        num_classes: Number of logits.
+        checkpoint: Pre-trained weights of the backbone: a .pth or .safetensors file, or the name of one that the
+            package ships. None for fresh ones.
+        device: Where the weights live; "meta" for no weights at all.
+        dtype: Of the weights.
+        options: Fields of the backbone's configuration and of the method, by name.
+
+    Returns:
+        The model in training mode.
+
+    Raises:
+        ValueError: An unknown name or option (the message lists the known ones), a value out of range, or a checkpoint
+            that does not fit.
+
+    Example:
+        >>> model = create_model("point_mae_tiny", "dapt", 10, rank=16)
+        >>> model(torch.rand(2, 1024, 3)).shape
+        torch.Size([2, 10])
+    """
+    from pointpeft.methods import Method, create_method, method_class
+
+    config = backbone_config(backbone)
+    backbone_fields = {f.name for f in fields(config)}
+    kind = type(method) if isinstance(method, Method) else method_class(method)
+    method_fields = {f.name for f in fields(kind)}
+    for key in options:
+        if key not in backbone_fields | method_fields:
+            known = f"backbone {', '.join(sorted(backbone_fields))}; method {', '.join(sorted(method_fields))}"
+            raise ValueError(f"unknown option {key!r} for {backbone!r} with {kind.name!r}; known: {known}")
+    if isinstance(method, Method):
+        given = sorted(method_fields & set(options))
+        if given:
+            raise ValueError(f"set {', '.join(given)} on the method object itself, not as an option beside it")
+    else:
+        method = create_method(method, **{key: options[key] for key in options if key in method_fields})
+    config = backbone_config(backbone, **{key: options[key] for key in options if key in backbone_fields})
+    built = config.build(device=device, dtype=dtype)
+    source = None
+    if checkpoint is not None:
+        from pointpeft.checkpoints.pretrained import load_backbone
+
+        source = load_backbone(built, checkpoint)
+    # A method takes the loaded parameters over as they are, perhaps under another name: they are known by identity.
+    loaded = {id(p) for name, p in built.named_parameters() if source is not None and name in source.loaded}
+    model = PointModel(backbone, built, method, num_classes)  # type: ignore[arg-type]
+    if source is not None:
+        names = frozenset(name for name, p in model.named_parameters() if id(p) in loaded)
+        model.origin = Origin(str(checkpoint), source.sha256, names)
+    return model
+
+
+def create_from_config(config: dict[str, Any], checkpoint: "str | Path | None" = None, **where: Any) -> PointModel:
+    """The model that `PointModel.config` describes, with fresh weights around the checkpoint's."""
+    from pointpeft.methods import create_method
+
+    method = create_method(config["method"]["name"], **config["method"]["fields"])
+    name, values = config["backbone"]["name"], config["backbone"]["fields"]
+    return create_model(name, method, config["num_classes"], checkpoint, **where, **values)

@@ -1,0 +1,57 @@
+"""Logits and gradients of the published implementations, case by case."""
+
+import functools
+
+import pytest
+import torch
+
+from pointpeft import from_published
+from pointpeft.checkpoints import to_published
+from pointpeft.checkpoints.names import published_names
+from tests.goldens import reader
+
+
+@functools.cache
+def run(name):
+    """Our model with the golden's weights after one backward, and the golden."""
+    meta, tensors = reader.read(name)
+    extra = {}
+    model = from_published(meta["config"], reader.state_dict(meta), **extra).eval()
+    inputs = {key: tensors[key] for key in model.method.inputs}
+    logits = model(tensors["points"], **inputs)
+    torch.nn.functional.cross_entropy(logits, tensors["labels"]).backward()
+    names = published_names(model)
+    return model, meta, tensors, logits.detach(), {names[ours]: p for ours, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("name", reader.NAMES)
+def test_logits_agree(name):
+    _, _, tensors, logits, _ = run(name)
+    assert (logits - tensors["logits"]).abs().max() <= 1e-4 * tensors["logits"].abs().max()
+
+
+@pytest.mark.parametrize("name", reader.NAMES)
+def test_the_same_parameters_train(name):
+    _, meta, _, _, parameters = run(name)
+    assert {key for key, p in parameters.items() if p.requires_grad} == set(meta["trainable"])
+
+
+@pytest.mark.parametrize("name", reader.NAMES)
+def test_gradients_agree(name):
+    _, meta, tensors, _, parameters = run(name)
+    for key, norm in meta["grad_norm"].items():
+        grad = parameters[key].grad
+        if norm is None:
+            assert grad is None or not grad.any(), key
+            continue
+        assert grad.norm().item() == pytest.approx(norm, rel=1e-3, abs=1e-9), key
+        head = tensors[f"head.{key}"]
+        assert (grad.flatten()[: len(head)] - head).abs().max() <= 1e-3 * grad.abs().max(), key
+
+
+@pytest.mark.parametrize("name", [name for name in reader.NAMES if name.endswith("small")])
+def test_written_files_hold_what_was_read(name):
+    model, meta, *_ = run(name)
+    state, written = reader.state_dict(meta), to_published(model)
+    assert {key for key in written if not key.endswith("num_batches_tracked")} == set(state)
+    assert all(torch.equal(written[key], tensor) for key, tensor in state.items())
