@@ -70,7 +70,7 @@ def test_no_near_duplicate_across_the_split(stored):
     """Found afresh from the stored points.
 
     On 1024 points the ratios scatter and shrink towards 1 against those of 2048 that formed the groups: near-duplicates
-    reach down to 0.99, the nearest pair across the split 1.16.
+    reach down to 0.99, the nearest pair across the split 1.13.
     """
     clouds = torch.from_numpy(stored["points"]).float()
     within = []
