@@ -3,7 +3,9 @@
 from pointpeft.ops._library import backend
 from pointpeft.ops.aggregate_neighbors import aggregate_neighbors, aggregate_neighbors_reference
 from pointpeft.ops.ball_query import ball_query, ball_query_reference
+from pointpeft.ops.bottleneck_adapter import bottleneck_adapter, bottleneck_adapter_reference
 from pointpeft.ops.chamfer_distance import chamfer_distance, chamfer_distance_reference
+from pointpeft.ops.dynamic_adapter import dynamic_adapter, dynamic_adapter_reference
 from pointpeft.ops.furthest_point_sample import furthest_point_sample, furthest_point_sample_reference
 from pointpeft.ops.gather import gather, gather_reference
 from pointpeft.ops.interpolate import interpolate, interpolate_reference
@@ -19,8 +21,12 @@ __all__ = [
     "backend",
     "ball_query",
     "ball_query_reference",
+    "bottleneck_adapter",
+    "bottleneck_adapter_reference",
     "chamfer_distance",
     "chamfer_distance_reference",
+    "dynamic_adapter",
+    "dynamic_adapter_reference",
     "fold_batch_norm",
     "furthest_point_sample",
     "furthest_point_sample_reference",

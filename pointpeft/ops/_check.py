@@ -30,6 +30,14 @@ def count(name: str, value: int, most: int, what: str) -> None:
         raise ValueError(f"{name} must be between 1 and {what} = {most}, got {value}")
 
 
+def shaped(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+    """`tensor` has exactly `shape`."""
+    if not isinstance(tensor, Tensor):
+        raise ValueError(f"{name} must be a tensor, got {type(tensor).__name__}")
+    if tensor.shape != shape:
+        raise ValueError(f"{name} must have shape {shape}, got {tuple(tensor.shape)}")
+
+
 def same(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
     """Both tensors have one device and dtype."""
     if tensor.device != other.device:

@@ -136,6 +136,15 @@ def define(
     return getattr(torch.ops.pointpeft, name).default
 
 
+def autocast(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Under autocast the tensors in its type, else as they are; follows the device of the first."""
+    kind = tensors[0].device.type
+    if not torch.is_autocast_enabled(kind):
+        return tensors
+    dtype = torch.get_autocast_dtype(kind)
+    return tuple(t.to(dtype) if t.is_floating_point() and t.dtype != torch.float64 else t for t in tensors)
+
+
 def call(op: Callable[..., Any], *args: Any) -> Any:
     """Calls a registered operation; a kernel's complaint about an argument becomes a ValueError."""
     if torch.compiler.is_compiling():

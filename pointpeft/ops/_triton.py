@@ -32,13 +32,8 @@ class Kernel:
     def jitted(self) -> Any:
         """The `triton.jit` function."""
         import triton
-        import triton.language
 
-        names = self.function.__globals__
-        names["tl"] = triton.language
-        for name, value in list(names.items()):
-            if isinstance(value, Kernel) and not value.configs:  # what a kernel calls must be jitted before it
-                names[name] = triton.jit(value.function)
+        _prepare(self.function.__globals__)
         return triton.jit(self.function)
 
     @cached_property
@@ -55,6 +50,19 @@ class Kernel:
             self.jitted[grid(constants)](*args, **constants)
             return
         self._tuned[grid](*args, **constants)
+
+
+def _prepare(names: dict[str, Any]) -> None:
+    """Gives a module the language, and jits what its kernels call, before they themselves are jitted."""
+    import triton
+    import triton.language
+
+    names["tl"] = triton.language
+    for name, value in list(names.items()):
+        if isinstance(value, Kernel) and not value.configs:
+            names[name] = triton.jit(value.function)
+            if value.function.__globals__ is not names:
+                _prepare(value.function.__globals__)
 
 
 def kernel(configs: list[tuple[dict[str, int], int, int]], key: list[str]) -> Callable[[Callable[..., Any]], Kernel]:

@@ -26,7 +26,19 @@ def patch_embed(dtype: torch.dtype) -> Iterator[None]:
     yield sys.modules["pointpeft.ops.patch_embed"]._launch(*(torch.zeros(s, dtype=dtype) for s in shapes))
 
 
-CASES = {case.__name__: case for case in [patch_embed]}
+def adapters(dtype: torch.dtype) -> Iterator[None]:
+    from pointpeft.ops import _adapter
+
+    c, r = 384, 64
+    sizes = [(2, 129, c), (c,), (c,), (1, c), (1,), (r, c), (r,), (c, r), (c,)]
+    x, *weights = (torch.zeros(s, dtype=dtype) for s in sizes)
+    seed, prompt = torch.tensor(1), torch.zeros(2, c, dtype=dtype)
+    for given, gradient in (((x, *weights, seed), prompt), ((x, *[None] * 4, *weights[4:], None), None)):
+        yield _adapter._launch(*given, 1e-5, 1.0, 0.1, False, gradient is not None)
+        yield _adapter._launch_backward(x, gradient, *given, 1e-5, 1.0, 0.1, False)
+
+
+CASES = {case.__name__: case for case in [patch_embed, adapters]}
 
 
 def _argument(value: object) -> str:
