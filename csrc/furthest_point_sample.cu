@@ -1,82 +1,264 @@
-// Farthest point sampling on CUDA: one block a cloud; the running distances live in global memory, the winner of a step
-// is found by warp shuffles and one pass over the warps' results.
+// Farthest point sampling on CUDA. One block a cloud, points and running distances in registers, one barrier a step:
+// the warps' winners go through shared slots, two sets of them, because a fast warp may be one step ahead of a slow
+// one. Clouds too large for one block take a cluster of eight where there are clusters (sm_90 on), with a second
+// exchange through distributed shared memory and a cluster barrier; still larger ones keep their distances in global
+// memory.
+#include <cooperative_groups.h>
+
 #include "pointpeft.h"
 
 namespace pointpeft {
 namespace {
 
-constexpr int kThreads = 512;
+constexpr int kClusterBlocks = 8;  // the most that every device with clusters offers
+constexpr unsigned kAllLanes = 0xffffffffu;
 
-// Larger distance wins; of equal ones the lower index.
+// Distances are compared by their bits as integers, for which the hardware has a maximum over a warp. That orders what
+// is not negative as usual, and these two below it: points that are never picked, and lanes without a point.
 template <class A>
-__device__ __forceinline__ void keep_better(A& distance, int64_t& index, A other, int64_t other_index) {
-  if (other > distance || (other == distance && other_index < index)) {
-    distance = other;
-    index = other_index;
-  }
+constexpr A kNever = A(-1);
+template <class A>
+constexpr A kPadding = A(-0.5);
+
+template <class A>
+struct Types;
+template <>
+struct Types<float> {
+  using Bits = int32_t;
+  static __device__ __forceinline__ Bits bits(float value) { return __float_as_int(value); }
+};
+template <>
+struct Types<double> {
+  using Bits = long long;
+  static __device__ __forceinline__ Bits bits(double value) { return __double_as_longlong(value); }
+};
+
+// Point k of a thread is k * (threads of all blocks) further on: neighbouring threads read neighbouring points, and the
+// points of a thread come in ascending order.
+template <class Index>
+__host__ __device__ constexpr Index point_of(Index k, Index thread, Index threads) {
+  return k * threads + thread;
+}
+static_assert(point_of<int>(2, 5, 256) == 517 && point_of<int64_t>(int64_t{1} << 30, 1, 8) == (int64_t{1} << 33) + 1);
+
+__device__ __forceinline__ int32_t warp_max(int32_t value) {
+#if __CUDA_ARCH__ >= 800
+  return __reduce_max_sync(kAllLanes, value);
+#else
+  for (int offset = 16; offset > 0; offset >>= 1) value = max(value, __shfl_xor_sync(kAllLanes, value, offset));
+  return value;
+#endif
+}
+
+__device__ __forceinline__ uint32_t warp_min(uint32_t value) {
+#if __CUDA_ARCH__ >= 800
+  return __reduce_min_sync(kAllLanes, value);
+#else
+  for (int offset = 16; offset > 0; offset >>= 1) value = min(value, __shfl_xor_sync(kAllLanes, value, offset));
+  return value;
+#endif
+}
+
+__device__ __forceinline__ long long warp_max(long long value) {
+  for (int offset = 16; offset > 0; offset >>= 1) value = max(value, __shfl_xor_sync(kAllLanes, value, offset));
+  return value;
+}
+
+__device__ __forceinline__ unsigned long long warp_min(unsigned long long value) {
+  for (int offset = 16; offset > 0; offset >>= 1) value = min(value, __shfl_xor_sync(kAllLanes, value, offset));
+  return value;
+}
+
+template <class Bits, class Index>
+struct Best {
+  Bits bits;
+  Index index;
+};
+
+// The largest distance of the warp, and of equal ones the lowest index, in every lane.
+template <class Bits, class Index>
+__device__ __forceinline__ Best<Bits, Index> warp_best(Best<Bits, Index> mine) {
+  const Bits most = warp_max(mine.bits);
+  return {most, warp_min(mine.bits == most ? mine.index : static_cast<Index>(-1))};
 }
 
 template <class A>
-__device__ __forceinline__ void warp_best(A& distance, int64_t& index) {
-  for (int offset = 16; offset > 0; offset >>= 1) {
-    const A other = __shfl_down_sync(0xffffffffu, distance, offset);
-    const int64_t other_index = __shfl_down_sync(0xffffffffu, index, offset);
-    keep_better(distance, index, other, other_index);
-  }
+struct Cloud {
+  const A* data;
+  int64_t stride_n, stride_c, length;
+  __device__ __forceinline__ A at(int64_t i, int c) const { return data[i * stride_n + c * stride_c]; }
+};
+
+// Where a running distance starts. Points that are not finite are never picked.
+template <class A>
+__device__ __forceinline__ A first_distance(A x, A y, A z, A min_sq_norm) {
+  if (!(isfinite(x) && isfinite(y) && isfinite(z))) return kNever<A>;
+  return min_sq_norm > 0 && x * x + y * y + z * z <= min_sq_norm ? kNever<A> : static_cast<A>(INFINITY);
 }
 
-template <class T, class A>
-__global__ void __launch_bounds__(kThreads)
-    sample_kernel(const T* xyz, int64_t stride_b, int64_t stride_n, int64_t stride_c, int64_t n, int64_t num_samples,
-                  const int64_t* lengths, const int64_t* starts, int64_t start, A min_sq_norm, A* distances,
-                  int64_t* idx) {
-  __shared__ A warp_distance[2][kThreads / 32];
-  __shared__ int64_t warp_index[2][kThreads / 32];
-  const int64_t b = blockIdx.x;
-  const int64_t length = lengths ? lengths[b] : n;
-  const T* cloud = xyz + b * stride_b;
-  A* distance = distances + b * n;
-  int64_t* out = idx + b * num_samples;
+template <class A>
+__device__ __forceinline__ A nearer(A old, A x, A y, A z, A cx, A cy, A cz) {
+  const A dx = x - cx, dy = y - cy, dz = z - cz;
+  return fmin(old, dx * dx + dy * dy + dz * dz);  // a negative mark stays; of NaN and a number the number
+}
+
+template <class A>
+struct Task {
+  const A* xyz;
+  int64_t stride_b, stride_n, stride_c, n, num_samples;
+  const int64_t *lengths, *starts;
+  int64_t start;
+  A min_sq_norm;
+  A* distances;  // (B, N), where registers do not hold them
+  int64_t* idx;
+};
+
+// kPoints > 0: so many points a thread, in registers. kPoints = 0: any number, in global memory; each thread reads only
+// the distances that it wrote, so that needs no barrier.
+template <class A, class Index, int kThreads, int kPoints, int kBlocks>
+__device__ __forceinline__ void sample(const Task<A>& task) {
+  namespace cg = cooperative_groups;
+  using Bits = typename Types<A>::Bits;
+  using Candidate = Best<Bits, Index>;
+  constexpr int kWarps = kThreads / 32;
+  __shared__ Candidate warp_slots[2][kWarps];
+  __shared__ Candidate block_slots[2][kBlocks];
+  const int64_t b = blockIdx.x / kBlocks, rank = blockIdx.x % kBlocks;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  for (int64_t i = threadIdx.x; i < length; i += kThreads) {
-    const A x = A(cloud[i * stride_n]), y = A(cloud[i * stride_n + stride_c]),
-            z = A(cloud[i * stride_n + 2 * stride_c]);
-    const bool candidate =
-        isfinite(x) && isfinite(y) && isfinite(z) && !(min_sq_norm > 0 && x * x + y * y + z * z <= min_sq_norm);
-    distance[i] = candidate ? A(INFINITY) : A(-1);
+  const int64_t thread = rank * kThreads + threadIdx.x;
+  constexpr int64_t kAllThreads = int64_t{kThreads} * kBlocks;
+  const Cloud<A> cloud{task.xyz + b * task.stride_b, task.stride_n, task.stride_c,
+                       task.lengths ? task.lengths[b] : task.n};
+  A* distances = kPoints > 0 ? nullptr : task.distances + b * task.n;
+  constexpr int kHeld = kPoints > 0 ? kPoints : 1;
+  A x[kHeld], y[kHeld], z[kHeld], distance[kHeld];
+  if constexpr (kPoints > 0) {
+#pragma unroll
+    for (int k = 0; k < kPoints; ++k) {
+      const int64_t i = point_of<int64_t>(k, thread, kAllThreads);
+      const bool real = i < cloud.length;
+      x[k] = real ? cloud.at(i, 0) : A(0);
+      y[k] = real ? cloud.at(i, 1) : A(0);
+      z[k] = real ? cloud.at(i, 2) : A(0);
+      distance[k] = real ? first_distance(x[k], y[k], z[k], task.min_sq_norm) : kPadding<A>;
+    }
+  } else {
+    for (int64_t i = thread; i < cloud.length; i += kAllThreads)
+      distances[i] = first_distance(cloud.at(i, 0), cloud.at(i, 1), cloud.at(i, 2), task.min_sq_norm);
   }
-  int64_t pick = starts ? starts[b] : start;
-  for (int64_t m = 0; m < num_samples; ++m) {
-    if (threadIdx.x == 0) out[m] = pick;
-    const T* p = cloud + pick * stride_n;
-    const A cx = A(p[0]), cy = A(p[stride_c]), cz = A(p[2 * stride_c]);
-    A best = A(-2);
-    int64_t best_index = 0;
-    for (int64_t i = threadIdx.x; i < length; i += kThreads) {  // each thread reads only what it wrote: no barrier
-      A d = distance[i];
-      if (d >= A(0)) {
-        const A dx = A(cloud[i * stride_n]) - cx, dy = A(cloud[i * stride_n + stride_c]) - cy,
-                dz = A(cloud[i * stride_n + 2 * stride_c]) - cz;
-        d = fmin(d, dx * dx + dy * dy + dz * dz);
-        distance[i] = d;
+#if __CUDA_ARCH__ >= 900
+  if constexpr (kBlocks > 1) cg::this_cluster().sync();  // no block writes to one that has not begun
+#endif
+  int64_t pick = task.starts ? task.starts[b] : task.start;
+  for (int64_t m = 0; m < task.num_samples; ++m) {
+    if (thread == 0) task.idx[b * task.num_samples + m] = pick;
+    if (m + 1 == task.num_samples) break;  // the same for all threads of all blocks
+    const A cx = cloud.at(pick, 0), cy = cloud.at(pick, 1), cz = cloud.at(pick, 2);
+    Candidate best{Types<A>::bits(kPadding<A>), static_cast<Index>(-1)};
+    if constexpr (kPoints > 0) {
+      int held = 0;
+      best.bits = Types<A>::bits(distance[0] = nearer(distance[0], x[0], y[0], z[0], cx, cy, cz));
+#pragma unroll
+      for (int k = 1; k < kPoints; ++k) {
+        distance[k] = nearer(distance[k], x[k], y[k], z[k], cx, cy, cz);
+        const Bits bits = Types<A>::bits(distance[k]);
+        if (bits > best.bits) {
+          best.bits = bits;
+          held = k;
+        }
       }
-      if (d > best) {
-        best = d;
-        best_index = i;
+      best.index = point_of<Index>(held, static_cast<Index>(thread), static_cast<Index>(kAllThreads));
+    } else {
+      for (int64_t i = thread; i < cloud.length; i += kAllThreads) {
+        const A d = nearer(distances[i], cloud.at(i, 0), cloud.at(i, 1), cloud.at(i, 2), cx, cy, cz);
+        distances[i] = d;
+        const Bits bits = Types<A>::bits(d);
+        if (bits > best.bits) best = {bits, static_cast<Index>(i)};
       }
     }
-    warp_best(best, best_index);
-    const int slot = m & 1;  // two slots: a fast warp may be one step ahead of a slow one
-    if (lane == 0) {
-      warp_distance[slot][warp] = best;
-      warp_index[slot][warp] = best_index;
-    }
+    best = warp_best(best);
+    const int slot = m & 1;
+    if (lane == 0) warp_slots[slot][warp] = best;
     __syncthreads();
-    best = lane < kThreads / 32 ? warp_distance[slot][lane] : A(-3);
-    best_index = lane < kThreads / 32 ? warp_index[slot][lane] : 0;
-    warp_best(best, best_index);
-    pick = __shfl_sync(0xffffffffu, best_index, 0);
+    const Candidate none{Types<A>::bits(kPadding<A>), static_cast<Index>(-1)};
+    best = warp_best(lane < kWarps ? warp_slots[slot][lane] : none);
+#if __CUDA_ARCH__ >= 900
+    if constexpr (kBlocks > 1) {
+      cg::cluster_group cluster = cg::this_cluster();
+      if (threadIdx.x < kBlocks) *cluster.map_shared_rank(&block_slots[slot][rank], threadIdx.x) = best;
+      cluster.sync();
+      best = warp_best(lane < kBlocks ? block_slots[slot][lane] : none);
+    }
+#endif
+    pick = static_cast<int64_t>(best.index);
   }
+}
+
+template <class A, class Index, int kThreads, int kPoints>
+__global__ void __launch_bounds__(kThreads) block_kernel(Task<A> task) {
+  sample<A, Index, kThreads, kPoints, 1>(task);
+}
+
+template <class A, class Index, int kThreads, int kPoints>
+__global__ void __launch_bounds__(kThreads) cluster_kernel(Task<A> task) {
+#if __CUDA_ARCH__ >= 900
+  sample<A, Index, kThreads, kPoints, kClusterBlocks>(task);
+#else
+  __trap();  // never launched: the host asks the device first
+#endif
+}
+
+template <class A, int kThreads, int kPoints>
+void launch_block(const Task<A>& task, int64_t batch, cudaStream_t stream) {
+  using Index = std::conditional_t<sizeof(A) == 4 && kPoints != 0, uint32_t, unsigned long long>;
+  block_kernel<A, Index, kThreads, kPoints><<<batch, kThreads, 0, stream>>>(task);
+}
+
+template <class A, int kThreads, int kPoints>
+void launch_cluster(const Task<A>& task, int64_t batch, cudaStream_t stream) {
+  using Index = std::conditional_t<sizeof(A) == 4 && kPoints != 0, uint32_t, unsigned long long>;
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim.x = kClusterBlocks;
+  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(batch * kClusterBlocks));
+  config.blockDim = dim3(kThreads);
+  config.stream = stream;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  cudaLaunchKernelEx(&config, cluster_kernel<A, Index, kThreads, kPoints>, task);  // its error: check_launch
+}
+
+bool has_clusters(int device) {
+  int major = 0;
+  return cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess && major >= 9;
+}
+
+// Registers that one block has for points: 4 a point in float32, and at most 128 a thread with 512 threads.
+template <class A>
+constexpr int64_t kBlockPoints = sizeof(A) == 4 ? 512 * 24 : 512 * 8;
+
+template <class A>
+void launch(Task<A> task, const Tensor& like, int64_t batch, cudaStream_t stream) {
+  const int64_t n = task.n;
+  if (n <= 512) return launch_block<A, 128, 4>(task, batch, stream);
+  if (n <= 1024) return launch_block<A, 256, 4>(task, batch, stream);
+  if (n <= 2048) return launch_block<A, 256, 8>(task, batch, stream);
+  if (n <= 4096) return launch_block<A, 512, 8>(task, batch, stream);
+  if constexpr (sizeof(A) == 4) {
+    if (n <= 8192) return launch_block<A, 512, 16>(task, batch, stream);
+    if (n <= 12288) return launch_block<A, 512, 24>(task, batch, stream);
+  }
+  const bool clusters = has_clusters(like.get_device_index());
+  if (clusters && n <= kClusterBlocks * kBlockPoints<A>)
+    return launch_cluster<A, 512, sizeof(A) == 4 ? 24 : 8>(task, batch, stream);
+  const ScalarType dtype = sizeof(A) == 8 ? ScalarType::Double : ScalarType::Float;
+  // Freed when this returns, to be given only to later work of the same stream.
+  Tensor distances = torch::stable::new_empty(like, {batch, n}, dtype);
+  task.distances = static_cast<A*>(distances.mutable_data_ptr());
+  if (clusters) return launch_cluster<A, 1024, 0>(task, batch, stream);
+  launch_block<A, 1024, 0>(task, batch, stream);
 }
 
 }  // namespace
@@ -88,17 +270,19 @@ Tensor furthest_point_sample(const Tensor& xyz, int64_t num_samples, const std::
   if (batch == 0) return idx;
   torch::stable::accelerator::DeviceGuard guard(xyz.get_device_index());
   const cudaStream_t stream = current_stream(xyz);
-  dispatch_floating("xyz", xyz.scalar_type(), [&](auto type) {
-    using T = decltype(type);
-    using A = Accumulate<T>;
-    const ScalarType accumulate = std::is_same_v<A, double> ? ScalarType::Double : ScalarType::Float;
-    Tensor distances = torch::stable::new_empty(xyz, {batch, n}, accumulate);
-    sample_kernel<T, A><<<batch, kThreads, 0, stream>>>(
-        static_cast<const T*>(xyz.const_data_ptr()), xyz.stride(0), xyz.stride(1), xyz.stride(2), n, num_samples,
-        lengths ? lengths->const_data_ptr<int64_t>() : nullptr, starts ? starts->const_data_ptr<int64_t>() : nullptr,
-        start, A(min_sq_norm), static_cast<A*>(distances.mutable_data_ptr()), idx.mutable_data_ptr<int64_t>());
+  const bool is_double = xyz.scalar_type() == ScalarType::Double;
+  const Tensor wide =
+      is_double || xyz.scalar_type() == ScalarType::Float ? xyz : torch::stable::to(xyz, ScalarType::Float);
+  const auto run = [&](auto type) {
+    using A = decltype(type);
+    launch(Task<A>{static_cast<const A*>(wide.const_data_ptr()), wide.stride(0), wide.stride(1), wide.stride(2), n,
+                   num_samples, lengths ? lengths->const_data_ptr<int64_t>() : nullptr,
+                   starts ? starts->const_data_ptr<int64_t>() : nullptr, start, A(min_sq_norm), nullptr,
+                   idx.mutable_data_ptr<int64_t>()},
+           xyz, batch, stream);
     check_launch("furthest_point_sample");
-  });
+  };
+  is_double ? run(double{}) : run(float{});
   return idx;
 }
 

@@ -229,3 +229,11 @@ def test_a_bad_coordinate_in_a_large_cloud_is_found(generator):
     xyz[0, 4321, 1] = torch.inf
     with pytest.raises(ValueError, match="xyz must be finite"):
         furthest_point_sample(xyz, 400)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("n", [129, 512, 1023, 2048, 4000, 8193, 12_289, 98_304, 98_305])
+def test_every_kernel_that_a_size_selects_equals_the_reference(n, dtype, device, generator):
+    xyz = cloud(2, n, generator, dtype, device)
+    call = {"lengths": torch.tensor([n, n // 2 + 1], device=device), "start": n // 2}
+    assert torch.equal(furthest_point_sample(xyz, 40, **call), furthest_point_sample_reference(xyz, 40, **call))
