@@ -1,0 +1,95 @@
+"""The console script: finds the command, runs it, turns failures into a message and an exit code."""
+
+import os
+import sys
+import traceback
+from importlib import import_module
+from typing import Annotated, Any, Union
+
+import tyro
+
+# Command -> (module, its dataclass). The module's `run(command) -> int` does the work and imports what is heavy.
+COMMANDS = {
+    "finetune": ("pointpeft.cli.finetune", "FinetuneConfig"),
+    "evaluate": ("pointpeft.cli.evaluate", "EvaluateConfig"),
+    "predict": ("pointpeft.cli.predict", "Predict"),
+    "pretrain": ("pointpeft.cli.pretrain", "PretrainConfig"),
+    "data": ("pointpeft.cli.data", "Data"),
+    "info": ("pointpeft.cli.info", "Info"),
+}
+OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+
+DESCRIPTION = """\
+Adapt a pre-trained point-cloud transformer by training about 1 % of it.
+
+First steps:
+  pointpeft finetune                     embedded furniture data, minutes on a CPU
+  pointpeft data check scans/            is my folder readable?
+  pointpeft finetune scans/              one sub-folder of clouds per class
+  pointpeft predict RUN cloud.ply        classify with the adapter of a run folder
+
+  pointpeft COMMAND --help               every option, with its default
+
+--debug anywhere shows the traceback of an error; --version prints the version.
+Exit codes: 0 done, 1 wrong input or option, 2 wrong command line, 130 stopped by Ctrl-C.
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command and returns its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    if "--version" in arguments:
+        from pointpeft import __version__
+
+        print(f"pointpeft {__version__}")
+        return OK
+    try:
+        command, run = _parse(arguments)
+        return run(command)
+    except KeyboardInterrupt:
+        print("pointpeft: stopped; a run goes on from its last epoch with --resume RUN", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of our output has left, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        else:
+            print(f"pointpeft: {_message(error)}", file=sys.stderr)
+        return FAILED
+
+
+def _message(error: Exception) -> str:
+    """What was wrong with the input; an error that is not about the input says so."""
+    if isinstance(error, (ValueError, OSError, ImportError)):
+        return f"error: {error}"
+    return f"internal error: {type(error).__name__}: {error} (--debug shows where)"
+
+
+def _parse(arguments: list[str]) -> tuple[Any, Any]:
+    """The command's dataclass, filled, and its `run`. A wrong command line ends the process with code 2."""
+    # Only the module of the command asked for is imported; for the overview all are, and they are light.
+    named = next((argument for argument in arguments if not argument.startswith("-")), None)
+    chosen = {named: COMMANDS[named]} if named in COMMANDS else COMMANDS
+    modules = {name: import_module(module) for name, (module, _) in chosen.items()}
+    kinds = {name: getattr(modules[name], kind) for name, (_, kind) in chosen.items()}
+    if named in COMMANDS and arguments[0] == named:
+        command = tyro.cli(
+            kinds[named], args=arguments[1:], prog=f"pointpeft {named}", config=(tyro.conf.OmitArgPrefixes,)
+        )
+        return command, modules[named].run
+    subcommands = tuple(
+        Annotated[kind, tyro.conf.subcommand(name, description=(kind.__doc__ or "").split("\n")[0])]
+        for name, kind in kinds.items()
+    )
+    command = tyro.cli(
+        Union[subcommands],  # noqa: UP007
+        args=arguments or ["--help"],
+        prog="pointpeft",
+        description=DESCRIPTION,
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
+    )
+    return command, next(modules[name].run for name, kind in kinds.items() if type(command) is kind)

@@ -1,0 +1,154 @@
+"""What a run can be asked for: each field is an argument of the command line and an entry of `config.json`.
+
+Nothing heavy is imported here, so that `--help` answers at once.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, UseAppendAction, arg
+
+Augmentation = Literal["scale_translate", "rotate", "none"]
+Selection = Literal["val-best", "last", "test-best"]
+Precision = Literal["float32", "bf16"]
+Options = Annotated[tuple[str, ...], UseAppendAction, arg(metavar="NAME=VALUE")]
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """Adapt a frozen, pre-trained backbone to labelled clouds and report an honest test accuracy.
+
+    Without arguments it adapts the shipped `point_mae_tiny` to the embedded furniture data set, in minutes on a CPU.
+    DATA may be a folder with one sub-folder of clouds per class, optionally below `train/` and `test/`.
+    The run folder receives the adapter (about 1 % of the model), the log, the plots and `result.json`.
+    """
+
+    data: Annotated[str, Positional, arg(metavar="DATA")] = "furniture"
+    """Folder or file of labelled clouds; `furniture` is embedded; `modelnet40:PATH`, `scanobjectnn:PATH[:variant]`."""
+    backbone: str = "point_mae_tiny"
+    """Architecture: point_mae_tiny, point_mae_small, point_mae (published size)."""
+    checkpoint: Annotated[str | None, arg(metavar="FILE|NAME")] = None
+    """Pre-trained weights, .pth or .safetensors, or a shipped name. None: the one shipped for the backbone."""
+    method: str = "dapt"
+    """Adaptation method; `full` trains everything, `linear` the head alone."""
+    set: Options = ()
+    """Option of the method or the backbone, NAME=VALUE, may be repeated: `--set rank=32 --set dropout=0.1`."""
+    epochs: int = 60
+    """Passes over the training clouds."""
+    batch_size: int = 32
+    """Clouds per step and process, at most: an epoch is cut into equal batches."""
+    accumulate: int = 1
+    """Batches whose gradients are summed before a step."""
+    lr: float = 5e-4
+    """Peak learning rate of AdamW."""
+    weight_decay: float = 0.05
+    """Decay of matrices; biases, norms and tokens have none."""
+    warmup_epochs: int = 5
+    """Epochs over which the learning rate rises linearly, before its cosine."""
+    clip: float = 10.0
+    """Largest norm of the gradient."""
+    num_points: int = 1024
+    """Points per cloud that the model sees. Evaluation uses the same number: accuracy falls when densities differ."""
+    augment: Augmentation = "scale_translate"
+    """Of training clouds. `rotate` turns about the up axis: for clouds whose heading is arbitrary."""
+    up_axis: Literal["x", "y", "z"] | None = None
+    """Axis that points up, for `rotate` and the pictures. None: z for folders, as the data set says for others."""
+    val_fraction: float = 0.15
+    """Part of the training clouds held out to select the epoch, stratified; used by `--select val-best` alone."""
+    select: Selection = "val-best"
+    """Which epoch is kept. `test-best` is the habit of published numbers, looks at the test set, and is reported so."""
+    vote: int = 1
+    """Passes per test cloud: 1 is a clean pass; more add augmented ones and average the logits."""
+    probe: bool = True
+    """Train a head on the frozen features too, with the same budget: what the adapter is worth."""
+    repeats: int = 1
+    """Runs with seeds seed, seed+1, …: the result is their mean and standard deviation."""
+    seed: int = 0
+    """Of the split, the initial weights, the order and the augmentation."""
+    device: Annotated[str, arg(metavar="cpu|cuda|cuda:N")] = "auto"
+    """Where to compute; `auto` takes a GPU where there is one."""
+    precision: Precision = "float32"
+    """`bf16` computes the transformer in bfloat16; weights stay float32."""
+    output: Annotated[Path | None, arg(metavar="FOLDER")] = None
+    """Run folder; None: `runs/finetune-DATA-METHOD`, numbered if it exists."""
+    resume: Annotated[Path | None, arg(metavar="RUN")] = None
+    """Run folder of a stopped run: continues it with its own configuration; other arguments are ignored."""
+    quiet: bool = False
+    """No progress bar."""
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Pre-train a backbone on clouds without labels, by rebuilding masked patches (masked autoencoder).
+
+    Writes `backbone.safetensors`, which `pointpeft finetune --checkpoint` reads, and its card.
+    """
+
+    data: Annotated[str | None, Positional, arg(metavar="DATA")] = None
+    """Folder or file of clouds; labels, if any, are not used. Needed but for `--resume`."""
+    backbone: str = "point_mae_tiny"
+    """Architecture: point_mae_tiny, point_mae_small, point_mae (published size)."""
+    set: Options = ()
+    """Option of the backbone, NAME=VALUE, may be repeated: `--set group_size=16`."""
+    epochs: int = 300
+    """Passes over the clouds, and the length of the learning rate's cosine."""
+    time_limit_minutes: Annotated[float | None, arg(metavar="MINUTES")] = None
+    """Finish within this time: the cosine follows the part of the time used where that is ahead of the epochs."""
+    batch_size: int = 128
+    """Clouds per step and process, at most."""
+    accumulate: int = 1
+    """Batches whose gradients are summed before a step."""
+    lr: float = 1e-3
+    """Peak learning rate of AdamW."""
+    weight_decay: float = 0.05
+    """Decay of matrices; biases, norms and tokens have none."""
+    warmup: float = 0.04
+    """Part of the schedule over which the learning rate rises linearly."""
+    clip: float = 10.0
+    """Largest norm of the gradient."""
+    num_points: int = 1024
+    """Points per cloud that the model sees."""
+    mask_ratio: float = 0.6
+    """Part of the patches hidden and rebuilt."""
+    augment: Augmentation = "scale_translate"
+    """Of the clouds."""
+    max_clouds: Annotated[int | None, arg(metavar="COUNT")] = None
+    """Use this many clouds at most, drawn once; None for all."""
+    seed: int = 0
+    """Of the initial weights, the order, the masks and the augmentation."""
+    device: Annotated[str, arg(metavar="cpu|cuda|cuda:N")] = "auto"
+    """Where to compute; `auto` takes a GPU where there is one."""
+    precision: Precision = "float32"
+    """`bf16` computes the transformer in bfloat16; weights stay float32."""
+    output: Annotated[Path | None, arg(metavar="FOLDER")] = None
+    """Run folder; None: `runs/pretrain-BACKBONE`, numbered if it exists."""
+    resume: Annotated[Path | None, arg(metavar="RUN")] = None
+    """Run folder of a stopped run: continues it with its own configuration; other arguments are ignored."""
+    quiet: bool = False
+    """No progress bar."""
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Test the adapter of a run: overall and per-class accuracy, confusion matrix, a page of the misclassified clouds.
+
+    Without DATA the test clouds of the run's own data set are used, seen as the run saw them.
+    """
+
+    run: Annotated[Path, Positional, arg(metavar="RUN")]
+    """Run folder of `pointpeft finetune`."""
+    data: Annotated[str | None, Positional, arg(metavar="DATA")] = None
+    """Labelled clouds; their class names must be among the run's. None: the test part of the run's own data."""
+    vote: int = 1
+    """Passes per cloud: 1 is a clean pass; more add augmented ones and average the logits."""
+    batch_size: int = 64
+    """Clouds per step."""
+    seed: int = 0
+    """Of the voting passes."""
+    device: Annotated[str, arg(metavar="cpu|cuda|cuda:N")] = "auto"
+    """Where to compute; `auto` takes a GPU where there is one."""
+    output: Annotated[Path | None, arg(metavar="FOLDER")] = None
+    """Folder for the report; None: `evaluation` inside the run folder."""
+    quiet: bool = False
+    """No progress bar."""

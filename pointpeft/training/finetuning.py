@@ -1,0 +1,229 @@
+"""Adaptation to labelled clouds: one run from its configuration to an adapter and an honest result."""
+
+import math
+import statistics
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from pointpeft.checkpoints import save_adapter
+from pointpeft.checkpoints.files import write_json
+from pointpeft.data import load_dataset, split_validation
+from pointpeft.data.transforms import named
+from pointpeft.training.clouds import Clouds
+from pointpeft.training.config import FinetuneConfig
+from pointpeft.training.inference import voted_logits
+from pointpeft.training.loop import Recipe, derive_seed, make_accelerator, seed_everything, train
+from pointpeft.training.memory import peak_memory
+from pointpeft.training.metrics import Metrics, measure
+from pointpeft.training.models import build, build_probe
+from pointpeft.training.probe import probe
+from pointpeft.training.report import write_report
+from pointpeft.training.run_folder import RunFolder
+from pointpeft.training.selection import MEANING, Selector
+from pointpeft.training.versions import versions
+
+ADAPTER = "adapter"
+
+
+@dataclass(frozen=True)
+class FinetuneResult:
+    """What an adaptation gave.
+
+    Attributes:
+        folder: The run folder.
+        facts: What `result.json` holds.
+    """
+
+    folder: Path
+    facts: dict[str, Any]
+
+
+def finetune(config: FinetuneConfig) -> FinetuneResult:
+    """Adapts a pre-trained backbone, or continues a stopped run.
+
+    Raises:
+        ValueError: A wrong option, data set, cloud or checkpoint.
+    """
+    accelerator = make_accelerator(config.device, config.precision)
+    main = accelerator.is_main_process
+    if config.resume is not None:
+        folder = RunFolder(config.resume, main and Path(config.resume).is_dir())
+        config = folder.read_config(FinetuneConfig, "finetune")
+    else:
+        folder = None
+    _check(config)
+    train_set, test_set = (load_dataset(config.data, split, up_axis=config.up_axis) for split in ("train", "test"))
+    if tuple(train_set.classes) != tuple(test_set.classes):
+        raise ValueError(f"train and test of {config.data} name different classes")
+    parts = _parts(config, train_set, test_set)
+    if folder is None:
+        folder = RunFolder.new(config.output, f"finetune-{Path(config.data.split(':')[-1]).name}-{config.method}", main)
+        folder.write_config(config, "finetune")
+    if config.repeats == 1:
+        facts = _run(accelerator, config, folder, parts(config.seed), train_set.up_axis)
+    else:
+        runs = []
+        for seed in range(config.seed, config.seed + config.repeats):
+            inner = RunFolder(folder.path / f"seed-{seed}", main)
+            single = replace(config, seed=seed, repeats=1)
+            inner.write_config(single, "finetune")
+            runs.append(_run(accelerator, single, inner, parts(seed), train_set.up_axis))
+        facts = summarise(runs)
+        if main:
+            write_json(folder.path / "result.json", facts)
+    return FinetuneResult(folder.path, facts)
+
+
+def _check(config: FinetuneConfig) -> None:
+    for name in ("repeats", "vote", "batch_size", "num_points", "epochs"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")
+    if config.warmup_epochs < 0:
+        raise ValueError(f"warmup_epochs must be at least 0, got {config.warmup_epochs}")
+    if not 0 < config.val_fraction < 1:
+        raise ValueError(f"val_fraction must be between 0 and 1, got {config.val_fraction}")
+
+
+def _parts(config: FinetuneConfig, train_set: Any, test_set: Any) -> Any:
+    """Gives the parts of the data for a seed; clouds are read once for all seeds."""
+    training, test = Clouds(train_set, config.num_points), Clouds(test_set, config.num_points)
+
+    def parts(seed: int) -> dict[str, Clouds]:
+        if config.select != "val-best":
+            return {"train": training, "test": test}
+        kept, held = split_validation(training.labels, config.val_fraction, seed)
+        if not len(held):
+            raise ValueError(
+                f"val_fraction = {config.val_fraction} holds out none of {len(training)} training clouds; "
+                "give more, or --select last"
+            )
+        return {"train": training.subset(kept), "val": training.subset(held), "test": test}
+
+    return parts
+
+
+def _run(
+    accelerator: Accelerator, config: FinetuneConfig, folder: RunFolder, parts: dict[str, Clouds], up_axis: str
+) -> dict[str, Any]:
+    """One seed: train, select, test, probe, write."""
+    training, test = parts["train"], parts["test"]
+    recipe = Recipe(
+        epochs=config.epochs,
+        lr=config.lr,
+        weight_decay=config.weight_decay,
+        clip=config.clip,
+        warmup=min(0.5, config.warmup_epochs / config.epochs),
+        accumulate=config.accumulate,
+        seed=config.seed,
+    )
+    seed_everything(accelerator.device, config.seed, "initial weights")
+    model = build(config, len(training.classes))
+    group_size = model.backbone.config.group_size
+    for part in parts.values():
+        part.require_points(group_size, f"group_size = {group_size} neighbours")
+    augment = named(config.augment, up_axis)
+    title = None if config.quiet or not accelerator.is_main_process else config.method
+
+    def batches(epoch: int) -> Any:
+        generator = torch.Generator().manual_seed(derive_seed(config.seed, epoch, "batches"))
+        return training.batches(config.batch_size, generator, accelerator.process_index, accelerator.num_processes)
+
+    def loss_of(wrapped: nn.Module, points: Tensor, labels: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        points = augment(points, generator)
+        logits = wrapped(points)
+        own = model.method.losses(model, points, labels, logits)
+        return {"loss": nn.functional.cross_entropy(logits, labels), **own}
+
+    def test_on(name: str) -> Metrics:
+        # Every process measures all of it: exact, and small beside training.
+        vote = config.vote if name == "test" else 1
+        return measure(voted_logits(model, parts[name], config.batch_size, vote, config.seed), parts[name].labels)
+
+    selector = Selector(config.select, test_on)
+    state = train(accelerator, model, recipe, batches, loss_of, folder, selector.after_epoch, title)
+    epoch = selector.restore(model, state)
+    logits = voted_logits(model, test, config.batch_size, config.vote, config.seed)
+    metrics = measure(logits, test.labels)
+    facts: dict[str, Any] = {
+        "test": metrics.summary(),
+        "validation": test_on("val").summary() if "val" in parts else None,
+        "linear probe": None,
+        "seeds": [config.seed],
+        "selection": {
+            "rule": config.select,
+            "meaning": MEANING[config.select],
+            "epoch": epoch,
+            "test set used to select": config.select == "test-best",
+        },
+        "method": config.method,
+        "backbone": config.backbone,
+        "model": model.config(),
+        "trainable parameters": model.trainable_parameters(),
+        "trainable parameters without head": model.trainable_parameters(head=False),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "data": config.data,
+        "classes": list(training.classes),
+        "clouds normalized": training.normalized,
+        "notes": list(training.notes),
+        "clouds": {name: len(part) for name, part in parts.items()},
+        "points": config.num_points,
+        "augmentation": config.augment,
+        "vote": config.vote,
+        "epochs": config.epochs,
+        "batch size": config.batch_size,
+        "training seconds": round(state.elapsed, 1),
+        "clouds per second": round(state.samples / max(1e-9, state.busy), 1),
+        "peak memory MiB": round(max(state.peak_memory, peak_memory(accelerator.device)) / 2**20),
+        "peak memory of": "tensors on the GPU" if accelerator.device.type == "cuda" else "the whole process",
+        "precision": config.precision,
+        "versions": versions(),
+    }
+    if config.probe and config.method != "linear":
+        seed_everything(accelerator.device, config.seed, "initial weights")
+        head = build_probe(config, len(training.classes))
+        probed = probe(
+            accelerator, head, recipe, config.batch_size, parts, config.select, augment, config.vote, folder,
+            None if title is None else "linear probe",
+        )  # fmt: skip
+        facts["linear probe"] = probed.summary()
+    facts["per class"] = metrics.per_class(training.classes)
+    if accelerator.is_main_process:
+        known = (
+            "classes",
+            "clouds normalized",
+            "points",
+            "test",
+            "validation",
+            "linear probe",
+            "selection",
+            "augmentation",
+            "vote",
+            "seeds",
+        )
+        save_adapter(model, folder.path / ADAPTER, {name: facts[name] for name in known})
+        write_report(folder.path, test, logits, metrics, state.history, epoch)
+        write_json(folder.path / "result.json", facts)  # the last file: where it is, the run is complete
+        folder.close()
+    return facts
+
+
+def summarise(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """One result of several seeds: mean and standard deviation (of a sample), and the runs themselves."""
+    facts = dict(runs[0])
+    facts["seeds"] = [run["seeds"][0] for run in runs]
+    for part in ("test", "validation", "linear probe"):
+        if runs[0][part] is None:
+            continue
+        facts[part] = {"clouds": runs[0][part]["clouds"]}
+        for name in ("overall accuracy", "mean class accuracy", "loss"):
+            values = [run[part][name] for run in runs]
+            facts[part][name] = round(statistics.fmean(values), 4)
+            facts[part][f"{name} std"] = round(statistics.stdev(values), 4) if len(values) > 1 else math.nan
+    facts["runs"] = [{"seed": run["seeds"][0], "test": run["test"], "selection": run["selection"]} for run in runs]
+    del facts["per class"]
+    return facts

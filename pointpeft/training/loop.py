@@ -1,0 +1,266 @@
+"""The training loop: forward, backward and step in one place, for pre-training, adaptation and the probe."""
+
+import hashlib
+import math
+import os
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from pointpeft.training.clouds import Batches
+from pointpeft.training.memory import keep_freed_memory, peak_memory
+from pointpeft.training.run_folder import RunFolder
+
+FLOOR = 1e-6  # learning rate at the very start and end
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How long and how fast.
+
+    Attributes:
+        epochs: Passes over the data, the length of the cosine.
+        warmup: Part of the schedule with a linearly rising learning rate.
+        per_epoch: Whether the learning rate changes between epochs alone, as published, or at every step.
+        time_limit: Seconds of training after which the schedule has ended, whatever the epochs; None: no limit.
+    """
+
+    epochs: int
+    lr: float
+    weight_decay: float = 0.05
+    clip: float = 10.0
+    warmup: float = 0.0
+    accumulate: int = 1
+    per_epoch: bool = True
+    time_limit: float | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("epochs", 1), ("accumulate", 1), ("lr", 0), ("weight_decay", 0), ("warmup", 0)):
+            if not getattr(self, name) >= least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        for name in ("clip", "time_limit"):
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+
+    def rate(self, progress: float) -> float:
+        """Learning rate at a part of the schedule: linear up from the floor, then a cosine down to it."""
+        if progress < self.warmup:
+            return FLOOR + (self.lr - FLOOR) * progress / self.warmup
+        along = min(1.0, (progress - self.warmup) / max(1e-9, 1.0 - self.warmup))
+        return FLOOR + 0.5 * (self.lr - FLOOR) * (1.0 + math.cos(math.pi * along))
+
+
+@dataclass
+class State:
+    """Where a run stands; all of it is in the checkpoint.
+
+    Attributes:
+        epoch: The next epoch.
+        elapsed: Seconds of training in all sessions.
+        samples: Clouds seen by all processes.
+        busy: Seconds of `elapsed` in forward, backward and step.
+        peak_memory: Largest bytes in use so far.
+        history: One row per epoch.
+        best: What `after_epoch` keeps of the selected epoch.
+    """
+
+    epoch: int = 0
+    elapsed: float = 0.0
+    samples: int = 0
+    busy: float = 0.0
+    peak_memory: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+    best: dict[str, Any] = field(default_factory=dict)
+
+
+def train(
+    accelerator: Accelerator,
+    model: nn.Module,
+    recipe: Recipe,
+    batches: Callable[[int], Batches],
+    loss_of: Callable[[nn.Module, Tensor, Tensor, torch.Generator], dict[str, Tensor]],
+    folder: RunFolder,
+    after_epoch: Callable[[nn.Module, State], dict[str, float]] | None = None,
+    progress_bar: str | None = None,
+) -> State:
+    """Trains what requires gradients, from the folder's checkpoint where it has one, and checkpoints every epoch.
+
+    Every epoch starts by seeding all generators from (seed, epoch), so that a resumed run repeats what the killed one
+    would have done, bit for bit on the CPU.
+
+    Args:
+        model: The bare model; changed in place.
+        batches: The batches of an epoch.
+        loss_of: (model, points, labels, generator) -> named losses, whose sum is minimised; the generator is on the
+            device and belongs to augmentation.
+        after_epoch: (model, state) -> numbers for the log; may keep the selected weights in `state.best`.
+        progress_bar: Its title, or None for none.
+
+    Raises:
+        ValueError: The loss is not finite.
+    """
+    device = accelerator.device
+    model.to(device)
+    optimizer = torch.optim.AdamW(parameter_groups(model, recipe.weight_decay), lr=recipe.lr)
+    state = _restore(folder, model, optimizer, device)
+    wrapped, optimizer = accelerator.prepare(model, optimizer)
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    bar = tqdm(
+        total=recipe.epochs,
+        initial=state.epoch,
+        desc=progress_bar,
+        unit="epoch",
+        disable=progress_bar is None or not accelerator.is_main_process,
+    )
+    while state.epoch < recipe.epochs and _progress(recipe, state, 0.0, 0.0) < 1.0:
+        generator = seed_everything(device, recipe.seed, state.epoch, accelerator.process_index)
+        epoch_batches = batches(state.epoch)
+        started, totals, seen = time.perf_counter(), {}, 0
+        wrapped.train()
+        for step, (points, labels) in enumerate(epoch_batches):
+            within = (step + 1) / len(epoch_batches)
+            progress = _progress(recipe, state, within, time.perf_counter() - started)
+            for group in optimizer.param_groups:
+                group["lr"] = recipe.rate(progress)
+            boundary = (step + 1) % recipe.accumulate == 0 or step + 1 == len(epoch_batches)
+            with nullcontext() if boundary else accelerator.no_sync(wrapped):
+                with accelerator.autocast():
+                    losses = loss_of(wrapped, points.to(device), labels.to(device), generator)
+                    loss = sum(losses.values()) / recipe.accumulate
+                accelerator.backward(loss)
+            if boundary:
+                accelerator.clip_grad_norm_(trainable, recipe.clip)
+                optimizer.step()
+                optimizer.zero_grad()
+            for name, value in losses.items():
+                totals[name] = totals.get(name, 0.0) + value.detach() * len(labels)
+            seen += len(labels)
+            bar.set_postfix_str(f"step {step + 1}/{len(epoch_batches)}", refresh=False)
+            bar.update(0)
+            if recipe.time_limit is not None and _agree(accelerator, progress >= 1.0):
+                break
+        row = {"epoch": float(state.epoch), "lr": recipe.rate(progress)}
+        row |= {name: float(accelerator.reduce(value, "mean")) / seen for name, value in totals.items()}
+        if not all(math.isfinite(value) for value in row.values()):
+            raise ValueError(f"the loss is not finite in epoch {state.epoch}: {row}; try a smaller lr than {recipe.lr}")
+        state.epoch += 1
+        state.samples += seen * accelerator.num_processes
+        state.busy += time.perf_counter() - started
+        state.peak_memory = max(state.peak_memory, peak_memory(device))
+        if after_epoch is not None:
+            wrapped.eval()
+            row |= after_epoch(model, state)
+        state.elapsed += time.perf_counter() - started
+        row["seconds"] = state.elapsed
+        state.history.append(row)
+        folder.save_checkpoint(_snapshot(model, optimizer, state))
+        folder.log(state.history)
+        bar.set_postfix({name: f"{value:.4g}" for name, value in row.items() if name not in ("epoch", "seconds")})
+        bar.update(1)
+    bar.close()
+    accelerator.wait_for_everyone()
+    accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False).eval()
+    return state
+
+
+def _progress(recipe: Recipe, state: State, within: float, seconds: float) -> float:
+    """Part of the schedule that is behind us: of the epochs, or of the time where that is ahead."""
+    by_epochs = (state.epoch + 1) / (recipe.epochs + 1) if recipe.per_epoch else (state.epoch + within) / recipe.epochs
+    by_time = 0.0 if recipe.time_limit is None else (state.elapsed + seconds) / recipe.time_limit
+    return max(by_epochs, by_time)
+
+
+def _agree(accelerator: Accelerator, stop: bool) -> bool:
+    """Whether any process wants to stop: clocks differ, and all must leave the epoch together."""
+    if accelerator.num_processes == 1:
+        return stop
+    flag = torch.tensor(float(stop), device=accelerator.device)
+    return bool(accelerator.reduce(flag, "sum") > 0)
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Trainable parameters in two groups: 1-D ones, biases and tokens do not decay (the published rule)."""
+    decay, plain = [], []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            small = parameter.ndim == 1 or name.endswith(".bias") or "token" in name
+            (plain if small else decay).append(parameter)
+    if not decay and not plain:
+        raise ValueError("the model has nothing to train: no parameter requires a gradient")
+    return [{"params": decay, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+
+
+def trained_state(model: nn.Module) -> dict[str, Tensor]:
+    """Copies of all that training changes: trainable parameters, and buffers (statistics of normalisation layers)."""
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    return {name: value.detach().clone() for name, value in model.state_dict().items() if name not in frozen}
+
+
+def restore_trained(model: nn.Module, state: dict[str, Tensor]) -> None:
+    """Puts `trained_state` back.
+
+    Raises:
+        ValueError: The state is that of another model.
+    """
+    expected = trained_state(model).keys()
+    if expected != state.keys():
+        differing = sorted(expected ^ state.keys())
+        raise ValueError(f"the checkpoint is that of another model; {len(differing)} entries differ: {differing[:5]}")
+    model.load_state_dict(state, strict=False)
+
+
+def _snapshot(model: nn.Module, optimizer: Any, state: State) -> dict[str, Any]:
+    return {"model": trained_state(model), "optimizer": optimizer.state_dict(), **vars(state)}
+
+
+def _restore(folder: RunFolder, model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> State:
+    saved = folder.load_checkpoint(device)
+    if saved is None:
+        return State()
+    restore_trained(model, saved.pop("model"))
+    optimizer.load_state_dict(saved.pop("optimizer"))
+    return State(**saved)
+
+
+def seed_everything(device: torch.device, *parts: int | str) -> torch.Generator:
+    """Seeds torch's own generators by a hash of `parts`, and returns another one on the device, seeded likewise."""
+    seed = derive_seed(*parts)
+    torch.manual_seed(seed)
+    return torch.Generator(device=device).manual_seed(derive_seed(seed, "augmentation"))
+
+
+def derive_seed(*parts: int | str) -> int:
+    """A 62-bit seed that depends on all parts; the same on every machine."""
+    digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 2
+
+
+def make_accelerator(device: str, precision: str = "float32") -> Accelerator:
+    """An accelerator on the device; under `accelerate launch` each process takes its own.
+
+    Raises:
+        ValueError: The device does not exist here.
+    """
+    if device != "auto":
+        try:
+            wanted = torch.device(device)
+        except RuntimeError as error:
+            raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {device!r}") from error
+        if wanted.type == "cuda" and (wanted.index or 0) >= torch.cuda.device_count():
+            raise ValueError(f"device {device!r} is not here: {torch.cuda.device_count()} CUDA devices are visible")
+    if "WORLD_SIZE" not in os.environ:  # accelerate keeps the first choice of a process; a later run may want another
+        AcceleratorState._reset_state(reset_partial_state=True)
+        if device.startswith("cuda:"):
+            torch.cuda.set_device(device)
+    keep_freed_memory()
+    mixed = {"float32": "no", "bf16": "bf16"}[precision]
+    return Accelerator(cpu=device == "cpu", mixed_precision=mixed)

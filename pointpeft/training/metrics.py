@@ -1,0 +1,59 @@
+"""Classification metrics of a whole test set."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torchmetrics.functional.classification import multiclass_accuracy, multiclass_confusion_matrix
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """How well logits fit labels.
+
+    Attributes:
+        overall_accuracy: Part of the clouds classified right (OA).
+        mean_class_accuracy: Mean over the classes present of the part classified right (mAcc).
+        loss: Mean cross-entropy.
+        confusion: Clouds of true class i predicted as class j. [classes, classes]
+        clouds: How many.
+    """
+
+    overall_accuracy: float
+    mean_class_accuracy: float
+    loss: float
+    confusion: Tensor
+    clouds: int
+
+    def summary(self) -> dict[str, float | int]:
+        """The single numbers, rounded as results are printed."""
+        return {
+            "overall accuracy": round(self.overall_accuracy, 4),
+            "mean class accuracy": round(self.mean_class_accuracy, 4),
+            "loss": round(self.loss, 4),
+            "clouds": self.clouds,
+        }
+
+    def per_class(self, classes: tuple[str, ...]) -> dict[str, dict[str, float | int | None]]:
+        """Accuracy and number of clouds by class name; None where a class has no cloud."""
+        counts = self.confusion.sum(1).tolist()
+        right = self.confusion.diagonal().tolist()
+        return {
+            name: {"accuracy": round(r / n, 4) if n else None, "clouds": n}
+            for name, r, n in zip(classes, right, counts, strict=True)
+        }
+
+
+def measure(logits: Tensor, labels: Tensor) -> Metrics:
+    """Metrics of logits [M, classes] against labels [M]."""
+    classes = logits.shape[1]
+    confusion = multiclass_confusion_matrix(logits, labels, num_classes=classes)
+    present = confusion.sum(1) > 0
+    each = multiclass_accuracy(logits, labels, num_classes=classes, average="none")
+    return Metrics(
+        overall_accuracy=float(multiclass_accuracy(logits, labels, num_classes=classes, average="micro")),
+        mean_class_accuracy=float(each[present].mean()),
+        loss=float(torch.nn.functional.cross_entropy(logits, labels)),
+        confusion=confusion,
+        clouds=len(labels),
+    )

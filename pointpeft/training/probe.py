@@ -1,0 +1,97 @@
+"""The linear probe beside a result: the head alone, trained on the features of the untouched backbone."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from pointpeft.model import PointModel
+from pointpeft.training.clouds import Clouds
+from pointpeft.training.inference import forward_all, views
+from pointpeft.training.loop import Recipe, derive_seed, train
+from pointpeft.training.metrics import Metrics, measure
+from pointpeft.training.run_folder import RunFolder
+from pointpeft.training.selection import Selector
+
+# The backbone is frozen and in evaluation mode, so its features of a cloud are computed once per augmented view; epochs
+# take the views in turn.
+VIEWS = 8
+
+
+class FeatureBatches:
+    """One epoch of (features [B, C], labels [B]), cut as `Clouds.batches` cuts clouds."""
+
+    def __init__(self, features: Tensor, labels: Tensor, batch_size: int, generator: torch.Generator) -> None:
+        order = torch.randperm(len(labels), generator=generator)
+        self.chunks = torch.tensor_split(order, -(-len(order) // batch_size))
+        self.features, self.labels = features, labels
+
+    def __len__(self) -> int:
+        return len(self.chunks)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for chunk in self.chunks:
+            yield self.features[chunk], self.labels[chunk]
+
+
+def probe(
+    accelerator: Accelerator,
+    model: PointModel,
+    recipe: Recipe,
+    batch_size: int,
+    parts: dict[str, Clouds],
+    select: str,
+    augment: Any,
+    vote: int,
+    folder: RunFolder,
+    title: str | None,
+) -> Metrics:
+    """Trains the head of `model` on cached features with the recipe of the run it stands beside.
+
+    Args:
+        model: A model whose backbone is frozen and pre-trained; its head is trained in place.
+        parts: "train", "test" and, where the run has one, "val".
+        select: The run's rule.
+        augment: The run's augmentation, of training features.
+        vote: The run's, of test clouds.
+
+    Returns:
+        Metrics on the test clouds.
+    """
+    device, seed, training, head = accelerator.device, recipe.seed, parts["train"], model.head
+    model.to(device).eval()
+
+    def features(points: Tensor) -> Tensor:
+        return forward_all(model.forward_features, points, batch_size, device, title)
+
+    cached = []
+    for view in range(min(VIEWS, recipe.epochs)):
+        generator = torch.Generator().manual_seed(derive_seed(seed, "probe", view))
+        points, labels = zip(*training.batches(batch_size, generator), strict=True)
+        cached.append((features(augment(torch.cat(points), generator)), torch.cat(labels)))
+    held = {
+        name: [features(points) for points in views(part, vote if name == "test" else 1, seed)]
+        for name, part in parts.items()
+        if name != "train"
+    }
+
+    def batches(epoch: int) -> FeatureBatches:
+        inputs, labels = cached[epoch % len(cached)]
+        generator = torch.Generator().manual_seed(derive_seed(seed, epoch, "probe batches"))
+        return FeatureBatches(inputs, labels, batch_size, generator)
+
+    def loss_of(module: nn.Module, inputs: Tensor, labels: Tensor, _: torch.Generator) -> dict[str, Tensor]:
+        return {"loss": nn.functional.cross_entropy(module(inputs), labels)}
+
+    def test(name: str) -> Metrics:
+        head.eval()
+        logits = sum(forward_all(head, one, batch_size, device) for one in held[name]) / len(held[name])
+        return measure(logits, parts[name].labels)
+
+    selector = Selector(select, test)
+    unsaved = RunFolder(folder.path / "probe", main=False)  # quick enough to be repeated after a kill
+    state = train(accelerator, head, recipe, batches, loss_of, unsaved, selector.after_epoch)
+    selector.restore(head, state)
+    return test("test")

@@ -1,0 +1,141 @@
+"""What a run leaves on disk, written so that a kill at any moment leaves either the old file or the new one."""
+
+import csv
+import io
+import json
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from pointpeft.checkpoints.files import write_atomically, write_json
+
+Config = TypeVar("Config")
+CHECKPOINT = "checkpoint.pt"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes text to a temporary file and renames it."""
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+class RunFolder:
+    """A folder with `config.json`, `checkpoint.pt`, `log.csv`, `result.json` and what the run adds.
+
+    Args:
+        path: The folder; created if it does not exist.
+        main: Whether this process writes; of several processes only the first does.
+    """
+
+    def __init__(self, path: Path, main: bool = True) -> None:
+        self.path = Path(path)
+        self.main = main
+        self._board: Any = None
+        if main:
+            self.path.mkdir(parents=True, exist_ok=True)
+
+    @classmethod
+    def new(cls, output: Path | None, stem: str, main: bool = True) -> "RunFolder":
+        """A folder for a new run: `output`, which must not hold one yet, or the first free `runs/STEM[-N]`.
+
+        Raises:
+            ValueError: `output` already holds a run.
+        """
+        if output is None:
+            output = Path("runs") / stem
+            number = 1
+            while output.exists():
+                number += 1
+                output = Path("runs") / f"{stem}-{number}"
+        elif (Path(output) / "config.json").exists():
+            raise ValueError(f"output {output} already holds a run; give another folder, or --resume {output}")
+        return cls(output, main)
+
+    def write_config(self, config: Any, command: str) -> None:
+        """Writes the run's configuration, from which `--resume` and `evaluate` rebuild it."""
+        if self.main:
+            entries = {name: str(v) if isinstance(v, Path) else v for name, v in asdict(config).items()}
+            write_json(self.path / "config.json", {"command": command, **entries})
+
+    def read_config(self, kind: type[Config], command: str) -> Config:
+        """The configuration of the run in this folder.
+
+        Raises:
+            ValueError: No such run, or one of another command.
+        """
+        entries = read_json(self.path / "config.json", f"{self.path} holds no run")
+        found = entries.pop("command", None)
+        if found != command:
+            raise ValueError(f"{self.path} holds a run of `{found}`; a run of `{command}` is needed")
+        known = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]
+        unknown = sorted(set(entries) - set(known))
+        if unknown:
+            raise ValueError(f"{self.path / 'config.json'} has the unknown entries {', '.join(unknown)}")
+        for name, value in entries.items():
+            if isinstance(value, list):
+                entries[name] = tuple(value)
+            elif isinstance(value, str) and "Path" in str(known[name].type):
+                entries[name] = Path(value)
+        return kind(**entries)
+
+    def save_checkpoint(self, state: dict[str, Any]) -> None:
+        """Replaces the checkpoint: tensors and plain values alone, so that it loads without unpickling code."""
+        if self.main:
+            write_atomically(self.path / CHECKPOINT, lambda temporary: torch.save(state, temporary))
+
+    def load_checkpoint(self, device: torch.device) -> dict[str, Any] | None:
+        """The last checkpoint, or None when the run was stopped before its first."""
+        path = self.path / CHECKPOINT
+        if not path.exists():
+            return None
+        return torch.load(path, map_location=device, weights_only=True)
+
+    def log(self, history: list[dict[str, float]]) -> None:
+        """Rewrites `log.csv` from the whole history and adds the last row to TensorBoard where that is installed."""
+        if not self.main or not history:
+            return
+        columns = list(dict.fromkeys(name for row in history for name in row))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(history)
+        write_text(self.path / "log.csv", text.getvalue())
+        board = self._tensorboard(int(history[-1]["epoch"]))
+        if board is not None:
+            for name, value in history[-1].items():
+                if name != "epoch":
+                    board.add_scalar(name, value, int(history[-1]["epoch"]))
+            board.flush()
+
+    def _tensorboard(self, epoch: int) -> Any:
+        if self._board is None:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError:  # the extra [log] is not installed; log.csv holds the same numbers
+                return None
+            self._board = SummaryWriter(str(self.path / "tensorboard"), purge_step=epoch)
+        return self._board
+
+    def close(self) -> None:
+        """Ends the TensorBoard file."""
+        if self._board is not None:
+            self._board.close()
+            self._board = None
+
+
+def read_json(path: Path, missing: str) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        ValueError: There is no such file (says `missing`), or it is not a JSON object.
+    """
+    if not path.is_file():
+        raise ValueError(f"{missing}: there is no file {path}")
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} must hold a JSON object, got {type(value).__name__}")
+    return value

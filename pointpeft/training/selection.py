@@ -1,0 +1,52 @@
+"""Which epoch of a run is kept."""
+
+from collections.abc import Callable
+
+from torch import nn
+
+from pointpeft.training.loop import State, restore_trained, trained_state
+from pointpeft.training.metrics import Metrics
+
+# Rule -> the part of the data it looks at after every epoch, and what a result says about it.
+LOOKS_AT = {"val-best": "val", "test-best": "test", "last": None}
+MEANING = {
+    "val-best": "best epoch on clouds held out of the training set; the test set was looked at once, at the end",
+    "last": "last epoch; the test set was looked at once, at the end",
+    "test-best": "best epoch ON THE TEST SET, as published numbers do: optimistic, compare with like alone",
+}
+
+
+class Selector:
+    """Keeps the weights of the best epoch by accuracy; ties go to the lower loss, then to the earlier epoch.
+
+    Args:
+        rule: val-best, last or test-best.
+        measure: Metrics of the current weights on a part ("val" or "test").
+    """
+
+    def __init__(self, rule: str, measure: Callable[[str], Metrics]) -> None:
+        if rule not in LOOKS_AT:
+            raise ValueError(f"select must be one of {', '.join(LOOKS_AT)}, got {rule!r}")
+        self.part = LOOKS_AT[rule]
+        self.measure = measure
+
+    def after_epoch(self, model: nn.Module, state: State) -> dict[str, float]:
+        """Measures, keeps the weights in `state.best` if they are the best so far, and returns numbers for the log."""
+        if self.part is None:
+            return {}
+        metrics = self.measure(self.part)
+        score = [metrics.overall_accuracy, -metrics.loss]
+        if not state.best or score > state.best["score"]:
+            state.best = {"epoch": state.epoch - 1, "score": score, "model": trained_state(model)}
+        return {
+            f"{self.part} accuracy": metrics.overall_accuracy,
+            f"{self.part} class accuracy": metrics.mean_class_accuracy,
+            f"{self.part} loss": metrics.loss,
+        }
+
+    def restore(self, model: nn.Module, state: State) -> int:
+        """Puts the kept weights into the model and returns their epoch."""
+        if self.part is None or not state.best:
+            return state.epoch - 1
+        restore_trained(model, state.best["model"])
+        return state.best["epoch"]

@@ -1,0 +1,27 @@
+"""With what a number was made."""
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+
+PACKAGES = ("numpy", "accelerate", "torchmetrics", "safetensors")
+
+
+def versions() -> dict[str, str]:
+    """Versions of this package, Python, torch and what else takes part in a result, and the processor or GPU."""
+    from pointpeft import __version__
+    from pointpeft.ops import backend
+
+    found = {"pointpeft": __version__, "python": platform.python_version(), "torch": torch.__version__}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "missing"
+    cuda = torch.cuda.is_available()
+    found["device"] = (
+        torch.cuda.get_device_name() if cuda else f"{platform.machine()}, {torch.get_num_threads()} threads"
+    )
+    found["operations"] = backend("cuda" if cuda else "cpu")
+    return found
