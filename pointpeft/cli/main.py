@@ -11,6 +11,7 @@ import tyro
 # Command -> (module, its dataclass). The module's `run(command) -> int` does the work and imports what is heavy.
 COMMANDS = {
     "finetune": ("pointpeft.cli.finetune", "FinetuneConfig"),
+    "compare": ("pointpeft.cli.compare", "CompareConfig"),
     "evaluate": ("pointpeft.cli.evaluate", "EvaluateConfig"),
     "predict": ("pointpeft.cli.predict", "Predict"),
     "pretrain": ("pointpeft.cli.pretrain", "PretrainConfig"),
@@ -20,12 +21,13 @@ COMMANDS = {
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
 DESCRIPTION = """\
-Adapt a pre-trained point-cloud transformer by training about 1 % of it.
+Adapt a pre-trained point-cloud transformer by training a small part of it.
 
 First steps:
   pointpeft finetune                     embedded furniture data, minutes on a CPU
   pointpeft data check scans/            is my folder readable?
   pointpeft finetune scans/              one sub-folder of clouds per class
+  pointpeft compare scans/ --methods linear dapt full
   pointpeft predict RUN cloud.ply        classify with the adapter of a run folder
 
   pointpeft COMMAND --help               every option, with its default

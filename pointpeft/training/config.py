@@ -21,7 +21,7 @@ class FinetuneConfig:
 
     Without arguments it adapts the shipped `point_mae_tiny` to the embedded furniture data set, in minutes on a CPU.
     DATA may be a folder with one sub-folder of clouds per class, optionally below `train/` and `test/`.
-    The run folder receives the adapter (about 1 % of the model), the log, the plots and `result.json`.
+    The run folder receives the adapter (the part of the model that was trained), the log, the plots and `result.json`.
     """
 
     data: Annotated[str, Positional, arg(metavar="DATA")] = "furniture"
@@ -127,6 +127,49 @@ class PretrainConfig:
     """Run folder of a stopped run: continues it with its own configuration; other arguments are ignored."""
     quiet: bool = False
     """No progress bar."""
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """Adapt with several methods and seeds under one recipe, and print one table: mean ± std on the test clouds.
+
+    Each run has a process and a folder of its own. The same command again completes a comparison that was stopped.
+    """
+
+    data: Annotated[str, Positional, arg(metavar="DATA")] = "furniture"
+    """Labelled clouds, as for `finetune`."""
+    methods: Annotated[tuple[str, ...], arg(metavar="METHOD[:NAME=VALUE,...]")] = ("linear", "dapt", "full")
+    """Methods with their own options: `linear dapt dapt:rank=8,lr=1e-3 full:checkpoint=none`."""
+    seeds: int = 3
+    """Runs per method, with seeds seed, seed+1, …"""
+    backbone: str = "point_mae_tiny"
+    """Architecture of all runs."""
+    checkpoint: Annotated[str | None, arg(metavar="FILE|NAME")] = None
+    """Pre-trained weights of all runs. None: the one shipped for the backbone; `none`: random weights."""
+    set: Options = ()
+    """Option of the backbone, NAME=VALUE, may be repeated."""
+    epochs: int = 60
+    """Passes over the training clouds."""
+    batch_size: int = 32
+    """Clouds per step, at most."""
+    lr: float = 5e-4
+    """Peak learning rate of AdamW."""
+    num_points: int = 1024
+    """Points per cloud."""
+    augment: Augmentation = "scale_translate"
+    """Of training clouds."""
+    select: Selection = "val-best"
+    """Which epoch is kept."""
+    seed: int = 0
+    """The first seed."""
+    device: Annotated[str, arg(metavar="cpu|cuda|cuda:N")] = "auto"
+    """Where to compute."""
+    precision: Precision = "float32"
+    """`bf16` computes the transformer in bfloat16; weights stay float32."""
+    output: Annotated[Path | None, arg(metavar="FOLDER")] = None
+    """Folder of the comparison; None: `runs/compare-DATA`."""
+    quiet: bool = False
+    """No progress bars."""
 
 
 @dataclass(frozen=True)

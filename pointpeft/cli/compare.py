@@ -1,0 +1,20 @@
+"""`pointpeft compare`: methods side by side."""
+
+import sys
+
+from pointpeft.training.config import CompareConfig
+
+__all__ = ["CompareConfig", "run"]
+
+
+def run(command: CompareConfig) -> int:
+    """Compares and prints the table; 1 when a run failed."""
+    from pointpeft.training.comparison import compare, markdown
+
+    facts = compare(command)
+    for name, error in facts["failures"].items():
+        print(f"pointpeft: error: {name}: {error}", file=sys.stderr)
+    if facts["rows"]:
+        print(markdown(facts["rows"]), end="")
+        print(f"\n{command.epochs} epochs each; epoch kept: {command.select}; table and runs in {facts['folder']}")
+    return 1 if facts["failures"] else 0

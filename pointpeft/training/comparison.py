@@ -1,0 +1,196 @@
+"""Methods side by side: the same data, the same recipe, several seeds, one table."""
+
+import csv
+import io
+import multiprocessing
+import re
+import statistics
+import traceback
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pointpeft.checkpoints.files import write_json
+from pointpeft.training.config import CompareConfig, FinetuneConfig
+from pointpeft.training.run_folder import RunFolder, read_json, write_text
+
+COLUMNS = (
+    "method",
+    "trained",
+    "trained %",
+    "without head",
+    "overall accuracy",
+    "std",
+    "mean class accuracy",
+    "class std",
+    "seeds",
+    "peak memory MiB",
+    "clouds per second",
+)
+
+
+def compare(config: CompareConfig) -> dict[str, Any]:
+    """Runs every method with every seed, each in a process of its own, and tabulates them.
+
+    A run whose result is there is not repeated, a stopped one goes on: the same command again completes the table.
+
+    Returns:
+        "rows", one dict of `COLUMNS` per method in the order given; "failures", what did not run and why; "folder".
+
+    Raises:
+        ValueError: No method, a method twice, or a folder that holds a comparison of another kind.
+    """
+    if config.seeds < 1:
+        raise ValueError(f"seeds must be at least 1, got {config.seeds}")
+    if not config.methods or len(set(config.methods)) < len(config.methods):
+        raise ValueError(f"name each method once, got {list(config.methods)}")
+    folder = RunFolder(config.output or Path("runs") / f"compare-{Path(config.data.split(':')[-1]).name}")
+    runs = {
+        entry: [_run_config(config, entry, seed, folder.path) for seed in _seeds(config)] for entry in config.methods
+    }
+    _same_comparison(config, folder)
+    failures = {}
+    for entry, wanted in runs.items():
+        for run in wanted:
+            error = _complete(run)
+            if error:
+                failures[f"{entry} seed {run.seed}"] = error
+    rows = [_row(entry, wanted) for entry, wanted in runs.items() if any(_result(run).exists() for run in wanted)]
+    facts = {"rows": rows, "failures": failures, "folder": str(folder.path)}
+    if rows:
+        write_json(folder.path / "result.json", facts)
+        write_text(folder.path / "table.csv", _csv(rows))
+        write_text(folder.path / "table.md", markdown(rows))
+    return facts
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """The table for a README."""
+    lines = [
+        "| method | trained | of all | test accuracy | class accuracy | seeds | memory | clouds/s |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for row in rows:
+        overall = f"{row['overall accuracy']:.1%} ± {row['std']:.1%}"
+        by_class = f"{row['mean class accuracy']:.1%} ± {row['class std']:.1%}"
+        lines.append(
+            f"| {row['method']} | {row['trained']:,} | {row['trained %']:.1f} % | {overall} | {by_class} | "
+            f"{row['seeds']} | {row['peak memory MiB']} MiB | {row['clouds per second']} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _run_config(config: CompareConfig, entry: str, seed: int, folder: Path) -> FinetuneConfig:
+    """The run of one entry, METHOD or METHOD:NAME=VALUE,NAME=VALUE."""
+    method, _, options = entry.partition(":")
+    pairs = [pair for pair in options.split(",") if pair]
+    checkpoint, lr, kept = config.checkpoint, config.lr, []
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if name == "checkpoint":
+            checkpoint = value
+        elif name == "lr":
+            try:
+                lr = float(value)
+            except ValueError:
+                raise ValueError(f"lr in {entry!r} must be a number, got {value!r}") from None
+        elif equals:
+            kept.append(pair)
+        else:
+            raise ValueError(f"a method is METHOD or METHOD:NAME=VALUE,NAME=VALUE, got {entry!r}")
+    shared = ("data", "backbone", "epochs", "batch_size", "num_points", "augment", "select", "device", "precision")
+    return FinetuneConfig(
+        **{name: getattr(config, name) for name in shared},
+        method=method,
+        checkpoint=checkpoint,
+        lr=lr,
+        set=(*config.set, *kept),
+        warmup_epochs=min(5, config.epochs // 4),
+        seed=seed,
+        probe=False,
+        quiet=config.quiet,
+        output=folder / re.sub(r"[^\w.=,-]+", "_", entry) / f"seed-{seed}",
+    )
+
+
+def _result(run: FinetuneConfig) -> Path:
+    assert run.output is not None
+    return run.output / "result.json"
+
+
+def _same_comparison(config: CompareConfig, folder: RunFolder) -> None:
+    """A folder holds runs of one recipe; methods and seeds may be added to it."""
+    if (folder.path / "config.json").exists():
+        before = folder.read_config(CompareConfig, "compare")
+        free = {name: getattr(config, name) for name in ("methods", "seeds", "seed", "output", "quiet", "device")}
+        if _plain(replace(before, **free)) != _plain(config):
+            raise ValueError(
+                f"{folder.path} holds a comparison with other options ({folder.path / 'config.json'}); "
+                "give the same ones, or another --output"
+            )
+    folder.write_config(config, "compare")
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(config).items()}
+
+
+def _complete(run: FinetuneConfig) -> str | None:
+    """Makes sure that the run's result is there; what went wrong, or None."""
+    if _result(run).exists():
+        return None
+    started = (run.output / "config.json").exists()  # type: ignore[operator]
+    config = replace(run, resume=run.output, output=None) if started else run
+    # A process of its own: its peak memory is its own, and a crash takes nothing with it.
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_finetune, args=(config, sender))
+    process.start()
+    sender.close()
+    try:
+        error = receiver.recv()
+    except EOFError:
+        process.join()
+        error = f"the process ended with code {process.exitcode}"
+    process.join()
+    return error
+
+
+def _finetune(config: FinetuneConfig, sender: Any) -> None:
+    try:
+        from pointpeft.training.finetuning import finetune
+
+        finetune(config)
+        sender.send(None)
+    except (ValueError, OSError, ImportError) as error:
+        sender.send(str(error))
+    except Exception:
+        sender.send(traceback.format_exc())
+
+
+def _row(entry: str, runs: list[FinetuneConfig]) -> dict[str, Any]:
+    found = [read_json(_result(run), "no result") for run in runs if _result(run).exists()]
+    overall = [facts["test"]["overall accuracy"] for facts in found]
+    by_class = [facts["test"]["mean class accuracy"] for facts in found]
+    first = found[0]
+    return {
+        "method": entry,
+        "trained": first["trainable parameters"],
+        "trained %": round(100 * first["trainable parameters"] / first["parameters"], 2),
+        "without head": first["trainable parameters without head"],
+        "overall accuracy": round(statistics.fmean(overall), 4),
+        "std": round(statistics.stdev(overall), 4) if len(found) > 1 else 0.0,
+        "mean class accuracy": round(statistics.fmean(by_class), 4),
+        "class std": round(statistics.stdev(by_class), 4) if len(found) > 1 else 0.0,
+        "seeds": len(found),
+        "peak memory MiB": max(facts["peak memory MiB"] for facts in found),
+        "clouds per second": round(statistics.median(facts["clouds per second"] for facts in found), 1),
+    }
+
+
+def _csv(rows: list[dict[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS)
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

@@ -1,0 +1,67 @@
+import csv
+import json
+import os
+
+import pytest
+
+from pointpeft.training.comparison import compare
+from pointpeft.training.config import CompareConfig
+from tests.training.conftest import TINY_MODEL
+
+BACKBONE = tuple(pair for pair in TINY_MODEL if not pair.startswith("rank"))
+
+
+def config(folder, output, **changes):
+    options = {
+        "methods": ("linear", "dapt:rank=4"),
+        "seeds": 2,
+        "epochs": 2,
+        "batch_size": 8,
+        "num_points": 64,
+        "set": BACKBONE,
+        "checkpoint": "none",
+        "device": "cpu",
+        "quiet": True,
+    }
+    return CompareConfig(data=str(folder), output=output, **{**options, **changes})
+
+
+def test_a_comparison_is_completed_not_repeated(clouds_folder, tmp_path):
+    output = tmp_path / "compare"
+    first = compare(config(clouds_folder, output, seeds=1))
+    assert not first["failures"]
+    assert [row["method"] for row in first["rows"]] == ["linear", "dapt:rank=4"]
+    assert first["rows"][0]["trained"] < first["rows"][1]["trained"]
+    done = sorted(output.rglob("seed-0/result.json"))
+    assert len(done) == 2
+    times = [path.stat().st_mtime_ns for path in done]
+    os.remove(output / "result.json")
+    second = compare(config(clouds_folder, output))
+    assert [row["seeds"] for row in second["rows"]] == [2, 2]
+    assert [path.stat().st_mtime_ns for path in done] == times
+    with open(output / "table.csv") as file:
+        assert [row["method"] for row in csv.DictReader(file)] == ["linear", "dapt:rank=4"]
+    assert json.loads((output / "result.json").read_text())["rows"] == second["rows"]
+    with pytest.raises(ValueError, match="holds a comparison with other options"):
+        compare(config(clouds_folder, output, epochs=3))
+
+
+def test_a_failing_method_does_not_keep_the_others_from_their_result(clouds_folder, tmp_path):
+    facts = compare(config(clouds_folder, tmp_path / "c", methods=("nope", "linear"), seeds=1))
+    assert [row["method"] for row in facts["rows"]] == ["linear"]
+    assert "unknown method 'nope'" in facts["failures"]["nope seed 0"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seeds": 0}, "seeds must be at least 1"),
+        ({"methods": ("dapt", "dapt")}, "name each method once"),
+        ({"methods": ()}, "name each method once"),
+        ({"methods": ("dapt:rank",)}, "METHOD:NAME=VALUE"),
+        ({"methods": ("dapt:lr=fast",)}, "lr in 'dapt:lr=fast' must be a number"),
+    ],
+)
+def test_wrong_arguments_are_named(change, message, clouds_folder, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        compare(config(clouds_folder, tmp_path / "c", **change))
