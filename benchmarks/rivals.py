@@ -62,3 +62,25 @@ def torch_fps_sample_and_knn(xyz: Tensor, num_groups: int, group_size: int) -> t
     return module.farthest_point_sampling_with_knn(
         xyz, valid, num_groups, group_size, random_start=False, start_idx=torch.zeros(batch, dtype=torch.int64)
     )
+
+
+def torch_fps_sample(xyz: Tensor, num_samples: int) -> Tensor:
+    """torch-fps: C++ compiled on first use, every point in every step."""
+    module = require("torch_fps")
+    batch, n, _ = xyz.shape
+    valid, start = torch.ones(batch, n, dtype=torch.bool), torch.zeros(batch, dtype=torch.int64)
+    return module.farthest_point_sampling(xyz, valid, num_samples, random_start=False, start_idx=start)
+
+
+def torch_quickfps_sample(xyz: Tensor, num_samples: int) -> Tensor:
+    """torch-quickfps: buckets, of the height that is fastest at these sizes."""
+    height = 3 if xyz.shape[1] < 4096 else 5 if xyz.shape[1] < 50_000 else 7
+    return require("torch_quickfps").sample_idx(xyz, num_samples, h=height, start_idx=0)
+
+
+def fpsample_sample(xyz: Tensor, num_samples: int) -> Tensor:
+    """fpsample's buckets on one thread, one cloud at a time; it begins at a point of its own choice."""
+    sample = require("fpsample").bucket_fps_kdline_sampling
+    height = 3 if xyz.shape[1] < 4096 else 5 if xyz.shape[1] < 50_000 else 7
+    picks = [sample(cloud, num_samples, h=height, start_idx=0).astype(numpy.int64) for cloud in xyz.numpy()]
+    return torch.from_numpy(numpy.stack(picks))
