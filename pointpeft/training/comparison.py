@@ -45,9 +45,8 @@ def compare(config: CompareConfig) -> dict[str, Any]:
     if not config.methods or len(set(config.methods)) < len(config.methods):
         raise ValueError(f"name each method once, got {list(config.methods)}")
     folder = RunFolder(config.output or Path("runs") / f"compare-{Path(config.data.split(':')[-1]).name}")
-    runs = {
-        entry: [_run_config(config, entry, seed, folder.path) for seed in _seeds(config)] for entry in config.methods
-    }
+    seeds = range(config.seed, config.seed + config.seeds)
+    runs = {entry: [_run_config(config, entry, seed, folder.path) for seed in seeds] for entry in config.methods}
     _same_comparison(config, folder)
     failures = {}
     for entry, wanted in runs.items():
