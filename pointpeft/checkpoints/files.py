@@ -34,16 +34,23 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = str(error).strip().splitlines()
-        blocked = [line.strip() for line in reason if "GLOBAL" in line or "Unsupported" in line] or reason[:1]
+    except Exception as error:  # a damaged pickle can ask for anything: IndexError, KeyError, ...
+        lines = [line.strip() for line in str(error).splitlines()]
+        blocked = [line for line in lines if "GLOBAL" in line]
+        if not isinstance(error, pickle.UnpicklingError) or not blocked:
+            said = next((line for line in lines if "Unsupported" in line), lines[0] if lines else "")
+            reason = _first_sentence(said) or f"it ends early ({type(error).__name__})"
+            raise ValueError(f"{path} is not a readable PyTorch file, or damaged: {reason}") from error
         raise ValueError(
             f"{path} is refused, because more than tensors and plain values would have to be unpickled, which can run "
-            f"code: {blocked[0]} Convert it where you trust it: keep only the tensors, and save those."
+            f"code: {_first_sentence(blocked[0])}. Where you trust it, keep only its tensors and save those."
         ) from error
-    except (RuntimeError, EOFError, ValueError, OSError) as error:
-        raise ValueError(f"{path} is not a readable PyTorch file: {error}") from error
     return tensors_of(content, str(path)), {}
+
+
+def _first_sentence(text: str) -> str:
+    """Without what torch says next: how to load such a file regardless."""
+    return text.removeprefix("WeightsUnpickler error: ").split(". ")[0].rstrip(".")
 
 
 def tensors_of(content: Any, what: str) -> dict[str, Tensor]:
