@@ -78,6 +78,8 @@ def checked(
             raise ValueError(f"start must be below each cloud's length, got {start} and length {int(lengths.min())}")
     if not min_sq_norm >= 0:
         raise ValueError(f"min_sq_norm must be at least 0, got {min_sq_norm}")
+    if xyz.device.type != "cpu":  # the CPU kernel looks by itself
+        _check.finite("xyz", xyz)
     return lengths, starts, start
 
 

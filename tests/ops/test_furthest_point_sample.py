@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pointpeft.ops import furthest_point_sample, furthest_point_sample_reference
+from pointpeft.ops import furthest_point_sample, furthest_point_sample_reference, sample_and_group
 from tests.conftest import cut
 
 SHAPES = [(1, 1, 1), (2, 7, 7), (3, 33, 5), (2, 513, 64), (1, 1031, 300), (5, 128, 17)]
@@ -158,6 +158,19 @@ def test_one_bad_coordinate_anywhere_is_found(cpu_level):
         for layout in (xyz, cut(torch.zeros(1, 37, 3)).copy_(xyz), xyz.transpose(1, 2).contiguous().transpose(1, 2)):
             with pytest.raises(ValueError, match="xyz must be finite"):
                 furthest_point_sample(layout, 3)
+
+
+@pytest.mark.gpu
+def test_on_cuda_a_bad_coordinate_is_looked_for_only_where_asked(monkeypatch, generator):
+    xyz = cloud(2, 37, generator, device="cuda")
+    xyz[1, 30, 2] = torch.nan
+    monkeypatch.delenv("POINTPEFT_CHECK", raising=False)
+    assert 30 not in furthest_point_sample(xyz, 36)[1].tolist()
+    monkeypatch.setenv("POINTPEFT_CHECK", "1")
+    with pytest.raises(ValueError, match="xyz must be finite, got 1 NaN"):
+        furthest_point_sample(xyz, 36)
+    with pytest.raises(ValueError, match="xyz must be finite, got 1 NaN"):
+        sample_and_group(xyz, 8, 4)
 
 
 def test_a_cloud_where_nothing_may_be_selected_gives_the_lowest_index(cpu_level):
