@@ -5,6 +5,12 @@ from torch import Tensor, nn
 from pointpeft import ops
 
 
+def knn(ref: Tensor, query: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Distances and int64 indices (k, M), ascending, of one cloud `ref` (D, N) and its queries (D, M)."""
+    distance, idx = KNN(k)(ref.unsqueeze(0), query.unsqueeze(0))
+    return distance.squeeze(0), idx.squeeze(0)
+
+
 class KNN(nn.Module):
     """k nearest of `ref` for each of `query`; `transpose_mode` says that points come as (B, N, D), not (B, D, N)."""
 
