@@ -85,11 +85,9 @@ def knn_points(
 
 
 def knn_gather(x: Tensor, idx: Tensor, lengths: Tensor | None = None) -> Tensor:
-    """`x` (N, M, U) at `idx` (N, L, K): (N, L, K, U), zero beyond a cloud's length."""
+    """`x` (N, M, U) at `idx` (N, L, K): (N, L, K, U), zero for neighbours beyond a cloud's length."""
     gathered = ops.gather(x, idx)
-    if lengths is None:
-        return gathered
-    beyond = torch.arange(idx.shape[2], device=idx.device) >= lengths.to(idx.device)[:, None, None]
+    beyond = torch.arange(idx.shape[2], device=idx.device) >= _valid(lengths, x)[:, None, None]
     return gathered.masked_fill(beyond.expand_as(idx).unsqueeze(-1), 0.0)
 
 
