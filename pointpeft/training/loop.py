@@ -65,7 +65,7 @@ class State:
 
     Attributes:
         epoch: The next epoch.
-        elapsed: Seconds of training in all sessions.
+        elapsed: Seconds of training, before and after a resumption.
         samples: Clouds seen by all processes.
         busy: Seconds of `elapsed` in forward, backward and step.
         peak_memory: Largest bytes in use so far.
