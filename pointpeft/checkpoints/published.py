@@ -155,7 +155,8 @@ def _copies(model: PointModel, names: dict[str, str]) -> dict[str, str]:
     """Second published names of tensors that published files hold twice -> their first ones."""
     pairs = model.method.published_copies
     copies = {re.sub(p, r, theirs): theirs for theirs in names.values() for p, r in pairs if re.search(p, theirs)}
-    return {copy: original for copy, original in copies.items() if copy != original}
+    own = set(names.values())
+    return {copy: original for copy, original in copies.items() if copy not in own}
 
 
 def to_published(model: PointModel) -> dict[str, Tensor]:

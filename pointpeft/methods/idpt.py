@@ -1,0 +1,192 @@
+"""IDPT: one prompt per cloud, generated from its own patch tokens by a graph network in feature space."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pointpeft.backbones.context import Context
+from pointpeft.backbones.layers import Block
+from pointpeft.heads import Pool
+from pointpeft.methods.base import Method, register_method, where
+from pointpeft.model import PointModel
+from pointpeft.ops import gather, knn
+
+LEAK = 0.2  # slope of the LeakyReLUs, as published
+HEADS = {
+    "all": ("cls", "prompt_mean", "patch_max"),
+    "promptcls": ("cls", "prompt_mean"),
+    "pointcls": ("cls", "patch_max"),
+    "promptonly": ("prompt_mean",),
+}
+"""What the head reads, by the published name; the mean over the only prompt is that prompt."""
+EDGE_CONVS = {"dgcnn": 3, "dgcnn_light2": 2, "dgcnn_light": 1}
+GENERATORS = (*EDGE_CONVS, "mlp", "transformer")
+
+
+def conv(norm: nn.BatchNorm1d, in_width: int, dims: int, at: dict[str, Any]) -> nn.Sequential:
+    """A 1x1 convolution without bias and its norm, under the names and shapes of published files."""
+    kind = nn.Conv2d if dims == 2 else nn.Conv1d
+    return nn.Sequential(kind(in_width, norm.num_features, 1, bias=False, **at), norm)
+
+
+def activate(norm: nn.BatchNorm1d, x: Tensor) -> Tensor:
+    """LeakyReLU(BN(x)) over the last dimension. [..., C] -> [..., C]"""
+    return F.leaky_relu(norm(x.flatten(0, -2)).view_as(x), LEAK)
+
+
+def project(layer: nn.Sequential, x: Tensor) -> Tensor:
+    """The convolution, its norm and LeakyReLU, token by token. [B, G, C] -> [B, G, C']"""
+    return activate(layer[1], F.linear(x, layer[0].weight.flatten(1)))
+
+
+class EdgeConvPrompt(nn.Module):
+    """x_l = max_j LeakyReLU(BN(W_l [x_j - x_i ; x_i])) over neighbours j in feature space; prompt = max_i of all x_l.
+
+    Source: Zha et al., "Instance-aware dynamic prompt tuning for pre-trained point cloud models", ICCV 2023; Wang et
+    al., "Dynamic graph CNN for learning on point clouds", 2019, Eqs. 7-8.
+    """
+
+    def __init__(self, width: int, stages: int, k: int, at: dict[str, Any]):
+        super().__init__()
+        self.stages, self.k = stages, k
+        for i in range(1, stages + 1):
+            norm = nn.BatchNorm1d(width, **at)
+            self.add_module(f"conv{i}", conv(norm, 2 * width, 2, at))
+        last = conv(nn.BatchNorm1d(width, **at), stages * width, 1, at)
+        if stages > 1:
+            self.conv5 = last
+        else:  # another name, since published files hold another norm as bn5
+            self.last, self.unread = last, nn.BatchNorm1d(width, **at)
+
+    def edge_conv(self, layer: nn.Sequential, x: Tensor) -> Tensor:
+        """One EdgeConv. [B, G, C] -> [B, G, C]"""
+        k = min(self.k, x.shape[1])
+        idx = knn(x.detach(), x.detach(), k)[1]  # [B, G, K], the patch itself among them
+        to_offset, to_center = layer[0].weight.flatten(1).chunk(2, 1)  # [C, C] each
+        # W [x_j - x_i ; x_i] = W' x_j + (W'' - W') x_i: two products per patch instead of one per edge.
+        edges = gather(F.linear(x, to_offset), idx) + F.linear(x, to_center - to_offset)[:, :, None]
+        return activate(layer[1], edges).amax(2)
+
+    def forward(self, x: Tensor, pos: Tensor | None) -> Tensor:
+        """Patch tokens -> prompt; positions take no part. [B, G, C] -> [B, 1, C]"""
+        features = []
+        for i in range(1, self.stages + 1):
+            x = self.edge_conv(self.get_submodule(f"conv{i}"), x)
+            features.append(x)
+        last = self.conv5 if self.stages > 1 else self.last
+        return project(last, torch.cat(features, -1)).amax(1, keepdim=True)
+
+
+class MlpPrompt(nn.Module):
+    """prompt = max_i LeakyReLU(BN(W x_i))."""
+
+    def __init__(self, width: int, at: dict[str, Any]):
+        super().__init__()
+        self.last = conv(nn.BatchNorm1d(width, **at), width, 1, at)
+        self.unread = nn.BatchNorm1d(width, **at)
+
+    def forward(self, x: Tensor, pos: Tensor | None) -> Tensor:
+        """Patch tokens -> prompt; positions take no part. [B, G, C] -> [B, 1, C]"""
+        return project(self.last, x).amax(1, keepdim=True)
+
+
+class TransformerPrompt(nn.Module):
+    """prompt = max_i of one transformer block on the patch tokens and their positions."""
+
+    def __init__(self, width: int, num_heads: int, at: dict[str, Any]):
+        super().__init__()
+        self.block = Block(width, num_heads, **at)
+
+    def forward(self, x: Tensor, pos: Tensor | None) -> Tensor:
+        """Patch tokens and their positions -> prompt. [B, G, C] -> [B, 1, C]"""
+        return self.block(x, Context(x, x, pos=pos)).amax(1, keepdim=True)
+
+
+class PromptedBlock(nn.Module):
+    """A frozen block of any kind that gets a generated prompt among its tokens, with a fixed random position."""
+
+    def __init__(self, block: nn.Module, generator: nn.Module, width: int):
+        super().__init__()
+        self.block = block
+        self.generator = generator
+        self.prompt_pos = nn.Parameter(torch.empty(1, 1, width, **where(block)), requires_grad=False)
+        nn.init.trunc_normal_(self.prompt_pos, std=0.02)
+
+    def forward(self, x: Tensor, ctx: Context) -> Tensor:
+        """[B, T, C] -> [B, T + 1, C]: the prompt stands behind the prefix from here on."""
+        pos = None if ctx.pos is None else ctx.split(ctx.pos)[2]
+        prompt = self.generator(ctx.split(x)[2], pos)
+        return self.block(ctx.insert_prompts(x, prompt, self.prompt_pos), ctx)
+
+
+@register_method
+@dataclass(frozen=True)
+class IDPT(Method):
+    """Instance-aware dynamic prompt: made from the tokens that enter one block, among the tokens from there on.
+
+    Its position is drawn once and never trained, as in the publication (whose optimiser does not name it); adapters on
+    disk hold it. The publication leaves gradients of the frozen backbone on, which costs memory and changes nothing;
+    here they are off. Published files hold the generator's norms twice, under two names. The published mlp and
+    dgcnn_light have one norm more that nothing reads (`unread`); it is here because it counts as trainable there.
+
+    Attributes:
+        prompt_layer: Before which block; -1 is the last.
+        generator: dgcnn (three edge convolutions), dgcnn_light2 (two), dgcnn_light (one), mlp or transformer.
+        head: What the head reads: all (class token, prompt, maximum over patches), promptcls (class token, prompt),
+            pointcls (class token, maximum over patches) or promptonly.
+        k: Neighbours of a patch in feature space, itself among them; where a cloud has fewer patches, all of them.
+
+    Source: Zha et al., "Instance-aware dynamic prompt tuning for pre-trained point cloud models", ICCV 2023.
+    """
+
+    prompt_layer: int = -1
+    generator: str = "dgcnn"
+    head: str = "all"
+    k: int = 20
+
+    trains = (r"^backbone\.(cls_token|cls_pos)$",)
+    dead = (r"\.generator\.unread\.",)
+    published_markers = ("blocks.cls.",)
+    published_renames = (
+        (r"^blocks\.blocks\.\d+\.prompt_pos$", "prompt_pos"),
+        (r"^blocks\.blocks\.\d+\.generator\.block\.", "blocks.cls.blocks.blocks.0."),
+        (r"^blocks\.blocks\.\d+\.generator\.unread\.", "blocks.cls.bn5."),
+        (r"^blocks\.blocks\.\d+\.generator\.last\.", "blocks.cls.conv5."),
+        (r"^blocks\.blocks\.\d+\.generator\.conv(\d)\.1\.", r"blocks.cls.bn\1."),
+        (r"^blocks\.blocks\.\d+\.generator\.", "blocks.cls."),
+        (r"^(blocks\.blocks\.\d+)\.block\.", r"\1."),
+    )
+    published_copies = ((r"^blocks\.cls\.bn(\d)\.", r"blocks.cls.conv\1.1."),)
+
+    def __post_init__(self) -> None:
+        if self.generator not in GENERATORS:
+            raise ValueError(f"generator must be one of {', '.join(GENERATORS)}, got {self.generator!r}")
+        if self.head not in HEADS:
+            raise ValueError(f"head must be one of {', '.join(HEADS)}, got {self.head!r}")
+        if self.k < 1:
+            raise ValueError(f"k must be at least 1, got {self.k}")
+
+    @classmethod
+    def published_config(cls, config: dict[str, Any]) -> dict[str, Any]:
+        """Our options from the `model:` section of a published YAML file."""
+        names = {"prompt_layer": "prompt_layer", "prompt_module": "generator", "cls_type": "head"}
+        return {ours: config[theirs] for theirs, ours in names.items() if theirs in config}
+
+    def build(self, model: PointModel) -> None:
+        """Puts the generator before its block and widens what the head reads."""
+        backbone = model.backbone
+        width, depth, at = backbone.config.width, len(backbone.blocks), where(backbone)
+        if not -depth <= self.prompt_layer < depth:
+            raise ValueError(f"prompt_layer must be below the depth {depth}, got {self.prompt_layer}")
+        generator: nn.Module
+        if self.generator in EDGE_CONVS:
+            generator = EdgeConvPrompt(width, EDGE_CONVS[self.generator], self.k, at)
+        elif self.generator == "mlp":
+            generator = MlpPrompt(width, at)
+        else:
+            generator = TransformerPrompt(width, backbone.config.num_heads, at)
+        backbone.blocks[self.prompt_layer] = PromptedBlock(backbone.blocks[self.prompt_layer], generator, width)
+        model.pool = Pool(HEADS[self.head], width, backbone.prefix)
