@@ -84,6 +84,114 @@ def test_nothing_nearer_is_left_out(device, generator):
     assert (others.amin(-1) >= everything.gather(-1, idx[..., -1:])[..., 0] - 1e-6).all()
 
 
+# ---- large clouds: by a tree, from 4096 points and 256 queries on ----
+
+
+def assert_some_equal_the_reference(query, support, k):
+    """Asks for all queries, and compares a few: the reference sorts all of N for each."""
+    mine = knn(query, support, k)
+    some = torch.linspace(0, query.shape[1] - 1, 40, device=query.device).long()
+    assert_same([part[:, some] for part in mine], knn_reference(query[:, some], support, k))
+
+
+def large_cloud(kind, n, generator):
+    rows = torch.rand(n, 3, generator=generator)
+    if kind == "clustered":  # balls of very different size
+        place = torch.randint(0, 5, (n,), generator=generator)
+        return torch.eye(5, 3)[place] + (rows - 0.5) * 10.0 ** -place[:, None].float()
+    if kind == "duplicated":
+        return rows[torch.randint(0, 50, (n,), generator=generator)]
+    if kind == "collinear":
+        return rows[:, :1] * torch.tensor([1.0, -2.0, 0.5])
+    if kind == "lattice":
+        return (rows * 16).floor()
+    if kind == "one point":
+        return torch.ones(n, 3)
+    return rows
+
+
+LARGE = ["uniform", "clustered", "duplicated", "collinear", "lattice", "one point"]
+
+
+def large_query(support, m, generator):
+    """Half of them points of the cloud, half anywhere about it."""
+    own = support[:, torch.randint(0, support.shape[1], (m,), generator=generator)]
+    anywhere = support.amin(1, keepdim=True) - 1 + torch.rand(1, m, 3, generator=generator) * 6
+    return torch.where(torch.rand(1, m, 1, generator=generator) < 0.5, own, anywhere)
+
+
+@pytest.mark.parametrize("k", [1, 16, 33])
+@pytest.mark.parametrize("kind", LARGE)
+def test_large_clouds_equal_the_reference_index_for_index(kind, k, cpu_level, generator):
+    support = large_cloud(kind, 5003, generator)[None]
+    assert_some_equal_the_reference(large_query(support, 300, generator), support, k)
+
+
+@pytest.mark.parametrize("kind", ["uniform", "lattice"])
+@pytest.mark.parametrize("k", [300, 4100])
+def test_large_clouds_with_many_neighbours(kind, k, cpu_level, generator):
+    support = large_cloud(kind, 4100, generator)[None]
+    assert_some_equal_the_reference(large_query(support, 256, generator), support, k)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_large_clouds_of_each_dtype(dtype, device, generator):
+    query, support = clouds(1, 300, 7000, 3, generator, dtype, device)
+    assert_some_equal_the_reference(query, support, 16)
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_large_clouds_of_few_channels(channels, device, generator):
+    query, support = clouds(1, 300, 7000, channels, generator, device=device)
+    assert_some_equal_the_reference(query, support, 16)
+
+
+def test_large_clouds_of_any_length_and_stride(device, generator):
+    query, support = clouds(4, 300, 5000, 3, generator, device=device)
+    lengths = torch.tensor([5000, 4097, 20, 16], device=device)
+    if device.type == "cpu":
+        for b in range(4):
+            support[b, lengths[b] :] = torch.nan
+    sq_distance, idx = knn(cut(query), cut(support), 16, lengths=lengths)
+    for b in range(4):
+        alone = knn_reference(query[b : b + 1, :40], support[b : b + 1, : lengths[b]], 16)
+        assert_same((sq_distance[b : b + 1, :40], idx[b : b + 1, :40]), alone)
+
+
+def test_large_clouds_whose_distances_overflow(cpu_level):
+    support = torch.full((1, 5000, 3), 3e38)
+    support[0, 4321] = 0
+    sq_distance, idx = knn(torch.zeros(1, 256, 3), support, 40)
+    assert torch.equal(idx[0], torch.cat([torch.tensor([4321]), torch.arange(39)]).expand(256, 40))
+    assert (sq_distance[0, :, 0] == 0).all()
+    assert torch.isinf(sq_distance[0, :, 1:]).all()
+
+
+@pytest.mark.parametrize("which", ["query", "support"])
+def test_large_clouds_must_be_finite(which):
+    call = {"query": torch.zeros(1, 300, 3), "support": torch.zeros(1, 5000, 3)}
+    call[which][0, 299, 1] = torch.nan
+    with pytest.raises(ValueError, match=f"{which} must be finite"):
+        knn(call["query"], call["support"], 3)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.sampled_from(LARGE), st.integers(4096, 9000), st.integers(256, 300), st.integers(1, 70), st.integers(0, 2**31)
+)
+def test_any_large_cloud_gives_what_the_reference_gives(kind, n, m, k, seed):
+    generator = torch.Generator().manual_seed(seed)
+    support = large_cloud(kind, n, generator)[None]
+    assert_some_equal_the_reference(large_query(support, m, generator), support, k)
+
+
+def test_twenty_thousand_points_among_themselves(generator):
+    support = torch.rand(1, 20_000, 3, generator=generator)
+    _, idx = knn(support, support, 1)
+    assert torch.equal(idx[0, :, 0], torch.arange(20_000))
+    assert_some_equal_the_reference(support, support, 8)
+
+
 def test_ties_go_to_the_lowest_index(cpu_level):
     support = torch.tensor([[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 0], [0, 0, 0], [-1, 0, 0]], dtype=torch.float32)
     sq_distance, idx = knn(torch.zeros(1, 1, 3), support[None], 5)

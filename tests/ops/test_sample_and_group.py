@@ -15,7 +15,7 @@ from pointpeft.ops import (
 )
 from tests.conftest import cut
 
-SHAPES = [(1, 1, 1, 1), (2, 7, 7, 7), (3, 65, 5, 16), (2, 1031, 64, 32), (1, 300, 33, 129)]
+SHAPES = [(1, 1, 1, 1), (2, 7, 7, 7), (3, 65, 5, 16), (2, 1031, 64, 32), (1, 300, 33, 129), (1, 4500, 260, 16)]
 
 
 def cloud(batch, n, generator, dtype=torch.float32, device="cpu"):
