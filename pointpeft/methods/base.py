@@ -9,6 +9,9 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from pointpeft.model import PointModel
 
+# The tokens before the patches and their positions, which a pre-training may lack: what a method lists under `trains`.
+PREFIX_TOKENS = r"^backbone\.\w+_(token|pos)$"
+
 
 @dataclass(frozen=True)
 class Method:

@@ -19,3 +19,22 @@ COUNTS = [
 @pytest.mark.parametrize(("method", "options", "classes", "count"), COUNTS)
 def test_trainable_parameters(method, options, classes, count):
     assert create_model("point_mae", method, classes, device="meta", **options).trainable_parameters() == count
+
+
+TOKENS = 2 * 384  # the class token and its position, which train under every method but are in no formula
+
+WITHOUT_HEAD = [
+    # method, options, parameters beside the head and the class token
+    ("bitfit", {}, 36_864),
+    ("ln_tuning", {}, 18_432),
+    ("ssf", {}, 102_912),
+    ("houlsby", {}, 1_190_400),
+    ("houlsby", {"places": ("mlp",)}, 595_200),
+    ("adaptformer", {}, 595_200),
+]
+
+
+@pytest.mark.parametrize(("method", "options", "count"), WITHOUT_HEAD)
+def test_trainable_parameters_beside_the_head(method, options, count):
+    model = create_model("point_mae", method, 15, device="meta", **options)
+    assert model.trainable_parameters(head=False) == count + TOKENS
