@@ -2,13 +2,10 @@
 // children a node. A step takes the distances to its pick into the leaves that they can change, and no other.
 #pragma once
 
-#include "pointpeft.h"
+#include "kd_split.h"
 
 namespace pointpeft {
 namespace {
-
-template <class A>
-using BitsOf = std::conditional_t<sizeof(A) == 8, int64_t, int32_t>;
 
 // Distances are compared by their bits as integers, since maxima of integers are associative and so vectorise. That
 // orders what is not negative as usual, and these two below it: points that are never picked, and padding.
@@ -52,12 +49,6 @@ constexpr int64_t kLeafPad = 16;  // leaves begin at multiples of it
 // Leaves that one step must visit before it is worth two threads: the first steps of clouds above 100000 points.
 constexpr int64_t kParallelLeaves = 2048;
 
-template <class A>
-struct Point {
-  A c[3];
-  BitsOf<A> id;
-};
-
 // The boxes of kFan children, the largest distance inside each, and the lowest index that has it.
 template <class A>
 struct alignas(64) Group {
@@ -68,10 +59,6 @@ struct alignas(64) Group {
 template <class A>
 using Memory = std::unique_ptr<A[]>;
 
-struct Range {
-  int64_t begin, end;
-};
-
 template <class A>
 struct Tree {
   std::vector<Range> leaves;                  // in the rows below, padded
@@ -80,71 +67,6 @@ struct Tree {
   int64_t stride;                             // of the rows
   std::vector<std::vector<Group<A>>> levels;  // level 0 describes leaves, the last one is a single group
 };
-
-// Moves points with c[axis] <= pivot to the front; both sides keep their order. Returns how many they are.
-template <class A>
-int64_t partition(Point<A>* points, int64_t n, Point<A>* spare, int axis, A pivot) {
-  int64_t left = 0, right = 0;
-  for (int64_t i = 0; i < n; ++i) {  // without a branch, which would be mispredicted half of the time
-    const Point<A> point = points[i];
-    const bool small = point.c[axis] <= pivot;
-    points[left] = point;
-    spare[right] = point;
-    left += small;
-    right += !small;
-  }
-  std::copy(spare, spare + right, points + left);
-  return left;
-}
-
-// Splits at about the median of the widest axis, both estimated from a few points. Returns the size of the left side,
-// never 0 or n.
-template <class A>
-int64_t split(Point<A>* points, int64_t n, Point<A>* spare) {
-  constexpr int kSample = 31;
-  A sample[3][kSample];
-  const int count = static_cast<int>(std::min<int64_t>(n > 1024 ? kSample : kSample / 2, n));
-  int axis = 0;
-  A widest = -1;
-  for (int c = 0; c < 3; ++c) {
-    for (int s = 0; s < count; ++s) sample[c][s] = points[s * n / count].c[c];
-    const auto [low, high] = std::minmax_element(sample[c], sample[c] + count);
-    if (*high - *low > widest) {
-      widest = *high - *low;
-      axis = c;
-    }
-  }
-  std::nth_element(sample[axis], sample[axis] + (count - 1) / 2, sample[axis] + count);
-  const int64_t left = partition(points, n, spare, axis, sample[axis][(count - 1) / 2]);
-  if (left < n) return left;
-  // Most of the sample was the largest value there is: the middle of the box has points on both sides.
-  for (int c = 0; c < 3; ++c) {
-    A low = points[0].c[c], high = low;
-    for (int64_t i = 1; i < n; ++i) {
-      low = std::min(low, points[i].c[c]);
-      high = std::max(high, points[i].c[c]);
-    }
-    const A middle = low / 2 + high / 2;
-    if (low < high) return partition(points, n, spare, c, middle < high ? std::max(low, middle) : low);
-  }
-  return n / 2;  // all points coincide
-}
-
-template <class A>
-void split_to_leaves(Point<A>* points, Range range, Point<A>* spare, std::vector<Range>& leaves) {
-  std::vector<Range> waiting{range};
-  while (!waiting.empty()) {
-    const Range r = waiting.back();
-    waiting.pop_back();
-    if (r.end - r.begin <= kLeaf) {
-      leaves.push_back(r);
-    } else {
-      const int64_t middle = r.begin + split(points + r.begin, r.end - r.begin, spare + r.begin);
-      waiting.push_back({middle, r.end});
-      waiting.push_back({r.begin, middle});
-    }
-  }
-}
 
 template <class A>
 void enclose(Group<A>& group, int child, const A* low, const A* high) {
@@ -192,27 +114,7 @@ POINTPEFT_INLINE void best_of(const BitsOf<A>* most, const BitsOf<A>* id, int64_
 template <class A>
 Tree<A> build(Point<A>* points, int64_t n, A min_sq_norm) {
   Tree<A> tree;
-  Memory<Point<A>> spare(new Point<A>[n]);
-  // A few splits one after another, so that the threads have parts to work on; inside a parallel region one suffices.
-  std::vector<Range> parts{{0, n}};
-  const int64_t threads = torch::stable::get_num_threads();
-  while (threads > 1 && static_cast<int64_t>(parts.size()) < 4 * threads) {
-    std::vector<Range> halves;
-    for (const Range r : parts) {
-      const int64_t middle =
-          r.end - r.begin > kLeaf ? r.begin + split(points + r.begin, r.end - r.begin, spare.get()) : r.end;
-      halves.push_back({r.begin, middle});
-      halves.push_back({middle, r.end});
-    }
-    parts.swap(halves);
-  }
-  std::vector<std::vector<Range>> leaves(parts.size());
-  torch::stable::parallel_for(0, parts.size(), 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i)
-      if (parts[i].begin < parts[i].end) split_to_leaves(points, parts[i], spare.get(), leaves[i]);
-  });
-  std::vector<Range> sources;
-  for (const auto& some : leaves) sources.insert(sources.end(), some.begin(), some.end());
+  const std::vector<Range> sources = split_into_leaves(points, n, kLeaf);
   tree.stride = 0;
   for (const Range r : sources) {
     const int64_t padded = (r.end - r.begin + kLeafPad - 1) / kLeafPad * kLeafPad;
