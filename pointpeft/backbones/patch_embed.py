@@ -43,6 +43,16 @@ class PatchEmbed(nn.Module):
             nn.Conv1d(4 * hidden, width, 1, **where),
         )
 
+    @property
+    def last_layer(self) -> nn.Linear | nn.Conv1d:
+        """The layer whose output, or its maximum, the tokens are."""
+        return self.second_conv[-1]
+
+    @property
+    def ends_in_maximum(self) -> bool:
+        """Whether a maximum over points follows `last_layer`, which only an increasing map may pass."""
+        return True
+
     def forward(self, patches: Tensor) -> Tensor:
         """Embeds each patch.
 

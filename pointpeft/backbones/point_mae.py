@@ -65,6 +65,8 @@ class PointMAE(nn.Module):
 
     # The registered name of the published size.
     family: ClassVar[str] = "point_mae"
+    # What its blocks are.
+    block_type: ClassVar[type[Block]] = Block
     # Names of the tokens before the patches; `<name>_token` and `<name>_pos` hold them.
     prefix: ClassVar[tuple[str, ...]] = ("cls",)
     # What the published classifier pools, see heads.pooling.
@@ -100,19 +102,32 @@ class PointMAE(nn.Module):
         for name in self.prefix:
             self.register_parameter(f"{name}_token", nn.Parameter(torch.empty(1, 1, width, **where)))
             self.register_parameter(f"{name}_pos", nn.Parameter(torch.empty(1, 1, width, **where)))
-        self.patch_embed: nn.Module = PatchEmbed(width, config.embed_width, **where)
+        self.patch_embed: nn.Module = self.make_patch_embed(config, **where)
         self.patch_transform: nn.Module = nn.Identity()
-        self.pos_embed = nn.Sequential(
-            nn.Linear(3, POS_HIDDEN, **where), nn.GELU(), nn.Linear(POS_HIDDEN, width, **where)
-        )
+        self.pos_embed: nn.Module = self.make_pos_embed(config, **where)
         rates = [config.drop_path * i / max(1, config.depth - 1) for i in range(config.depth)]
-        self.blocks = nn.ModuleList(Block(width, config.num_heads, config.mlp_ratio, rate, **where) for rate in rates)
-        self.norm: nn.Module = nn.LayerNorm(width, **where)
+        self.blocks = nn.ModuleList(
+            self.block_type(width, config.num_heads, config.mlp_ratio, rate, **where) for rate in rates
+        )
+        self.norm: nn.Module = self.make_norm(config, **where)
         self.token_transform: nn.Module = nn.Identity()
         init_weights(self)
         for name in self.prefix:
             nn.init.trunc_normal_(getattr(self, f"{name}_token"), std=0.02)
             nn.init.trunc_normal_(getattr(self, f"{name}_pos"), std=0.02)
+
+    def make_patch_embed(self, config: PointMAEConfig, *, device: Any = None, dtype: Any = None) -> nn.Module:
+        """The tokenizer: [B, G, S, 3] -> [B, G, C]."""
+        return PatchEmbed(config.width, config.embed_width, device=device, dtype=dtype)
+
+    def make_pos_embed(self, config: PointMAEConfig, *, device: Any = None, dtype: Any = None) -> nn.Module:
+        """What turns centres into positions: [B, G, 3] -> [B, G, C]."""
+        where = {"device": device, "dtype": dtype}
+        return nn.Sequential(nn.Linear(3, POS_HIDDEN, **where), nn.GELU(), nn.Linear(POS_HIDDEN, config.width, **where))
+
+    def make_norm(self, config: PointMAEConfig, *, device: Any = None, dtype: Any = None) -> nn.Module:
+        """What normalises the tokens after the last block: [B, T, C] -> [B, T, C]."""
+        return nn.LayerNorm(config.width, device=device, dtype=dtype)
 
     @classmethod
     def published_config(cls, config: dict[str, Any]) -> dict[str, Any]:
@@ -134,13 +149,19 @@ class PointMAE(nn.Module):
             if not found:
                 raise ValueError(f"config must have {' or '.join(theirs)}, got {sorted(config)}")
             fields[ours] = int(found[0])
-        if config.get("encoder_dims", fields["width"]) != fields["width"]:
-            raise ValueError(
-                f"encoder_dims must equal the width {fields['width']} for {cls.__name__}, got {config['encoder_dims']}"
-            )
+        fields |= cls.published_tokenizer(config, fields["width"])
         fields["drop_path"] = float(config.get("drop_path_rate", 0.0))
         fields["min_sq_norm"] = 1e-3  # pointnet2_ops, with which every published file was trained
         return fields
+
+    @classmethod
+    def published_tokenizer(cls, config: dict[str, Any], width: int) -> dict[str, Any]:
+        """Our fields of the tokenizer from the same section, for tokens of `width` channels."""
+        if config.get("encoder_dims", width) != width:
+            raise ValueError(
+                f"encoder_dims must equal the width {width} for {cls.__name__}, got {config['encoder_dims']}"
+            )
+        return {}
 
     def group(self, xyz: Tensor) -> tuple[Tensor, Tensor]:
         """Patches (B, G, S, 3) relative to their centres, and the centres (B, G, 3), of clouds (B, N, 3)."""

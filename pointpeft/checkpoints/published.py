@@ -23,7 +23,7 @@ def infer_family(state: dict[str, Tensor], name: str | None = None) -> tuple[str
     """Which backbone and which method a published state dict belongs to.
 
     Args:
-        state: Tensors by published name, without prefixes.
+        state: Tensors by published name; the prefixes of a pre-training may tell backbones of one network apart.
         name: Class name in the published YAML file; it decides the method where the tensors show none, as in a
             pre-training.
 
@@ -34,14 +34,15 @@ def infer_family(state: dict[str, Tensor], name: str | None = None) -> tuple[str
         ValueError: None or several fit; the message says what was seen.
     """
     seen = f"it has {len(state)} tensors such as {', '.join(list(state)[:4])}"
-    if TOKENIZER not in state:
+    plain = _without_prefixes(state)
+    if TOKENIZER not in plain:
         raise ValueError(f"unknown layout: no {TOKENIZER}; {seen}")
     shown = {family: _shown(kind.published_markers, state) for family, kind in backbone_families().items()}
     backbones = [family for family, marker in shown.items() if marker]
     if len(backbones) > 1:
         raise ValueError(f"ambiguous backbone: {', '.join(f'{b} by {shown[b]}' for b in backbones)}; name the family")
     backbone = backbones[0] if backbones else "point_mae"
-    if not backbones and "blocks.blocks.0.attn.qkv.weight" not in state:
+    if not backbones and "blocks.blocks.0.attn.qkv.weight" not in plain:
         raise ValueError(f"unknown layout: no blocks.blocks.0.attn.qkv.weight and no sign of another backbone; {seen}")
     shown = {method: _shown(method_class(method).published_markers, state) for method in method_names()}
     methods = [method for method, marker in shown.items() if marker]
@@ -52,6 +53,11 @@ def infer_family(state: dict[str, Tensor], name: str | None = None) -> tuple[str
         if len(methods) > 1:
             raise ValueError(f"ambiguous method: {name!r} is the class name of {', '.join(methods)}; name the family")
     return backbone, methods[0]
+
+
+def _without_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    prefixes = {prefix for kind in backbone_families().values() for prefix in kind.published_prefixes}
+    return strip_prefixes(state, sorted(prefixes, key=len, reverse=True))
 
 
 def _shown(markers: tuple[str, ...], state: dict[str, Tensor]) -> str | None:
@@ -94,12 +100,11 @@ def from_published(
     Raises:
         ValueError: An unknown or ambiguous layout, a missing or unknown option, or names and shapes that do not fit.
     """
-    state = tensors_of(state_dict, "state_dict")
-    prefixes = {prefix for kind in backbone_families().values() for prefix in kind.published_prefixes}
-    state = strip_prefixes(state, sorted(prefixes, key=len, reverse=True))
+    raw = tensors_of(state_dict, "state_dict")
+    state = _without_prefixes(raw)
     backbone, method = parse_family(family) if family is not None else (None, None)
     if backbone is None or method is None:
-        inferred = infer_family(state, config.get("NAME"))
+        inferred = infer_family(raw, config.get("NAME"))
         backbone, method = backbone or inferred[0], method or inferred[1]
     logger.info("published checkpoint: backbone %s, method %s", backbone, method)
     if "cls_dim" not in config:

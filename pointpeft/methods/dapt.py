@@ -165,6 +165,7 @@ class DAPT(Method):
         for block in backbone.blocks:
             block.fold()
         backbone.token_transform = fold(backbone.norm, backbone.token_transform)
-        # The tokenizer ends in a maximum over points, which a scale may pass only where it is not negative.
-        if bool((backbone.patch_transform.gamma >= 0).all()):
-            backbone.patch_transform = fold(backbone.patch_embed.second_conv[3], backbone.patch_transform)
+        # Where the tokenizer ends in a maximum over points, a scale may pass it only if it is not negative.
+        embed = backbone.patch_embed
+        if not embed.ends_in_maximum or bool((backbone.patch_transform.gamma >= 0).all()):
+            backbone.patch_transform = fold(embed.last_layer, backbone.patch_transform)
