@@ -1,6 +1,6 @@
 """The layers that all backbones share: attention, MLP, stochastic depth and the pre-norm block."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -87,6 +87,8 @@ class Block(nn.Module):
     norm2: nn.Module
     mlp: Mlp
     drop_path: DropPath
+    # Whether its equations are those of `forward` below, which the blocks of methods are written for.
+    plain: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -111,7 +113,16 @@ class Block(nn.Module):
         return self.attn.proj.out_features
 
     def adopt(self, block: "Block") -> None:
-        """Takes over every part of `block` under its name, instead of `Block.__init__`."""
+        """Takes over every part of `block` under its name, instead of `Block.__init__`.
+
+        Raises:
+            ValueError: `block` computes something else than this one is written for.
+        """
+        if self.plain and not block.plain:
+            raise ValueError(
+                f"{type(self).__name__} is written for plain pre-norm blocks, whose residuals start before the "
+                f"normalisation; {type(block).__name__} is none"
+            )
         nn.Module.__init__(self)
         for name, part in block.named_children():
             self.add_module(name, part)

@@ -1,0 +1,154 @@
+"""ReCon's transformer: patches attend to each other, and three global tokens to the patches by layers of their own."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pointpeft.backbones.context import Context
+from pointpeft.backbones.layers import Block, Mlp
+from pointpeft.backbones.point_mae import PointMAE, PointMAEConfig
+from pointpeft.backbones.registry import register_backbone
+
+# What a pre-training holds beside the student: the teachers of images and text, and projections to them.
+TEACHERS = (r"^(img|text)_(encoder|proj)\.", r"^cls_proj\.")
+
+
+@dataclass(frozen=True)
+class ReConConfig(PointMAEConfig):
+    """Fields of a `ReCon`: those of a `PointMAE`."""
+
+
+@dataclass(frozen=True)
+class ReConPlainConfig(PointMAEConfig):
+    """Fields of a `ReConPlain`: those of a `PointMAE`."""
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention of some tokens to others."""
+
+    def __init__(self, width: int, num_heads: int, *, device: Any = None, dtype: Any = None):
+        super().__init__()
+        self.num_heads = num_heads
+        self.q = nn.Linear(width, width, bias=False, device=device, dtype=dtype)
+        self.kv = nn.Linear(width, 2 * width, bias=False, device=device, dtype=dtype)
+        self.proj = nn.Linear(width, width, device=device, dtype=dtype)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Tokens x [B, T, C] look at tokens y [B, M, C] -> [B, T, C]"""
+        batch, tokens, width = x.shape
+        split = (self.num_heads, width // self.num_heads)
+        q = self.q(x).view(batch, tokens, *split).transpose(1, 2)
+        k, v = self.kv(y).view(batch, y.shape[1], 2, *split).permute(2, 0, 3, 1, 4)
+        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, tokens, width))
+
+
+class ReConBlock(Block):
+    """Two branches, of which the global one reads the other; residuals start from the normalised tokens.
+
+    With u = LN(x) of the patches and v = LN(g) of the global tokens: v + CrossAttn(v, u) and u + Attn(u); then each its
+    own u = LN(.) and u + MLP(u). A plain block adds to the tokens before normalisation instead. Prompts count as
+    patches.
+    """
+
+    plain = False
+
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        mlp_ratio: float = 4.0,
+        drop_path: float = 0.0,
+        *,
+        device: Any = None,
+        dtype: Any = None,
+    ):
+        super().__init__(width, num_heads, mlp_ratio, drop_path, device=device, dtype=dtype)
+        self.norm1_contrast = nn.LayerNorm(width, device=device, dtype=dtype)
+        self.attn_contrast = CrossAttention(width, num_heads, device=device, dtype=dtype)
+        self.norm2_contrast = nn.LayerNorm(width, device=device, dtype=dtype)
+        self.mlp_contrast = Mlp(width, int(width * mlp_ratio), device=device, dtype=dtype)
+
+    def forward(self, x: Tensor, ctx: Context) -> Tensor:
+        """[B, T, C] -> [B, T, C]"""
+        x = ctx.add_pos(x)
+        v = self.norm1_contrast(x[:, : ctx.num_prefix])  # [B, 3, C]
+        u = self.norm1(x[:, ctx.num_prefix :])
+        v = v + self.drop_path(self.attn_contrast(v, u))
+        u = u + self.drop_path(self.attn(u))
+        v = self.norm2_contrast(v)
+        u = self.norm2(u)
+        v = v + self.drop_path(self.mlp_contrast(v))
+        u = u + self.drop_path(self.mlp(u))
+        return torch.cat([v, u], 1)
+
+
+class ReCon(PointMAE):
+    """The encoder of ReCon with its class, image and text tokens, as it is fine-tuned: 43.6 million parameters.
+
+    Source: Qi et al., "Contrast with reconstruct: contrastive 3D representation learning guided by generative
+    pretraining", ICML 2023, and its published code for the residuals.
+    """
+
+    family = "recon"
+    block_type = ReConBlock
+    prefix = ("cls", "img", "text")
+    pooled = ("cls", "img", "text", "patch_max")
+    published_prefixes = ("MAE_encoder.",)
+    published_markers = ("_contrast.", "img_token", "text_token")
+    ignored_keys = (*TEACHERS, *PointMAE.ignored_keys)
+
+    @classmethod
+    def published_config(cls, config: dict[str, Any]) -> dict[str, Any]:
+        """Our fields from the `model:` section of a published YAML file, whose `type` must be full, if given."""
+        if config.get("type", "full") != "full":
+            raise ValueError(f"type must be full, whose head has three layers, got {config['type']!r}")
+        return super().published_config(config)
+
+
+class ReConPlain(PointMAE):
+    """The patch branch of ReCon's weights in Point-MAE's network: what adaptation methods publish as ReCon.
+
+    Not what ReCon computes: its residuals start from the normalised tokens, and its global tokens have layers of their
+    own, which are left out here.
+
+    Source: the published code of DAPT (CVPR 2024) and PointGST.
+    """
+
+    family = "recon_plain"
+    ignored_keys = (
+        r"^blocks\.blocks\.\d+\.\w+_contrast\.",
+        r"^(img|text)_(token|pos)$",
+        *TEACHERS,
+        *PointMAE.ignored_keys,
+    )
+
+
+ReConConfig.backbone_type = ReCon
+ReConPlainConfig.backbone_type = ReConPlain
+
+
+@register_backbone
+def recon() -> ReConConfig:
+    """The published size: 12 blocks of width 384 with two branches, 43.6 million parameters."""
+    return ReConConfig(drop_path=0.2)
+
+
+@register_backbone
+def recon_tiny() -> ReConConfig:
+    """6 blocks of width 96, 64 patches of 32 points; small enough to train without a GPU."""
+    return ReConConfig(width=96, depth=6, num_heads=3, num_groups=64, embed_width=32, drop_path=0.0)
+
+
+@register_backbone
+def recon_plain() -> ReConPlainConfig:
+    """The published size: 12 blocks of width 384, 22 million parameters."""
+    return ReConPlainConfig()
+
+
+@register_backbone
+def recon_plain_tiny() -> ReConPlainConfig:
+    """6 blocks of width 96, 64 patches of 32 points; small enough to train without a GPU."""
+    return ReConPlainConfig(width=96, depth=6, num_heads=3, num_groups=64, embed_width=32, drop_path=0.0)
