@@ -92,7 +92,8 @@ def from_published(
         state_dict: Its tensors by their published names, or the whole content of its file. A pre-training's will do:
             then what adaptation adds is fresh.
         family: Such as "dapt", "point_mae" or "point_mae+dapt"; None infers it from the names, and logs it.
-        extra: Options of the backbone or the method that overrule the file's.
+        extra: Options of the backbone or the method that overrule the file's, and tensors that published files of
+            the method lack (`published_beside`).
 
     Returns:
         The model in training mode; `load_report` tells what was missing and ignored.
@@ -109,7 +110,9 @@ def from_published(
     logger.info("published checkpoint: backbone %s, method %s", backbone, method)
     if "cls_dim" not in config:
         raise ValueError(f"config must have cls_dim, got {sorted(config)}")
-    model = _build(backbone, method_class(method), config, extra)
+    beside = {key: extra.pop(key) for key in method_class(method).published_beside if key in extra}
+    state |= beside
+    model = _build(backbone, method_class(method), config | beside, extra)
     names = published_names(model)
     backbone_type = backbone_families()[backbone]
     for copy, original in _copies(model, names).items():

@@ -9,6 +9,7 @@ from pointpeft.methods.houlsby import Houlsby
 from pointpeft.methods.idpt import IDPT
 from pointpeft.methods.linear import Linear
 from pointpeft.methods.ln_tuning import LNTuning
+from pointpeft.methods.point_peft import PointPEFT, build_memory_bank, set_memory_bank
 from pointpeft.methods.ssf import SSF
 
 __all__ = [
@@ -22,8 +23,11 @@ __all__ = [
     "LNTuning",
     "Linear",
     "Method",
+    "PointPEFT",
+    "build_memory_bank",
     "create_method",
     "method_class",
     "method_names",
     "register_method",
+    "set_memory_bank",
 ]

@@ -46,6 +46,8 @@ class Method:
     published_markers: ClassVar[tuple[str, ...]] = ()
     published_renames: ClassVar[tuple[tuple[str, str], ...]] = ()
     published_copies: ClassVar[tuple[tuple[str, str], ...]] = ()
+    # Tensors that are no part of published files, under the names that `from_published` takes them by.
+    published_beside: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def published_config(cls, config: dict[str, Any]) -> dict[str, Any]:

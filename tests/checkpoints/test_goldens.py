@@ -15,8 +15,8 @@ from tests.goldens import reader
 def run(name):
     """Our model with the golden's weights after one backward, and the golden."""
     meta, tensors = reader.read(name)
-    extra = {}
-    model = from_published(meta["config"], reader.state_dict(meta), **extra).eval()
+    beside = {key: tensors[key] for key in ("memory_bank",) if key in tensors}
+    model = from_published(meta["config"], reader.state_dict(meta), **beside).eval()
     inputs = {key: tensors[key] for key in model.method.inputs}
     logits = model(tensors["points"], **inputs)
     torch.nn.functional.cross_entropy(logits, tensors["labels"]).backward()
