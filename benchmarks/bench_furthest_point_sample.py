@@ -44,4 +44,5 @@ def bench_furthest_point_sample_growth(compare, name, n):
         lambda: furthest_point_sample(xyz, n // 10),
         lambda idx: begins_like_the_reference(xyz, idx),
         bytes=xyz.nbytes + 8 * n // 10,
+        n=n,
     )

@@ -12,6 +12,7 @@ CANDIDATES = {
     "small_gicp": rivals.small_gicp_knn,
     "pykdtree": rivals.pykdtree_knn,
 }
+SIZES = [1000, 10_000, 100_000, 1_000_000]
 
 
 @pytest.mark.parametrize(("batch", "m", "n", "k"), SHAPES)
@@ -27,6 +28,22 @@ def bench_knn(compare, name, batch, m, n, k):
         lambda: CANDIDATES[name](query, support, k),
         lambda found: torch.allclose(found[0].float(), expected, rtol=1e-4, atol=1e-6),
         bytes=query.nbytes + support.nbytes + expected.nbytes * 3,
+    )
+
+
+@pytest.mark.parametrize("n", SIZES)
+@pytest.mark.parametrize("name", ["pointpeft", "pykdtree"])
+def bench_knn_growth(compare, name, n):
+    xyz = torch.rand(1, n, 3, generator=torch.Generator().manual_seed(0))
+    some = torch.arange(0, n, n // 16)[:16]
+    expected = knn_reference(xyz[:, some], xyz, 16)[0]
+    compare(
+        f"knn 1x{n} among themselves, k=16",
+        lambda: CANDIDATES[name](xyz, xyz, 16),
+        lambda found: torch.allclose(found[0][:, some].float(), expected, rtol=1e-4, atol=1e-6),
+        rounds=3 if n == 1_000_000 else None,
+        bytes=2 * xyz.nbytes + 12 * 16 * n,
+        n=n,
     )
 
 

@@ -48,6 +48,13 @@ def _measure_limits(device: str) -> dict[str, float]:
     }
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """A row takes 0.3 s where `--benchmark-max-time` asks for nothing else, so that all rows end within minutes."""
+    if not any(argument.startswith("--benchmark-max-time") for argument in config.invocation_params.args):
+        config.option.benchmark_max_time = type(config.option.benchmark_max_time)("0.3")
+
+
 @pytest.fixture(scope="session")
 def limits() -> dict[str, dict[str, float]]:
     """What this machine can do, by device: bytes copied (read and written) and float32 FLOPs, per second."""
@@ -56,10 +63,18 @@ def limits() -> dict[str, dict[str, float]]:
 
 @pytest.fixture
 def compare(benchmark: Any, request: pytest.FixtureRequest, limits: dict[str, dict[str, float]]) -> Callable[..., None]:
-    """`compare(group, run, check, device="cpu", bytes=…, flops=…)`: checks `run()`, then times a row of `group`."""
+    """`compare(group, run, check, device="cpu", bytes=…, flops=…)`: checks `run()`, then times a row of `group`.
+
+    `rounds` limits rows of seconds to so many runs; the rest run for `--benchmark-max-time`, but five times at least.
+    """
 
     def row(
-        group: str, run: Callable[[], Any], check: Callable[[Any], bool], device: str = "cpu", **facts: Any
+        group: str,
+        run: Callable[[], Any],
+        check: Callable[[Any], bool],
+        device: str = "cpu",
+        rounds: int | None = None,
+        **facts: Any,
     ) -> None:
         if not check(run()):
             pytest.fail(f"{request.node.name} gives a wrong result: not timed")
@@ -73,6 +88,8 @@ def compare(benchmark: Any, request: pytest.FixtureRequest, limits: dict[str, di
                 torch.cuda.synchronize()
 
             benchmark(timed)
+        elif rounds:
+            benchmark.pedantic(run, rounds=rounds)
         else:
             benchmark(run)
 

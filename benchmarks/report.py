@@ -76,19 +76,25 @@ def write(paths: list[Path], target: Path) -> None:
 
 
 def _plot(groups: dict[str, list[dict[str, Any]]], target: Path) -> None:
-    """Median time against N, one panel an operation, one line a contender; groups that name no size are left out."""
+    """Median time against N, one panel an operation, one line a contender.
+
+    An operation whose rows say `n`, being made to show growth, is drawn from these alone; of others the first size in
+    the name of a group is N, and groups that name none are left out.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     panels: dict[str, dict[str, list[tuple[int, float]]]] = defaultdict(lambda: defaultdict(list))
+    growing = {group.split()[0] for group, rows in groups.items() if "n" in rows[0]["extra_info"]}
     for group, rows in groups.items():
+        operation = group.split()[0]
         size = rows[0]["extra_info"].get("n") or _first_number(group, r"x(\d+)")
-        if size is None:
+        if size is None or (operation in growing and "n" not in rows[0]["extra_info"]):
             continue
         for row in rows:
-            panels[group.split()[0]][_contender(row)].append((int(size), _milliseconds(row)))
+            panels[operation][_contender(row)].append((int(size), _milliseconds(row)))
     if not panels:
         return
     figure, axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 3.6), squeeze=False)
