@@ -6,16 +6,22 @@ from pointpeft.methods.bitfit import BitFit
 from pointpeft.methods.dapt import DAPT
 from pointpeft.methods.full import Full
 from pointpeft.methods.houlsby import Houlsby
+from pointpeft.methods.ia3 import IA3
 from pointpeft.methods.idpt import IDPT
 from pointpeft.methods.linear import Linear
 from pointpeft.methods.ln_tuning import LNTuning
-from pointpeft.methods.point_peft import PointPEFT, build_memory_bank, set_memory_bank
+from pointpeft.methods.peterrec import PeterRec
+from pointpeft.methods.point_peft import PointPEFT
+from pointpeft.methods.prefix import Prefix
 from pointpeft.methods.ssf import SSF
+from pointpeft.methods.vpt import VPT
 
 __all__ = [
     "DAPT",
+    "IA3",
     "IDPT",
     "SSF",
+    "VPT",
     "AdaptFormer",
     "BitFit",
     "Full",
@@ -23,11 +29,11 @@ __all__ = [
     "LNTuning",
     "Linear",
     "Method",
+    "PeterRec",
     "PointPEFT",
-    "build_memory_bank",
+    "Prefix",
     "create_method",
     "method_class",
     "method_names",
     "register_method",
-    "set_memory_bank",
 ]

@@ -7,6 +7,7 @@ from pointpeft import create_model
 COUNTS = [
     # method, options, classes, with the head
     ("full", {}, 15, 22_093_327),
+    ("vpt", {}, 15, 360_463),
     ("dapt", {}, 15, 1_087_771),
     ("dapt", {"parts": ("cls", "patch_max")}, 15, 989_467),
     ("dapt", {"rank": 72, "parts": ("cls", "patch_max")}, 40, 1_069_716),
@@ -32,6 +33,11 @@ WITHOUT_HEAD = [
     ("houlsby", {}, 1_190_400),
     ("houlsby", {"places": ("mlp",)}, 595_200),
     ("adaptformer", {}, 595_200),
+    ("ia3", {}, 27_648),
+    ("prefix", {}, 92_160),
+    ("vpt", {"positions": False, "placement": "after_prefix"}, 46_080),
+    ("vpt", {"positions": False, "placement": "after_prefix", "deep": False}, 3_840),
+    ("peterrec", {}, 1_780_992),
 ]
 
 
