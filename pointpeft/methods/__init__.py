@@ -1,12 +1,15 @@
 """Adaptation methods, by name: each is a frozen dataclass of its options that attaches itself to a model."""
 
+from pointpeft.methods.adapter_x import AdapterX
 from pointpeft.methods.adaptformer import AdaptFormer
 from pointpeft.methods.base import Method, create_method, method_class, method_names, register_method
 from pointpeft.methods.bitfit import BitFit
 from pointpeft.methods.dapt import DAPT
+from pointpeft.methods.dyt import DyT
 from pointpeft.methods.full import Full
 from pointpeft.methods.houlsby import Houlsby
 from pointpeft.methods.ia3 import IA3
+from pointpeft.methods.iconformer import IConFormer
 from pointpeft.methods.idpt import IDPT
 from pointpeft.methods.linear import Linear
 from pointpeft.methods.ln_tuning import LNTuning
@@ -14,6 +17,7 @@ from pointpeft.methods.peterrec import PeterRec
 from pointpeft.methods.point_peft import PointPEFT
 from pointpeft.methods.prefix import Prefix
 from pointpeft.methods.ssf import SSF
+from pointpeft.methods.unipelt import UniPELT
 from pointpeft.methods.vpt import VPT
 
 __all__ = [
@@ -23,15 +27,19 @@ __all__ = [
     "SSF",
     "VPT",
     "AdaptFormer",
+    "AdapterX",
     "BitFit",
+    "DyT",
     "Full",
     "Houlsby",
+    "IConFormer",
     "LNTuning",
     "Linear",
     "Method",
     "PeterRec",
     "PointPEFT",
     "Prefix",
+    "UniPELT",
     "create_method",
     "method_class",
     "method_names",

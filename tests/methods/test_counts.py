@@ -8,6 +8,7 @@ COUNTS = [
     # method, options, classes, with the head
     ("full", {}, 15, 22_093_327),
     ("vpt", {}, 15, 360_463),
+    ("adapter_x", {}, 15, 416_720),
     ("dapt", {}, 15, 1_087_771),
     ("dapt", {"parts": ("cls", "patch_max")}, 15, 989_467),
     ("dapt", {"rank": 72, "parts": ("cls", "patch_max")}, 40, 1_069_716),
@@ -37,7 +38,10 @@ WITHOUT_HEAD = [
     ("prefix", {}, 92_160),
     ("vpt", {"positions": False, "placement": "after_prefix"}, 46_080),
     ("vpt", {"positions": False, "placement": "after_prefix", "deep": False}, 3_840),
+    ("dyt", {}, 599_820),
     ("peterrec", {}, 1_780_992),
+    ("adapter_x", {}, 50_113),
+    ("iconformer", {}, 413_952),
 ]
 
 
