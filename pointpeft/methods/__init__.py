@@ -14,7 +14,7 @@ from pointpeft.methods.idpt import IDPT
 from pointpeft.methods.linear import Linear
 from pointpeft.methods.ln_tuning import LNTuning
 from pointpeft.methods.peterrec import PeterRec
-from pointpeft.methods.point_peft import PointPEFT
+from pointpeft.methods.point_peft import PointPEFT, build_memory_bank, set_memory_bank
 from pointpeft.methods.prefix import Prefix
 from pointpeft.methods.ssf import SSF
 from pointpeft.methods.unipelt import UniPELT
@@ -40,8 +40,10 @@ __all__ = [
     "PointPEFT",
     "Prefix",
     "UniPELT",
+    "build_memory_bank",
     "create_method",
     "method_class",
     "method_names",
     "register_method",
+    "set_memory_bank",
 ]
