@@ -63,5 +63,5 @@ class SSF(Method):
         for block in backbone.blocks:
             block.fold()
         backbone.token_transform = fold(backbone.norm, backbone.token_transform)
-        if bool((backbone.patch_transform.gamma >= 0).all()):
-            backbone.patch_transform = fold(backbone.patch_embed.second_conv[3], backbone.patch_transform)
+        if not backbone.patch_embed.ends_in_maximum or bool((backbone.patch_transform.gamma >= 0).all()):
+            backbone.patch_transform = fold(backbone.patch_embed.last_layer, backbone.patch_transform)

@@ -1,0 +1,89 @@
+"""Every backbone with every method: they work together, or the pair is refused with its reason."""
+
+import re
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from pointpeft import create_model, load_adapter, save_adapter
+from pointpeft.backbones import backbone_families, backbone_names
+from pointpeft.methods import method_class, method_names
+
+SMALL = {"width": 32, "depth": 2, "num_heads": 2, "num_groups": 8, "group_size": 4, "embed_width": 8, "drop_path": 0.0}
+FAMILIES = sorted(backbone_families())
+REASONS = "is written for plain pre-norm blocks|needs a backbone with|has nothing that can be folded"
+
+
+def attach(family, method):
+    """The pair's model, or None where it is refused; only blocks with equations of their own may be."""
+    torch.manual_seed(0)
+    try:
+        return create_model(f"{family}_tiny", method, 3, **SMALL)
+    except ValueError as error:
+        if not re.search(REASONS, str(error)) or backbone_families()[family].block_type.plain:
+            raise
+        return None
+
+
+def clouds():
+    return torch.randn(4, 32, 3, generator=torch.Generator().manual_seed(1)), torch.tensor([0, 1, 2, 0])
+
+
+def test_every_family_has_a_published_and_a_tiny_size():
+    assert {name for family in FAMILIES for name in (family, f"{family}_tiny")} <= set(backbone_names())
+
+
+@pytest.mark.parametrize("method", method_names())
+@pytest.mark.parametrize("family", FAMILIES)
+def test_pair(family, method, tmp_path):
+    model = attach(family, method)
+    if model is None:
+        return
+    xyz, labels = clouds()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-3)
+    for _ in range(2):
+        logits = model(xyz)
+        loss = cross_entropy(logits, labels) + sum(model.method.losses(model, xyz, labels, logits).values())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert torch.isfinite(loss)
+    assert all(p.grad is None for p in model.parameters() if not p.requires_grad)
+
+    save_adapter(model.eval(), tmp_path / "adapter")
+    again = load_adapter(tmp_path / "adapter")
+    with torch.no_grad():
+        logits = model(xyz)
+        assert torch.equal(logits, again(xyz))
+
+    if method_class(method).mergeable:
+        with torch.no_grad():
+            merged = model.merge()(xyz)
+        assert (merged - logits).abs().max() <= 1e-4 * logits.abs().max()
+    else:
+        with pytest.raises(ValueError, match=REASONS):
+            model.merge()
+
+
+@pytest.mark.parametrize("family", ["recon", "point_gpt"])
+def test_a_block_for_another_equation_is_refused_with_the_reason(family):
+    with pytest.raises(ValueError, match="is written for plain pre-norm blocks"):
+        create_model(f"{family}_tiny", "dapt", 3, **SMALL)
+
+
+PUBLISHED = [  # parameters with the head for 15 classes
+    ("point_mae", {}, 22_093_327),
+    ("act", {}, 22_093_327),
+    ("point_bert", {}, 22_059_535),
+    ("recon", {}, 43_571_215),
+    ("recon_plain", {}, 22_093_327),
+    ("point_gpt", {"generator_depth": 4}, 29_232_335),
+    ("point_gpt_base", {"generator_depth": 4}, 120_461_263),
+    ("point_gpt_large", {"generator_depth": 4}, 360_457_679),
+]
+
+
+@pytest.mark.parametrize(("name", "options", "count"), PUBLISHED)
+def test_published_parameter_counts(name, options, count):
+    assert create_model(name, "full", 15, device="meta", **options).trainable_parameters() == count
