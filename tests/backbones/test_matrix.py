@@ -10,9 +10,9 @@ from pointpeft import create_model, load_adapter, save_adapter
 from pointpeft.backbones import backbone_families, backbone_names
 from pointpeft.methods import method_class, method_names
 
-SMALL = {"width": 32, "depth": 2, "num_heads": 2, "num_groups": 8, "group_size": 4, "embed_width": 8, "drop_path": 0.0}
+SMALL = {"width": 32, "depth": 2, "num_heads": 2, "num_groups": 16, "group_size": 4, "embed_width": 8, "drop_path": 0.0}
 FAMILIES = sorted(backbone_families())
-REASONS = "is written for plain pre-norm blocks|needs a backbone with|has nothing that can be folded"
+REASONS = "(needs|is written for) plain pre-norm blocks|needs a backbone with|has nothing that can be folded"
 
 
 def attach(family, method):
