@@ -10,8 +10,14 @@ from pointpeft.ops.furthest_point_sample import furthest_point_sample, furthest_
 from pointpeft.ops.gather import gather, gather_reference
 from pointpeft.ops.interpolate import interpolate, interpolate_reference
 from pointpeft.ops.knn import knn, knn_reference
+from pointpeft.ops.layer_norm_scale_shift import layer_norm_scale_shift, layer_norm_scale_shift_reference
 from pointpeft.ops.patch_embed import PatchEmbedWeights, fold_batch_norm, patch_embed, patch_embed_reference
+from pointpeft.ops.patch_embed_statistics import patch_embed_statistics, patch_embed_statistics_reference
 from pointpeft.ops.sample_and_group import Groups, sample_and_group, sample_and_group_reference
+from pointpeft.ops.scale_shift import scale_shift, scale_shift_reference
+from pointpeft.ops.scale_shift_attention import scale_shift_attention, scale_shift_attention_reference
+from pointpeft.ops.scale_shift_gelu import scale_shift_gelu, scale_shift_gelu_reference
+from pointpeft.ops.scale_shift_mlp import scale_shift_mlp, scale_shift_mlp_reference
 
 __all__ = [
     "Groups",
@@ -36,8 +42,20 @@ __all__ = [
     "interpolate_reference",
     "knn",
     "knn_reference",
+    "layer_norm_scale_shift",
+    "layer_norm_scale_shift_reference",
     "patch_embed",
     "patch_embed_reference",
+    "patch_embed_statistics",
+    "patch_embed_statistics_reference",
     "sample_and_group",
     "sample_and_group_reference",
+    "scale_shift",
+    "scale_shift_attention",
+    "scale_shift_attention_reference",
+    "scale_shift_gelu",
+    "scale_shift_gelu_reference",
+    "scale_shift_mlp",
+    "scale_shift_mlp_reference",
+    "scale_shift_reference",
 ]

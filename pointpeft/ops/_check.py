@@ -20,6 +20,16 @@ def floating(name: str, tensor: Tensor, ndim: int, last: int | None = None) -> N
         raise ValueError(f"{name} must have {last} entries in its last dimension, got shape {tuple(tensor.shape)}")
 
 
+def last(name: str, tensor: Tensor) -> None:
+    """`tensor` is floating and has a last dimension."""
+    if not isinstance(tensor, Tensor):
+        raise ValueError(f"{name} must be a tensor, got {type(tensor).__name__}")
+    if tensor.dtype not in FLOATING:
+        raise ValueError(f"{name} must be float32, float64, float16 or bfloat16, got {tensor.dtype}")
+    if tensor.dim() == 0 or tensor.shape[-1] == 0:
+        raise ValueError(f"{name} must have channels in its last dimension, got shape {tuple(tensor.shape)}")
+
+
 def count(name: str, value: int, most: int, what: str) -> None:
     """`value` is an int in 1..most; `what` says what bounds it, such as "N"."""
     if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
@@ -35,7 +45,7 @@ def shaped(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
     if not isinstance(tensor, Tensor):
         raise ValueError(f"{name} must be a tensor, got {type(tensor).__name__}")
     if tensor.shape != shape:
-        raise ValueError(f"{name} must have shape {shape}, got {tuple(tensor.shape)}")
+        raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(tensor.shape)}")
 
 
 def same(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:

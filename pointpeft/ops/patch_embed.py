@@ -218,7 +218,7 @@ def patch_embed(patches: Tensor, weights: PatchEmbedWeights) -> Tensor:
 
     Args:
         patches: Points relative to their patch's centre, any strides. [B, G, S, 3]
-        weights: The four maps, of the dtype and on the device of `patches`.
+        weights: The four maps, of the dtype and on the device of `patches`; under autocast all are cast to its type.
 
     Returns:
         Tokens, contiguous. [B, G, C]
@@ -228,7 +228,7 @@ def patch_embed(patches: Tensor, weights: PatchEmbedWeights) -> Tensor:
 
     Source: Qi et al., "PointNet", CVPR 2017, as used by Point-BERT (CVPR 2022) and Point-MAE (ECCV 2022).
     """
-    weights = _checked(patches, weights)
+    patches, weights = _checked(patches, weights)
     if _library.use_fused_reference(patches):
         return patch_embed_reference(patches, weights)
     with torch.no_grad():
@@ -265,8 +265,9 @@ def fold_batch_norm(
     return weight * factor[:, None], (bias - mean) * factor + beta
 
 
-def _checked(patches: Tensor, weights: PatchEmbedWeights) -> PatchEmbedWeights:
+def _checked(patches: Tensor, weights: PatchEmbedWeights) -> tuple[Tensor, PatchEmbedWeights]:
     _check.floating("patches", patches, 4, 3)
+    patches, *weights = _library.autocast(patches, *weights)
     if patches.shape[2] == 0:
         raise ValueError(f"patches must have at least one point each, got shape {tuple(patches.shape)}")
     weights = PatchEmbedWeights(*weights)
@@ -276,4 +277,4 @@ def _checked(patches: Tensor, weights: PatchEmbedWeights) -> PatchEmbedWeights:
         if tensor.shape != shape:
             raise ValueError(f"{name} must have shape {shape}, got {tuple(tensor.shape)}")
         _check.same(name, tensor, "patches", patches)
-    return weights
+    return patches, weights

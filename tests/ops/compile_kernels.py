@@ -38,7 +38,17 @@ def adapters(dtype: torch.dtype) -> Iterator[None]:
         yield _adapter._launch_backward(x, gradient, *given, 1e-5, 1.0, 0.1, False)
 
 
-CASES = {case.__name__: case for case in [patch_embed, adapters]}
+def scale_shift(dtype: torch.dtype) -> Iterator[None]:
+    import pointpeft.ops  # noqa: F401
+
+    x, gamma = torch.zeros(100, 384, dtype=dtype), torch.zeros(384, dtype=dtype)
+    for name, saved in (("scale_shift", (x, gamma)), ("scale_shift_gelu", (x, gamma, gamma))):
+        module = sys.modules[f"pointpeft.ops.{name}"]
+        yield module._launch(x, gamma, gamma)
+        yield module._launch_backward(x, *saved)
+
+
+CASES = {case.__name__: case for case in [patch_embed, adapters, scale_shift]}
 
 
 def _argument(value: object) -> str:

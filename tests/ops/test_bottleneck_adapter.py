@@ -5,7 +5,8 @@ import torch
 
 from pointpeft.ops import _adapter, bottleneck_adapter, bottleneck_adapter_reference
 from tests.conftest import cut
-from tests.ops.test_dynamic_adapter import SHAPES, TOLERANCE, assert_all_close, doubled
+from tests.ops.fused import TOLERANCE, assert_all_close
+from tests.ops.test_dynamic_adapter import SHAPES, doubled
 
 
 def case(shape, generator, dtype=torch.float32, device="cpu"):

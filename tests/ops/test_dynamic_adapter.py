@@ -5,15 +5,10 @@ import torch
 
 from pointpeft.ops import _adapter, _dropout, dynamic_adapter, dynamic_adapter_reference
 from tests.conftest import cut
+from tests.ops.fused import TOLERANCE, assert_all_close
 
 # batch, tokens, channels, rank
 SHAPES = [(2, 5, 20, 3), (3, 37, 70, 16), (1, 1, 8, 1), (2, 65, 384, 64)]
-TOLERANCE = {
-    torch.float64: 1e-12,
-    torch.float32: 1e-5,
-    torch.bfloat16: 4e-2,
-    torch.float16: 5e-3,
-}  # rounding of the type
 
 
 def case(shape, generator, dtype=torch.float32, device="cpu"):
@@ -42,19 +37,6 @@ def kernels(inputs, grads, with_prompt, seed=None, dropout_p=0.0):
     grad_prompt = grads[1] if with_prompt else None
     back = _adapter._launch_backward(grads[0], grad_prompt, *inputs, seed, 1e-5, 1.0, dropout_p, False)
     return [*outputs[: 1 + with_prompt], *back]
-
-
-def assert_all_close(actual, expected, dtype, rough=None):
-    """Each within the rounding of the type, relative to its largest value, or twice as far off as `rough`.
-
-    `rough` is the reference computed in a short type: there rounding may open or close a token's gate.
-    """
-    for a, e, r in zip(actual, expected, rough or actual, strict=True):
-        assert a.shape == e.shape
-        assert a.dtype == dtype
-        a, e, r = (t.detach().double() for t in (a, e, r))
-        allowed = TOLERANCE[dtype] * e.abs().max() + (2 * (r - e).abs().max() if rough else 0)
-        assert (a - e).abs().max() <= allowed
 
 
 def doubled(tensors):

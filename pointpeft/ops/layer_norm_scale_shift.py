@@ -1,0 +1,48 @@
+"""LayerNorm with a scale and a shift after it, as one LayerNorm."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pointpeft.ops import _check, _library
+
+
+def layer_norm_scale_shift(
+    x: Tensor, weight: Tensor, bias: Tensor, gamma: Tensor, beta: Tensor, eps: float = 1e-5
+) -> Tensor:
+    """Normalises, scales and shifts: y = γ ⊙ LN(x) + β over the last dimension.
+
+    γ and β go into LN's own weight and bias, C multiplications each: what is kept for the backward is x, and two
+    numbers per token. Differentiable in all tensors.
+
+    Args:
+        x: Any strides. [..., C]
+        weight: Of LN. [C]
+        bias: Of LN. [C]
+        gamma: [C]
+        beta: [C]
+        eps: Added to the variance.
+
+    Returns:
+        Of the shape of `x`.
+
+    Raises:
+        ValueError: A wrong shape.
+
+    Source: Lian et al., "Scaling & shifting your features", NeurIPS 2022, Eq. 2 and Fig. 2.
+    """
+    _check.last("x", x)
+    for name, tensor in (("weight", weight), ("bias", bias), ("gamma", gamma), ("beta", beta)):
+        _check.shaped(name, tensor, x.shape[-1:])
+    if _library.use_fused_reference(x):
+        return layer_norm_scale_shift_reference(x, weight, bias, gamma, beta, eps)
+    return F.layer_norm(x, x.shape[-1:], weight * gamma, torch.addcmul(beta, bias, gamma), eps)
+
+
+def layer_norm_scale_shift_reference(
+    x: Tensor, weight: Tensor, bias: Tensor, gamma: Tensor, beta: Tensor, eps: float = 1e-5
+) -> Tensor:
+    """The definition in plain PyTorch; arguments and result as in `layer_norm_scale_shift`."""
+    return gamma * F.layer_norm(x, x.shape[-1:], weight, bias, eps) + beta

@@ -1,0 +1,79 @@
+import re
+from functools import partial
+
+import pytest
+import torch
+
+from pointpeft.ops import scale_shift_attention, scale_shift_attention_reference
+from tests.ops import fused
+
+# batch, tokens, heads, width of a head
+SIZES = [(1, 1, 1, 8), (2, 5, 3, 16), (3, 67, 2, 32)]
+
+
+def case(size, generator):
+    """z, γ, β, and a gradient for the result."""
+    batch, tokens, heads, width = size
+    c = heads * width
+    draw = fused.draw
+    inputs = [draw(generator, batch, tokens, 3 * c), 1 + 0.3 * draw(generator, 3 * c), draw(generator, 3 * c)]
+    return inputs, draw(generator, batch, tokens, c)
+
+
+def pair(size):
+    return (partial(f, num_heads=size[2]) for f in (scale_shift_attention, scale_shift_attention_reference))
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_result_and_gradients_equal_the_reference(size, dtype, device, generator):
+    fused.assert_equals_reference(*pair(size), *case(size, generator), dtype, device)
+
+
+def test_gradients_are_those_of_finite_differences(generator):
+    inputs, _ = case(SIZES[1], generator)
+    op, _ = pair(SIZES[1])
+    assert torch.autograd.gradcheck(op, [t.requires_grad_() for t in inputs])
+
+
+def test_strides_and_offsets_do_not_matter(device, generator):
+    op, _ = pair(SIZES[2])
+    fused.assert_strides_do_not_matter(op, *case(SIZES[2], generator), device)
+
+
+def test_keeps_nothing_but_its_inputs(generator):
+    op, _ = pair(SIZES[2])
+    assert fused.kept_bytes(op, case(SIZES[2], generator)[0]) == 0
+
+
+def test_opcheck(device, generator):
+    inputs, grad = case(SIZES[1], generator)
+    inputs, grad = [t.to(device, torch.float32) for t in inputs], grad.to(device, torch.float32)
+    torch.library.opcheck(torch.ops.pointpeft.scale_shift_attention, (*inputs, 3))
+    torch.library.opcheck(torch.ops.pointpeft.scale_shift_attention_backward, (grad, *inputs, 3))
+
+
+def test_compiles_with_its_backward_without_graph_breaks(device, generator):
+    op, _ = pair(SIZES[2])
+    fused.assert_compiles(op, *case(SIZES[2], generator), device)
+
+
+def test_autocast_gives_its_type(device, generator):
+    fused.assert_autocasts(*pair(SIZES[2]), case(SIZES[2], generator)[0], device)
+
+
+@pytest.mark.parametrize(
+    ("index", "value", "heads", "message"),
+    [
+        (0, torch.zeros(5, 48), 1, "z must have 3 dimensions, got shape (5, 48)"),
+        (0, torch.zeros(2, 5, 144), 5, "z must have a multiple of 3 * num_heads = 15 channels, got (2, 5, 144)"),
+        (0, torch.zeros(2, 5, 144), 0, "z must have a multiple of 3 * num_heads = 0 channels"),
+        (1, torch.zeros(48), 3, "gamma must have shape (144,), got (48,)"),
+        (2, torch.zeros(144, dtype=torch.float64), 3, "beta is torch.float64, but z is torch.float32"),
+    ],
+)
+def test_bad_input_names_the_argument(index, value, heads, message, generator):
+    inputs = [t.float() for t in case(SIZES[1], generator)[0]]
+    inputs[index] = value
+    with pytest.raises(ValueError, match=re.escape(message)):
+        scale_shift_attention(*inputs, heads)
