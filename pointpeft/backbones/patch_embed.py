@@ -6,6 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pointpeft.ops import PatchEmbedWeights, fold_batch_norm, patch_embed, patch_embed_statistics
+from pointpeft.ops._library import use_fused_reference
+
 PUBLISHED_WIDTH = 128  # H of every published checkpoint
 
 
@@ -64,7 +67,10 @@ class PatchEmbed(nn.Module):
         """
         batch, groups, size, _ = patches.shape
         h = self.hidden
-        if self.published_order:
+        reference = use_fused_reference(patches)
+        if not (reference or self._differentiates(patches)):
+            return self._frozen(patches)
+        if self.published_order or reference:
             x = self.first_conv(patches.reshape(-1, size, 3).transpose(1, 2))  # [BG, 2H, S]
             x = torch.cat([x.max(2, keepdim=True).values.expand(-1, -1, size), x], 1)
             return self.second_conv(x).max(2).values.view(batch, groups, self.width)
@@ -80,6 +86,41 @@ class PatchEmbed(nn.Module):
         x = F.linear(x, weight[:, 2 * h :]).view(-1, size, 4 * h) + per_patch[:, None]
         x = F.relu(norm(x.view(-1, 4 * h)))  # [BGS, 4H]
         return _linear(x, last).view(batch, groups, size, self.width).max(2).values
+
+    def _differentiates(self, patches: Tensor) -> bool:
+        return torch.is_grad_enabled() and (patches.requires_grad or any(p.requires_grad for p in self.parameters()))
+
+    @torch.no_grad()
+    def _frozen(self, patches: Tensor) -> Tensor:
+        """As `forward`, without a graph; BatchNorm in training measures the batch as ever."""
+        conv1, norm1, _, conv2 = self.first_conv
+        conv3, norm3, _, conv4 = self.second_conv
+        w1, b1, w2, b2, w3, b3, w4, b4 = (
+            t for conv in (conv1, conv2, conv3, conv4) for t in (conv.weight.squeeze(-1), conv.bias)
+        )
+        used1, used3 = (norm1.running_mean, norm1.running_var), (norm3.running_mean, norm3.running_var)
+        if norm1.training or norm3.training:
+            measured = patch_embed_statistics(
+                patches, w1, b1, norm1.weight, norm1.bias, norm1.eps, w2, b2, w3, b3, None if norm1.training else used1
+            )
+            if norm1.training:
+                used1 = _measured(norm1, measured.mean1, measured.var1, patches)
+            if norm3.training:
+                used3 = _measured(norm3, measured.mean3, measured.var3, patches)
+        w1, b1 = fold_batch_norm(w1, b1, *used1, norm1.weight, norm1.bias, norm1.eps)
+        w3, b3 = fold_batch_norm(w3, b3, *used3, norm3.weight, norm3.bias, norm3.eps)
+        return patch_embed(patches, PatchEmbedWeights(w1, b1, w2, b2, w3, b3, w4, b4))
+
+
+def _measured(norm: nn.BatchNorm1d, mean: Tensor, var: Tensor, patches: Tensor) -> tuple[Tensor, Tensor]:
+    """Updates the running statistics of `norm` as its forward would in training; returns what it normalises with."""
+    mean, var = mean.to(norm.weight.dtype), var.to(norm.weight.dtype)
+    norm.num_batches_tracked += 1
+    rate = norm.momentum if norm.momentum is not None else 1 / norm.num_batches_tracked
+    count = patches.shape[:3].numel()
+    norm.running_mean.lerp_(mean, rate)
+    norm.running_var.lerp_(var * (count / max(1, count - 1)), rate)  # the unbiased one is kept
+    return mean, var
 
 
 def _linear(x: Tensor, conv: nn.Conv1d) -> Tensor:

@@ -11,8 +11,9 @@ from pointpeft.backbones.context import Context
 from pointpeft.backbones.layers import Block
 from pointpeft.heads import Pool
 from pointpeft.methods.base import Method, register_method, where
-from pointpeft.methods.scale_shift import ScaleShift, fold
+from pointpeft.methods.scale_shift import ScaleShift, fold, folds, mapped, normed
 from pointpeft.model import PointModel
+from pointpeft.ops import dynamic_adapter, scale_shift_attention, scale_shift_mlp
 
 
 class DynamicAdapter(nn.Module):
@@ -38,11 +39,13 @@ class DynamicAdapter(nn.Module):
         nn.init.zeros_(self.down.bias)
         nn.init.zeros_(self.up.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, T, C] -> [B, T, C]"""
-        u = self.norm(x)
-        s = F.relu(self.scale(u))  # [B, T, 1]
-        return s * self.up(self.dropout(F.gelu(self.down(u))))
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The result a and its prompt, the mean over tokens of GELU(a). [B, T, C] -> [B, T, C], [B, C]"""
+        layers = (self.norm, self.scale, self.down, self.up)
+        weights = (tensor for layer in layers for tensor in (layer.weight, layer.bias))
+        return dynamic_adapter(
+            x, *weights, eps=self.norm.eps, dropout_p=self.dropout.p, training=self.training, with_prompt=True
+        )
 
 
 class DAPTBlock(Block):
@@ -68,15 +71,25 @@ class DAPTBlock(Block):
         """[B, T, C] -> [B, T + 1, C]: every block leaves one prompt behind the prefix."""
         x = ctx.add_pos(x)
         ctx.pos = None
-        attn, mlp = self.attn, self.mlp
-        y = attn.attend(self.tfts_qkv(attn.qkv(self.tfts_1(self.norm1(x)))))
-        x = x + self.drop_path(self.tfts_proj(attn.proj(y)))
-        u = self.tfts_2(self.norm2(x))
-        a = self.adapter(u)
-        m = self.tfts_fc2(mlp.fc2(F.gelu(self.tfts_fc1(mlp.fc1(u)))))
-        x = x + self.drop_path(m + a)
-        prompt = self.tfts_3(F.gelu(a).mean(1, keepdim=True))  # over all tokens, prompts included
-        return ctx.insert_prompts(x, prompt)
+        y = self._attend(normed(self.norm1, self.tfts_1, x))
+        x = x + self.drop_path(mapped(self.attn.proj, self.tfts_proj, y))
+        u = normed(self.norm2, self.tfts_2, x)
+        a, prompt = self.adapter(u)
+        x = x + self.drop_path(self._mlp(u) + a)
+        return ctx.insert_prompts(x, self.tfts_3(prompt)[:, None])  # over all tokens, prompts included
+
+    def _attend(self, u: Tensor) -> Tensor:
+        attn, tfts = self.attn, self.tfts_qkv
+        if folds(tfts, u):
+            return attn.attend(mapped(attn.qkv, tfts, u))
+        return scale_shift_attention(attn.qkv(u), tfts.gamma, tfts.beta, attn.num_heads)
+
+    def _mlp(self, u: Tensor) -> Tensor:
+        fc1, fc2, tfts_1, tfts_2 = self.mlp.fc1, self.mlp.fc2, self.tfts_fc1, self.tfts_fc2
+        if folds(tfts_1, u):
+            return mapped(fc2, tfts_2, F.gelu(mapped(fc1, tfts_1, u)))
+        first, second = (fc1.weight, fc1.bias, tfts_1.gamma, tfts_1.beta), (fc2.weight, fc2.bias)
+        return scale_shift_mlp(u, *first, *second, tfts_2.gamma, tfts_2.beta)
 
     def fold(self) -> None:
         """Folds the transforms into the layers before them; the prompt's stays."""

@@ -3,7 +3,11 @@
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+from pointpeft.ops import layer_norm_scale_shift, scale_shift
+from pointpeft.ops._library import use_fused_reference
 
 
 class ScaleShift(nn.Module):
@@ -18,10 +22,30 @@ class ScaleShift(nn.Module):
         self.beta = nn.Parameter(torch.empty(width, device=device, dtype=dtype))
         nn.init.normal_(self.gamma, 1.0, 0.02)
         nn.init.normal_(self.beta, 0.0, 0.02)
+        self._kept: tuple[list[tuple[int, int]], tuple[Tensor, Tensor]] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., C] -> [..., C]"""
-        return self.gamma * x + self.beta
+        return scale_shift(x, self.gamma, self.beta)
+
+    def train(self, mode: bool = True) -> "ScaleShift":
+        """As `nn.Module.train`; training frees what `folded` keeps."""
+        if mode:
+            self._kept = None
+        return super().train(mode)
+
+    @torch.no_grad()
+    def folded(self, layer: nn.Linear) -> tuple[Tensor, Tensor]:
+        """Weight and bias of `layer` with this transform after it; kept in evaluation until one of them changes."""
+        sources = [t for t in (layer.weight, layer.bias, self.gamma, self.beta) if t is not None]
+        keeps = not (self.training or torch.compiler.is_compiling() or any(t.is_inference() for t in sources))
+        key = [(t.data_ptr(), t._version) for t in sources] if keeps else None
+        if keeps and self._kept is not None and self._kept[0] == key:
+            return self._kept[1]
+        result = _folded(layer, self)
+        if keeps:
+            self._kept = (key, result)
+        return result
 
 
 @torch.no_grad()
@@ -31,11 +55,37 @@ def fold(layer: nn.Linear | nn.LayerNorm | nn.Conv1d, after: ScaleShift) -> nn.I
     Returns:
         What stands in the place of `after` now.
     """
+    weight, bias = _folded(layer, after)
+    layer.weight, layer.bias = _frozen(weight), _frozen(bias)
+    return nn.Identity()
+
+
+def _folded(layer: nn.Linear | nn.LayerNorm | nn.Conv1d, after: ScaleShift) -> tuple[Tensor, Tensor]:
     gamma, beta = after.gamma, after.beta
     bias = beta if layer.bias is None else gamma * layer.bias + beta
-    layer.weight = _frozen(gamma.view(-1, *[1] * (layer.weight.dim() - 1)) * layer.weight)
-    layer.bias = _frozen(bias)
-    return nn.Identity()
+    return gamma.view(-1, *[1] * (layer.weight.dim() - 1)) * layer.weight, bias
+
+
+def folds(after: ScaleShift | nn.Identity, x: Tensor) -> bool:
+    """Whether `after` needs no operation of its own: folded for good, or no gradient is asked for."""
+    if isinstance(after, nn.Identity):
+        return True
+    wanted = torch.is_grad_enabled() and (x.requires_grad or after.gamma.requires_grad or after.beta.requires_grad)
+    return not wanted and not use_fused_reference(x)
+
+
+def mapped(layer: nn.Linear, after: ScaleShift | nn.Identity, x: Tensor) -> Tensor:
+    """`after(layer(x))`, in one operation where no gradient is asked for."""
+    if isinstance(after, nn.Identity):
+        return layer(x)
+    return F.linear(x, *after.folded(layer)) if folds(after, x) else after(layer(x))
+
+
+def normed(layer: nn.LayerNorm, after: ScaleShift | nn.Identity, x: Tensor) -> Tensor:
+    """`after(layer(x))` in one operation."""
+    if isinstance(after, nn.Identity):
+        return layer(x)
+    return layer_norm_scale_shift(x, layer.weight, layer.bias, after.gamma, after.beta, layer.eps)
 
 
 def _frozen(value: Tensor) -> nn.Parameter:
