@@ -7,6 +7,7 @@ from pointpeft.methods.bitfit import BitFit
 from pointpeft.methods.dapt import DAPT
 from pointpeft.methods.dyt import DyT
 from pointpeft.methods.full import Full
+from pointpeft.methods.hf_peft import HRA, OFT, DoRA, LoHa, LoKr, LoRA, RsLoRA, VeRA
 from pointpeft.methods.houlsby import Houlsby
 from pointpeft.methods.ia3 import IA3
 from pointpeft.methods.iconformer import IConFormer
@@ -22,24 +23,32 @@ from pointpeft.methods.vpt import VPT
 
 __all__ = [
     "DAPT",
+    "HRA",
     "IA3",
     "IDPT",
+    "OFT",
     "SSF",
     "VPT",
     "AdaptFormer",
     "AdapterX",
     "BitFit",
+    "DoRA",
     "DyT",
     "Full",
     "Houlsby",
     "IConFormer",
     "LNTuning",
     "Linear",
+    "LoHa",
+    "LoKr",
+    "LoRA",
     "Method",
     "PeterRec",
     "PointPEFT",
     "Prefix",
+    "RsLoRA",
     "UniPELT",
+    "VeRA",
     "build_memory_bank",
     "create_method",
     "method_class",

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass, field, fields
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from torch import Tensor, nn
@@ -33,6 +34,8 @@ class Method:
     needs: ClassVar[tuple[str, ...]] = ("blocks",)
     # Names (regular expressions) of the model's own parameters that train besides the new ones.
     trains: ClassVar[tuple[str, ...]] = ()
+    # Optional Python packages that it needs, each also the name of the extra that installs it.
+    packages: ClassVar[tuple[str, ...]] = ()
     # Further inputs of the model's call.
     inputs: ClassVar[tuple[str, ...]] = ()
     # Names of parameters that train by the publication but never get a gradient.
@@ -59,7 +62,13 @@ class Method:
 
         Raises:
             ValueError: The backbone lacks a part that the method needs, or has been adapted already.
+            ImportError: An optional package is not installed.
         """
+        for package in self.packages:
+            if find_spec(package) is None:
+                raise ImportError(
+                    f"method {self.name!r} needs the package {package}: pip install 'pointpeft[{package}]'"
+                )
         missing = [part for part in self.needs if not hasattr(model.backbone, part)]
         if missing:
             raise ValueError(f"method {self.name!r} needs a backbone with {', '.join(missing)}")

@@ -8,7 +8,8 @@ from torch.nn.functional import cross_entropy
 
 from pointpeft import create_model, load_adapter, save_adapter
 from pointpeft.backbones import backbone_families, backbone_names
-from pointpeft.methods import method_class, method_names
+from pointpeft.methods import method_class
+from tests.methods.tools import every_method
 
 SMALL = {"width": 32, "depth": 2, "num_heads": 2, "num_groups": 16, "group_size": 4, "embed_width": 8, "drop_path": 0.0}
 FAMILIES = sorted(backbone_families())
@@ -34,7 +35,7 @@ def test_every_family_has_a_published_and_a_tiny_size():
     assert {name for family in FAMILIES for name in (family, f"{family}_tiny")} <= set(backbone_names())
 
 
-@pytest.mark.parametrize("method", method_names())
+@pytest.mark.parametrize("method", every_method())
 @pytest.mark.parametrize("family", FAMILIES)
 def test_pair(family, method, tmp_path):
     model = attach(family, method)

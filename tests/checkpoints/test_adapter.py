@@ -9,7 +9,7 @@ from pointpeft.checkpoints import adapter, load_adapter, save_adapter
 from pointpeft.checkpoints.adapter import CARD, CONFIG, WEIGHTS, adapter_state, read_config
 from pointpeft.checkpoints.files import sha256
 from pointpeft.checkpoints.pretrained import save_backbone
-from pointpeft.methods import method_names
+from tests.methods.tools import every_method
 
 SMALL = {"depth": 2, "num_groups": 16, "group_size": 8}
 
@@ -49,7 +49,7 @@ def folder(tmp_path, origin):
     return tmp_path / "adapter"
 
 
-@pytest.mark.parametrize("method", method_names())
+@pytest.mark.parametrize("method", every_method())
 @pytest.mark.parametrize("on_checkpoint", [True, False])
 def test_an_adapter_comes_back_bit_for_bit(method, on_checkpoint, origin, tmp_path):
     model = trained(method, origin if on_checkpoint else None)

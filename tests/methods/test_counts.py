@@ -3,6 +3,7 @@
 import pytest
 
 from pointpeft import create_model
+from tests.methods.tools import packages
 
 COUNTS = [
     # method, options, classes, with the head
@@ -47,5 +48,26 @@ WITHOUT_HEAD = [
 
 @pytest.mark.parametrize(("method", "options", "count"), WITHOUT_HEAD)
 def test_trainable_parameters_beside_the_head(method, options, count):
+    model = create_model("point_mae", method, 15, device="meta", **options)
+    assert model.trainable_parameters(head=False) == count + TOKENS
+
+
+REPARAMETERISED = [
+    # method, options, parameters beside the head and the class token
+    ("lora", {}, 589_824),
+    ("rslora", {}, 589_824),
+    ("dora", {}, 631_296),
+    ("vera", {"rank": 256}, 53_760),
+    ("oft", {}, 499_968),
+    ("loha", {}, 1_179_648),
+    ("lokr", {}, 45_696),
+    ("hra", {}, 258_048),
+]
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "count"), [pytest.param(*row, marks=packages(row[0])) for row in REPARAMETERISED]
+)
+def test_trainable_parameters_of_weight_updates(method, options, count):
     model = create_model("point_mae", method, 15, device="meta", **options)
     assert model.trainable_parameters(head=False) == count + TOKENS

@@ -7,10 +7,9 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from pointpeft import create_model, load_adapter, save_adapter
-from pointpeft.methods import method_class, method_names
+from tests.methods.tools import every_method
 
 SMALL = {"num_groups": 16, "group_size": 8, "drop_path": 0.0}
-MERGEABLE = [name for name in method_names() if method_class(name).mergeable]
 
 
 def make(name, seed=0, **options):
@@ -39,7 +38,7 @@ def train(model, steps, rate=1e-3):
     return losses
 
 
-@pytest.mark.parametrize("name", method_names())
+@pytest.mark.parametrize("name", every_method())
 def test_logits_of_a_cloud_do_not_depend_on_its_neighbours(name):
     model = make(name)
     train(model, 2)  # away from zero-initialised branches
@@ -51,7 +50,7 @@ def test_logits_of_a_cloud_do_not_depend_on_its_neighbours(name):
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", method_names())
+@pytest.mark.parametrize("name", every_method())
 def test_training_lowers_the_loss_and_leaves_the_frozen_alone(name):
     model = make(name).train()
     frozen = {key: p.clone() for key, p in model.named_parameters() if not p.requires_grad}
@@ -61,7 +60,7 @@ def test_training_lowers_the_loss_and_leaves_the_frozen_alone(name):
     assert all(torch.equal(model.get_parameter(key), value) for key, value in frozen.items())
 
 
-@pytest.mark.parametrize("name", method_names())
+@pytest.mark.parametrize("name", every_method())
 def test_gradients_reach_what_trains_within_two_steps(name):
     model = make(name, **({"gate_bias": 1.0} if name == "dapt" else {})).train()
     start = {key: p.clone() for key, p in model.named_parameters() if p.requires_grad}
@@ -70,7 +69,7 @@ def test_gradients_reach_what_trains_within_two_steps(name):
     assert still == {key for key in still if model.method.is_dead(key)}
 
 
-@pytest.mark.parametrize("name", method_names())
+@pytest.mark.parametrize("name", every_method())
 def test_an_adapter_comes_back_from_disk(name, tmp_path):
     model = make(name)
     train(model, 2)
@@ -83,7 +82,7 @@ def test_an_adapter_comes_back_from_disk(name, tmp_path):
     assert again.config() == model.config()
 
 
-@pytest.mark.parametrize("name", MERGEABLE)
+@pytest.mark.parametrize("name", every_method(mergeable=True))
 def test_a_merged_model_gives_the_same_logits(name):
     model = make(name)
     train(model, 3, rate=1e-2)
@@ -95,13 +94,13 @@ def test_a_merged_model_gives_the_same_logits(name):
     assert (after - before).abs().max() <= 1e-4 * before.abs().max()
 
 
-@pytest.mark.parametrize("name", [name for name in method_names() if name not in MERGEABLE])
+@pytest.mark.parametrize("name", every_method(mergeable=False))
 def test_nothing_to_merge_is_said(name):
     with pytest.raises(ValueError, match="nothing that can be folded"):
         make(name).merge()
 
 
-@pytest.mark.parametrize("name", method_names())
+@pytest.mark.parametrize("name", every_method())
 def test_configurations_survive_json(name):
     import json
 

@@ -1,11 +1,27 @@
 """What the tests of single methods share: a small model away from its initial values, and one block's input."""
 
+from importlib.util import find_spec
+
+import pytest
 import torch
 
 from pointpeft import create_model
 from pointpeft.backbones.context import Context
+from pointpeft.methods import method_class, method_names
 
 SMALL = {"num_groups": 16, "group_size": 8, "drop_path": 0.0}
+
+
+def every_method(mergeable=None):
+    """Names of all methods, or of those that can or cannot be merged; skipped where a package is missing."""
+    names = [name for name in method_names() if mergeable is None or method_class(name).mergeable == mergeable]
+    return [pytest.param(name, marks=packages(name)) for name in names]
+
+
+def packages(name):
+    """The mark of a test that needs a method's optional packages."""
+    missing = [package for package in method_class(name).packages if find_spec(package) is None]
+    return pytest.mark.skipif(bool(missing), reason=f"needs {', '.join(missing)}")
 
 
 def cloud(batch=2, points=128, seed=1):
