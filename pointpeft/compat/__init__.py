@@ -4,14 +4,19 @@
     pointpeft.compat.install()
 
 or, from the shell, `python -m pointpeft.compat train.py --its arguments`. Provided are `pointnet2_ops`, `knn_cuda`,
-`chamfer_dist` (also as `extensions.chamfer_dist`), `pytorch3d.ops` and `torch_cluster`, with their signatures, index
-dtypes, padding and tie rules, on the CPU and CUDA.
+`chamfer_dist` and `emd` (also below `extensions`), `pytorch3d.ops` and `torch_cluster`, with their signatures, index
+dtypes, padding and tie rules, on the CPU and CUDA. Without a CUDA device the command also keeps on the CPU what a
+script sends to one: `.cuda()`, `.to(0)`, `device="cuda"`; in your own program, `pointpeft.compat.stay_on_cpu()` does.
 """
 
 import importlib
 import importlib.util
 import sys
 import types
+
+from pointpeft.compat._no_cuda import stay_on_cpu
+
+__all__ = ["MODULES", "install", "is_installed", "is_ours", "stay_on_cpu"]
 
 # Name that an old repository imports -> our module that answers.
 MODULES = {
@@ -20,6 +25,9 @@ MODULES = {
     "knn_cuda": "pointpeft.compat.knn_cuda",
     "chamfer_dist": "pointpeft.compat.chamfer_dist",
     "extensions.chamfer_dist": "pointpeft.compat.chamfer_dist",
+    "emd": "pointpeft.compat.emd",
+    "emd_module": "pointpeft.compat.emd",
+    "extensions.emd": "pointpeft.compat.emd",
     "pytorch3d.ops": "pointpeft.compat.pytorch3d_ops",
     "torch_cluster": "pointpeft.compat.torch_cluster",
 }

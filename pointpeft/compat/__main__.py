@@ -4,13 +4,16 @@ import runpy
 import sys
 from pathlib import Path
 
-from pointpeft.compat import MODULES, install, is_installed
+import torch
+
+from pointpeft.compat import MODULES, install, is_installed, stay_on_cpu
 
 USAGE = """usage: python -m pointpeft.compat [--replace] SCRIPT [ARGUMENT ...]
        python -m pointpeft.compat [--replace] -m MODULE [ARGUMENT ...]
        python -m pointpeft.compat --list
 
-Runs a script or module with the names of `--list` provided; --replace also those of which a package is installed."""
+Runs a script or module with the names of `--list` provided; --replace also those of which a package is installed.
+Where there is no CUDA device, `.cuda()` and the like stay on the CPU."""
 
 
 def main() -> None:
@@ -33,6 +36,9 @@ def main() -> None:
     # What `python` itself would put first: the script's folder, or for a module the current one.
     sys.path[0] = str(Path.cwd() if as_module else Path(arguments[0]).resolve().parent)
     install(replace=replace)
+    if not torch.cuda.is_available():
+        print("pointpeft.compat: no CUDA device; what the script sends to one stays on the CPU", file=sys.stderr)
+        stay_on_cpu()
     sys.argv = arguments
     if as_module:
         runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)

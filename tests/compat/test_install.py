@@ -79,6 +79,16 @@ def test_the_extensions_folder_of_a_repository_keeps_its_other_modules(tmp_path,
     assert ChamferDistanceL1.__module__ == "pointpeft.compat.chamfer_dist"
 
 
+def test_the_earth_movers_distance_has_the_names_of_three_repositories():
+    install()
+    import emd_module
+    from emd import emdModule
+    from extensions.emd import emd, emd_module as module
+
+    assert emd_module.emdModule is emdModule is module.emdModule
+    assert emd.__name__ == "earth_mover_distance"
+
+
 def run(*arguments, cwd=None):
     command = [sys.executable, "-m", "pointpeft.compat", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd)
