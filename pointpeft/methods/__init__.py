@@ -15,6 +15,7 @@ from pointpeft.methods.idpt import IDPT
 from pointpeft.methods.linear import Linear
 from pointpeft.methods.ln_tuning import LNTuning
 from pointpeft.methods.peterrec import PeterRec
+from pointpeft.methods.point_gst import PointGST
 from pointpeft.methods.point_peft import PointPEFT, build_memory_bank, set_memory_bank
 from pointpeft.methods.prefix import Prefix
 from pointpeft.methods.ssf import SSF
@@ -44,6 +45,7 @@ __all__ = [
     "LoRA",
     "Method",
     "PeterRec",
+    "PointGST",
     "PointPEFT",
     "Prefix",
     "RsLoRA",

@@ -14,6 +14,7 @@ COUNTS = [
     ("dapt", {"parts": ("cls", "patch_max")}, 15, 989_467),
     ("dapt", {"rank": 72, "parts": ("cls", "patch_max")}, 40, 1_069_716),
     ("point_peft", {}, 15, 773_017),
+    ("point_gst", {}, 15, 622_831),
     ("idpt", {}, 15, 1_696_783),
     ("idpt", {"head": "promptonly"}, 15, 1_500_175),
     ("idpt", {"generator": "mlp"}, 15, 515_599),
