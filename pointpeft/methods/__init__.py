@@ -19,6 +19,7 @@ from pointpeft.methods.point_gst import PointGST
 from pointpeft.methods.point_peft import PointPEFT, build_memory_bank, set_memory_bank
 from pointpeft.methods.prefix import Prefix
 from pointpeft.methods.ssf import SSF
+from pointpeft.methods.stag import STAG
 from pointpeft.methods.unipelt import UniPELT
 from pointpeft.methods.vpt import VPT
 
@@ -29,6 +30,7 @@ __all__ = [
     "IDPT",
     "OFT",
     "SSF",
+    "STAG",
     "VPT",
     "AdaptFormer",
     "AdapterX",
