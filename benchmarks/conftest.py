@@ -48,6 +48,15 @@ def _measure_limits(device: str) -> dict[str, float]:
     }
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Options of the rows that time whole models."""
+    group = parser.getgroup("pointpeft")
+    group.addoption(
+        "--every-method", action="store_true", help="time training with all methods, not DAPT and full only"
+    )
+    group.addoption("--batches", default="16", help="batch sizes of training and inference, separated by commas")
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     """A row takes 0.3 s where `--benchmark-max-time` asks for nothing else, so that all rows end within minutes."""

@@ -1,0 +1,136 @@
+"""Training steps and inference of whole models at the published size, against the same model on the reference backend.
+
+By default DAPT and full fine-tuning at batch 16; `--every-method` times all methods, `--batches 4,16,32` other batches.
+"""
+
+import copy
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from benchmarks.conftest import DEVICES
+from benchmarks.memory import peak_bytes, saved_bytes
+from pointpeft import create_model
+from pointpeft.methods import method_names
+
+POINTS, CLASSES = 2048, 15
+DTYPES = {"fp32": None, "bf16": torch.bfloat16}
+CONTENDERS = ("pointpeft", "reference")
+
+
+def pytest_generate_tests(metafunc):
+    every = metafunc.config.getoption("--every-method")
+    methods = method_names() if every else ("dapt", "full")
+    metafunc.parametrize(
+        "method", [m for m in methods if not create_model("point_mae", m, 2, device="meta").method.inputs]
+    )
+    metafunc.parametrize("batch", [int(b) for b in metafunc.config.getoption("--batches").split(",")])
+
+
+@contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Runs what is inside on our operations, or on plain PyTorch."""
+    before = os.environ.get("POINTPEFT_BACKEND")
+    os.environ["POINTPEFT_BACKEND"] = "reference" if name == "reference" else "auto"
+    try:
+        yield
+    finally:
+        os.environ.pop("POINTPEFT_BACKEND")
+        if before is not None:
+            os.environ["POINTPEFT_BACKEND"] = before
+
+
+def _autocast(device, dtype):
+    return nullcontext() if DTYPES[dtype] is None else torch.autocast(device, DTYPES[dtype])
+
+
+def _model(method, device):
+    torch.manual_seed(0)
+    model = create_model("point_mae", method, CLASSES, device=device)
+    with torch.no_grad():  # an adapter that starts as zero would hide what is wrong behind it
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter), alpha=0.01)
+    return model
+
+
+def _batch(batch, device):
+    generator = torch.Generator().manual_seed(0)
+    xyz = torch.randn(batch, POINTS, 3, generator=generator)
+    return xyz.to(device), torch.randint(CLASSES, (batch,), generator=generator).to(device)
+
+
+def _close(got, expected, tolerance):
+    return (got.float() - expected.float()).norm() <= tolerance * expected.float().norm()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", CONTENDERS)
+def bench_inference(compare, name, method, batch, dtype, device):
+    model, (xyz, _) = _model(method, device).eval(), _batch(batch, device)
+
+    with backend("reference"), torch.no_grad():
+        expected = model(xyz)
+
+    def run():
+        with backend(name), _autocast(device, dtype), torch.inference_mode():
+            return model(xyz)
+
+    facts = {"clouds": batch, "peak_bytes": peak_bytes(run, device)}
+    compare(
+        f"inference {method} {batch}x{POINTS} {dtype}",
+        run,
+        lambda got: _close(got, expected, 1e-4 if dtype == "fp32" else 3e-2),
+        device=device,
+        rounds=3,
+        **facts,
+    )
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", CONTENDERS)
+def bench_training_step(compare, name, method, batch, dtype, device):
+    model, (xyz, labels) = _model(method, device), _batch(batch, device)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, 1e-6)
+
+    def loss(model):
+        with _autocast(device, dtype):
+            logits = model(xyz)
+            return F.cross_entropy(logits, labels) + sum(model.method.losses(model, xyz, labels, logits).values())
+
+    def gradients(backend_name):
+        # Without dropout, whose random numbers no two backends share.
+        still = copy.deepcopy(model).eval()
+        with backend(backend_name):
+            loss(still).backward()
+        return torch.cat([p.grad.flatten() for p in still.parameters() if p.grad is not None])
+
+    def step():
+        with backend(name):
+            value = loss(model.train())
+            optimizer.zero_grad()
+            value.backward()
+            optimizer.step()
+        return value
+
+    tolerance = 1e-3 if dtype == "fp32" else 1e-1
+    fits = name == "reference" or _close(gradients(name), gradients("reference"), tolerance)
+    with backend(name):
+        saved = saved_bytes(lambda: loss(model.train()), model)
+    compare(
+        f"training step {method} {batch}x{POINTS} {dtype}",
+        step,
+        lambda value: fits and bool(value.isfinite()),
+        device=device,
+        rounds=3,
+        clouds=batch,
+        saved_bytes=saved,
+        peak_bytes=peak_bytes(step, device),
+    )
