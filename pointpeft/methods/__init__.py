@@ -16,6 +16,7 @@ from pointpeft.methods.linear import Linear
 from pointpeft.methods.ln_tuning import LNTuning
 from pointpeft.methods.peterrec import PeterRec
 from pointpeft.methods.point_gst import PointGST
+from pointpeft.methods.point_lora import PointLoRA
 from pointpeft.methods.point_peft import PointPEFT, build_memory_bank, set_memory_bank
 from pointpeft.methods.prefix import Prefix
 from pointpeft.methods.ssf import SSF
@@ -48,6 +49,7 @@ __all__ = [
     "Method",
     "PeterRec",
     "PointGST",
+    "PointLoRA",
     "PointPEFT",
     "Prefix",
     "RsLoRA",

@@ -15,6 +15,7 @@ COUNTS = [
     ("dapt", {"rank": 72, "parts": ("cls", "patch_max")}, 40, 1_069_716),
     ("point_peft", {}, 15, 773_017),
     ("point_gst", {}, 15, 622_831),
+    ("point_lora", {}, 15, 772_752),
     ("stag", {}, 15, 428_431),
     ("stag", {"adapted": 0.75, "share_down": 3, "share_graph": 3}, 15, 1_020_751),
     ("idpt", {}, 15, 1_696_783),
