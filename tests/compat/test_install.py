@@ -83,7 +83,8 @@ def test_the_earth_movers_distance_has_the_names_of_three_repositories():
     install()
     import emd_module
     from emd import emdModule
-    from extensions.emd import emd, emd_module as module
+    from extensions.emd import emd
+    from extensions.emd import emd_module as module
 
     assert emd_module.emdModule is emdModule is module.emdModule
     assert emd.__name__ == "earth_mover_distance"
