@@ -43,6 +43,7 @@ class PointModel(nn.Module):
         merged: Whether `merge` has been called.
         origin: Where the frozen weights came from, None for fresh ones.
         load_report: What `from_published` loaded, None for other models.
+        loaded: Checksum and metadata of the adapter that the model was loaded from, None for other models.
     """
 
     def __init__(self, backbone_name: str, backbone: Any, method: "Method", num_classes: int):
@@ -56,6 +57,7 @@ class PointModel(nn.Module):
         self.merged = False
         self.origin: Origin | None = None
         self.load_report: LoadReport | None = None
+        self.loaded: tuple[str, dict[str, Any]] | None = None
         self._aux_losses: dict[str, Tensor] = {}
         self.pool = Pool(backbone.pooled, backbone.config.width, backbone.prefix)
         method.attach(self)
@@ -137,6 +139,25 @@ class PointModel(nn.Module):
         self.method.merge(self)
         self.merged = True
         return self.requires_grad_(False)
+
+    def save_pretrained(self, folder: "str | Path", metadata: dict[str, Any] | None = None) -> None:
+        """Writes the adapter; see `pointpeft.checkpoints.save_adapter`."""
+        from pointpeft.checkpoints.adapter import save_adapter
+
+        save_adapter(self, folder, metadata)
+
+    @staticmethod
+    def from_pretrained(name: "str | Path", checkpoint: "str | Path | None" = None, **options: Any) -> "PointModel":
+        """The model of an adapter in a folder or on the hub; see `pointpeft.checkpoints.hub.from_pretrained`."""
+        from pointpeft.checkpoints.hub import from_pretrained
+
+        return from_pretrained(name, checkpoint, **options)
+
+    def push_to_hub(self, repo_id: str, metadata: dict[str, Any] | None = None, **options: Any) -> Any:
+        """Uploads the adapter with its model card; see `pointpeft.checkpoints.hub.push_to_hub`."""
+        from pointpeft.checkpoints.hub import push_to_hub
+
+        return push_to_hub(self, repo_id, metadata, **options)
 
     def config(self) -> dict[str, Any]:
         """What `create_from_config` needs to build this model again, ready for JSON."""

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pointpeft import __version__
+from pointpeft.checkpoints.card import model_card
 from pointpeft.checkpoints.files import sha256, write_atomically, write_json
 from pointpeft.checkpoints.pretrained import find
 from pointpeft.model import PointModel, create_from_config
@@ -36,7 +37,8 @@ def save_adapter(model: PointModel, folder: str | Path, metadata: dict[str, Any]
         model: Not merged.
         folder: Made if missing. Each file is written to a temporary name and renamed; the configuration comes last and
             holds the checksum of the weights, so a half-written folder is recognised.
-        metadata: Facts about the training, ready for JSON.
+        metadata: Facts about the training, ready for JSON; None for those of the adapter that the model was loaded
+            from, as long as its weights are what they were then.
 
     Raises:
         ValueError: The model is merged.
@@ -47,6 +49,9 @@ def save_adapter(model: PointModel, folder: str | Path, metadata: dict[str, Any]
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.cpu().contiguous() for name, tensor in adapter_state(model).items()}
     write_atomically(folder / WEIGHTS, lambda path: save_file(tensors, path, {"format": "pt"}))
+    digest = sha256(folder / WEIGHTS)
+    if metadata is None and model.loaded is not None and model.loaded[0] == digest:
+        metadata = model.loaded[1]
     origin = model.origin
     config = {
         "peft_type": "POINTPEFT",
@@ -54,11 +59,11 @@ def save_adapter(model: PointModel, folder: str | Path, metadata: dict[str, Any]
         "pointpeft_version": __version__,
         "base_model_name_or_path": None if origin is None else origin.checkpoint,
         "base_model_sha256": None if origin is None else origin.sha256,
-        "weights_sha256": sha256(folder / WEIGHTS),
+        "weights_sha256": digest,
         **model.config(),
         "metadata": metadata or {},
     }
-    write_atomically(folder / CARD, lambda path: path.write_text(_card(model, config), encoding="utf-8"))
+    write_atomically(folder / CARD, lambda path: path.write_text(model_card(model, config), encoding="utf-8"))
     write_json(folder / CONFIG, config)
 
 
@@ -111,6 +116,7 @@ def load_adapter(
         model.load_state_dict(state, strict=False)
     except RuntimeError as error:
         raise ValueError(f"{weights} does not fit its configuration: {error}") from error
+    model.loaded = (config["weights_sha256"], config["metadata"])
     return model.eval()
 
 
@@ -130,31 +136,3 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     if not isinstance(config, dict) or config.get("peft_type") != "POINTPEFT" or config.get("format") != FORMAT:
         raise ValueError(f"{path} must be a pointpeft adapter of format {FORMAT}")
     return config
-
-
-def _card(model: PointModel, config: dict[str, Any]) -> str:
-    trained, total = model.trainable_parameters(), sum(p.numel() for p in model.parameters())
-    lines = [
-        "---",
-        "library_name: pointpeft",
-        "tags: [point-cloud, parameter-efficient-fine-tuning]",
-        "---",
-        "",
-        f"# {model.method.name} on {model.backbone_name}",
-        "",
-        "| | |",
-        "|---|---|",
-        f"| trainable parameters | {trained:,} of {total:,} ({100 * trained / total:.2f} %) |",
-        f"| without the head | {model.trainable_parameters(head=False):,} |",
-        f"| classes | {model.num_classes} |",
-        f"| pre-training | {config['base_model_name_or_path'] or 'none: the weights are all in this folder'} |",
-        *[f"| {key} | {value} |" for key, value in config["metadata"].items() if not isinstance(value, dict | list)],
-        "",
-        "```python",
-        "from pointpeft.checkpoints import load_adapter",
-        "",
-        'model = load_adapter("this folder")',
-        "```",
-        "",
-    ]
-    return "\n".join(lines)

@@ -15,6 +15,7 @@ COMMANDS = {
     "evaluate": ("pointpeft.cli.evaluate", "EvaluateConfig"),
     "predict": ("pointpeft.cli.predict", "Predict"),
     "pretrain": ("pointpeft.cli.pretrain", "PretrainConfig"),
+    "convert": ("pointpeft.cli.convert", "Convert"),
     "data": ("pointpeft.cli.data", "Data"),
     "info": ("pointpeft.cli.info", "Info"),
 }

@@ -205,7 +205,9 @@ def _run(
             "vote",
             "seeds",
         )
-        save_adapter(model, folder.path / ADAPTER, {name: facts[name] for name in known})
+        # The last part of the data's name: adapters travel, and need not tell where their clouds lay.
+        told = {"data": Path(facts["data"]).name} | {name: facts[name] for name in known}
+        save_adapter(model, folder.path / ADAPTER, told)
         write_report(folder.path, test, logits, metrics, state.history, epoch)
         write_json(folder.path / "result.json", facts)  # the last file: where it is, the run is complete
         folder.close()

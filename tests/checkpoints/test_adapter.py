@@ -126,7 +126,7 @@ def test_a_save_that_dies_between_two_files_is_recognised(folder, origin, monkey
     def die(model, config):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(adapter, "_card", die)
+    monkeypatch.setattr(adapter, "model_card", die)
     with pytest.raises(KeyboardInterrupt):
         save_adapter(trained(origin=origin), tmp_path / "first")
     assert sorted(path.name for path in (tmp_path / "first").iterdir()) == [WEIGHTS]

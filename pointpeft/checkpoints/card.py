@@ -1,0 +1,91 @@
+"""The model card of an adapter: how it was trained, what it reached, and how that was measured."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pointpeft.model import PointModel
+
+SCORES = (("overall accuracy", "accuracy"), ("mean class accuracy", "balanced_accuracy"))
+PROBE = "test clouds, linear probe of the backbone"
+PARTS = {"test": "test clouds", "validation": "validation clouds", "linear probe": PROBE}
+# Entries of the metadata that have a sentence or a table of their own; the others are rows of the first table.
+TOLD = ("selection", "vote", "seeds", "augmentation", *PARTS)
+
+
+def model_card(model: PointModel, config: dict[str, Any]) -> str:
+    """Markdown with the hub's YAML header.
+
+    Args:
+        model: The adapted model.
+        config: What `adapter_config.json` will hold; its `metadata` are the facts that a run gives.
+    """
+    facts = config["metadata"]
+    title = f"{model.method.name} on {model.backbone_name}"
+    trained, total = model.trainable_parameters(), sum(p.numel() for p in model.parameters())
+    rows = {
+        "trainable parameters": f"{trained:,} of {total:,} ({100 * trained / total:.2f} %)",
+        "without the head": f"{model.trainable_parameters(head=False):,}",
+        "classes": model.num_classes,
+        "pre-training": config["base_model_name_or_path"] or "none: the weights are all in this folder",
+    }
+    rows |= {key: value for key, value in facts.items() if key not in TOLD and not isinstance(value, dict | list)}
+    sections = [
+        "---\n" + yaml.safe_dump(_header(title, facts), sort_keys=False) + "---",
+        f"# {title}",
+        _table(("", ""), rows.items()),
+        *_results(facts),
+        *_protocol(facts),
+        *([f"Classes: {', '.join(map(str, facts['classes']))}."] if facts.get("classes") else []),
+        '```python\nfrom pointpeft.checkpoints import load_adapter\n\nmodel = load_adapter("this folder")\n```',
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _header(title: str, facts: dict[str, Any]) -> dict[str, Any]:
+    header: dict[str, Any] = {
+        "library_name": "pointpeft",
+        "tags": ["point-cloud", "point-cloud-classification", "parameter-efficient-fine-tuning"],
+    }
+    test = facts.get("test")
+    if isinstance(test, dict):
+        data = str(facts.get("data", "unnamed clouds"))
+        metrics = [{"type": kind, "name": f"test {name}", "value": test[name]} for name, kind in SCORES if name in test]
+        task = {"type": "point-cloud-classification", "name": "point-cloud classification"}
+        result = {"task": task, "dataset": {"type": Path(data).name, "name": data}, "metrics": metrics}
+        header["model-index"] = [{"name": title, "results": [result]}]
+    return header
+
+
+def _results(facts: dict[str, Any]) -> list[str]:
+    measured = {part: facts[part] for part in PARTS if isinstance(facts.get(part), dict)}
+    if not measured:
+        return []
+    rows = [
+        (PARTS[part], entry.get("clouds", "-"), *(_percent(entry.get(name)) for name, _ in SCORES))
+        for part, entry in measured.items()
+    ]
+    return ["## Results", _table(("on", "clouds", *(name for name, _ in SCORES)), rows)]
+
+
+def _protocol(facts: dict[str, Any]) -> list[str]:
+    lines = []
+    if isinstance(facts.get("selection"), dict):
+        lines.append(f"- Weights of epoch {facts['selection']['epoch'] + 1}: {facts['selection']['meaning']}.")
+    if "seeds" in facts:
+        lines.append(f"- Seeds: {', '.join(map(str, facts['seeds']))}.")
+    if "augmentation" in facts:
+        lines.append(f"- Augmentation in training: {facts['augmentation']}.")
+    if "vote" in facts:
+        lines.append("- No vote: one pass per cloud." if facts["vote"] == 1 else f"- Vote over {facts['vote']} passes.")
+    return ["## How this was measured", "\n".join(lines)] if lines else []
+
+
+def _percent(value: Any) -> str:
+    return "-" if value is None else f"{value:.2%}"
+
+
+def _table(head: tuple[Any, ...], rows: Any) -> str:
+    lines = [head, ("---",) * len(head), *rows]
+    return "\n".join(f"| {' | '.join(str(cell) for cell in line)} |" for line in lines)
