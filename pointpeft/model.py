@@ -7,13 +7,16 @@ import torch
 from torch import Tensor, nn
 
 from pointpeft.backbones import backbone_config
-from pointpeft.heads import ClassificationHead, Pool
+from pointpeft.heads import ClassificationHead, DenseFeatures, DenseHead, Pool, tapped_blocks
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from pointpeft.checkpoints.names import LoadReport
     from pointpeft.methods.base import Method
+
+
+TASKS = ("classification", "part_segmentation", "semantic_segmentation")
 
 
 @dataclass(frozen=True)
@@ -32,22 +35,38 @@ class Origin:
 
 
 class PointModel(nn.Module):
-    """Clouds to logits; made by `create_model`.
+    """Clouds to logits, of the cloud or of each of its points; made by `create_model`.
 
     Attributes:
         backbone: Patches, tokens, blocks.
-        pool: Tokens to features.
+        pool: Tokens to features, None where points are classified.
         head: Features to logits.
         method: The adaptation method attached to it.
         num_classes: Number of logits.
+        task: One of `TASKS`.
+        num_categories: Kinds of clouds that part segmentation tells apart beforehand; 0 for none.
         merged: Whether `merge` has been called.
         origin: Where the frozen weights came from, None for fresh ones.
         load_report: What `from_published` loaded, None for other models.
         loaded: Checksum and metadata of the adapter that the model was loaded from, None for other models.
     """
 
-    def __init__(self, backbone_name: str, backbone: Any, method: "Method", num_classes: int):
+    def __init__(
+        self,
+        backbone_name: str,
+        backbone: Any,
+        method: "Method",
+        num_classes: int,
+        task: str = "classification",
+        num_categories: int = 0,
+    ):
         super().__init__()
+        if task not in TASKS:
+            raise ValueError(f"task must be one of {', '.join(TASKS)}, got {task!r}")
+        if num_categories < 0 or (num_categories and task != "part_segmentation"):
+            raise ValueError(
+                f"num_categories must be at least 0, and 0 but for part_segmentation, got {num_categories} for {task}"
+            )
         if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
             raise ValueError(f"num_classes must be an int of at least 1, got {num_classes!r}")
         self.backbone_name = backbone_name
@@ -59,21 +78,44 @@ class PointModel(nn.Module):
         self.load_report: LoadReport | None = None
         self.loaded: tuple[str, dict[str, Any]] | None = None
         self._aux_losses: dict[str, Tensor] = {}
-        self.pool = Pool(backbone.pooled, backbone.config.width, backbone.prefix)
+        self.task = task
+        self.num_categories = num_categories
+        self.pool: Pool | None = None
+        if self.dense and not backbone.dense_prefix:
+            backbone.drop_prefix()
+        self.read(backbone.pooled)
         method.attach(self)
         parameter = next(backbone.parameters())
-        self.head = ClassificationHead(
-            self.pool.out_dim, num_classes, **backbone.head_options, device=parameter.device, dtype=parameter.dtype
-        )
+        at = {"device": parameter.device, "dtype": parameter.dtype}
+        self.head: ClassificationHead | DenseHead
+        if self.pool is None:
+            self.head = DenseHead(backbone.config.width, num_classes, num_categories, **at)
+        else:
+            self.head = ClassificationHead(self.pool.out_dim, num_classes, **backbone.head_options, **at)
 
-    def forward_features(self, xyz: Tensor, **inputs: Tensor) -> Tensor:
-        """What the head reads; arguments as in `forward`. [B, N, 3] -> [B, F]"""
+    @property
+    def dense(self) -> bool:
+        """Whether every point is classified, and not the cloud."""
+        return self.task != "classification"
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of what the call takes beside xyz."""
+        return (*self.method.inputs, *(("category",) if self.num_categories else ()))
+
+    def read(self, parts: tuple[str, ...]) -> None:
+        """Sets what the classifier reads, see `Pool`; a dense head reads patch tokens alone, whatever is asked."""
+        if not self.dense:
+            self.pool = Pool(parts, self.backbone.config.width, self.backbone.prefix)
+
+    def forward_features(self, xyz: Tensor, **inputs: Tensor) -> Any:
+        """What the head reads, [B, F], or `DenseFeatures` where points are classified; arguments as in `forward`."""
         if not isinstance(xyz, Tensor) or xyz.dim() != 3 or xyz.shape[-1] != 3 or not xyz.is_floating_point():
             got = f"{xyz.dtype} {tuple(xyz.shape)}" if isinstance(xyz, Tensor) else type(xyz).__name__
             raise ValueError(f"xyz must be a floating tensor of shape (B, N, 3), got {got}")
-        if set(inputs) != set(self.method.inputs):
+        if set(inputs) != set(self.inputs):
             raise ValueError(
-                f"method {self.method.name!r} takes the inputs {sorted(self.method.inputs)} beside xyz, "
+                f"method {self.method.name!r} for {self.task} takes the inputs {sorted(self.inputs)} beside xyz, "
                 f"got {sorted(inputs)}"
             )
         config = self.backbone.config
@@ -83,24 +125,43 @@ class PointModel(nn.Module):
                 f"xyz must have at least {needed} points per cloud (num_groups = {config.num_groups}, "
                 f"group_size = {config.group_size}), got N = {xyz.shape[1]}"
             )
-        tokens, ctx = self.backbone(xyz, inputs)
+        taps = tapped_blocks(len(self.backbone.blocks)) if self.dense else ()
+        tokens, ctx = self.backbone(xyz, inputs, taps)
         self._aux_losses = ctx.aux_losses
-        return self.pool(tokens, ctx)
+        if self.pool is not None:
+            return self.pool(tokens, ctx)
+        levels = [self.backbone.token_transform(self.backbone.norm(ctx.hidden[block])) for block in taps]
+        return DenseFeatures(ctx.centers, torch.cat(levels, -1))
 
-    def forward(self, xyz: Tensor, **inputs: Tensor) -> Tensor:
-        """Classifies clouds.
+    def forward(self, xyz: Tensor, *, query: Tensor | None = None, **inputs: Tensor) -> Tensor:
+        """Classifies clouds, or their points.
 
         Args:
             xyz: Coordinates. [B, N, 3]
-            inputs: Exactly those that `method.inputs` names.
+            query: Other points of the same clouds to classify than those that the tokens are made of, in a dense task
+                alone: a model of N points labels any number of them. [B, M, 3]
+            inputs: Exactly those that `inputs` names. `category`: index of each cloud's, int64, [B].
 
         Returns:
-            Logits. [B, num_classes]
+            Logits, [B, num_classes]; in a dense task those of every point, [B, N or M, num_classes].
 
         Raises:
-            ValueError: A wrong shape or dtype, too few points, or other inputs than the method takes.
+            ValueError: A wrong shape or dtype, too few points, or other inputs than the model takes.
         """
-        return self.head(self.forward_features(xyz, **inputs))
+        features = self.forward_features(xyz, **inputs)
+        if isinstance(self.head, ClassificationHead):
+            if query is not None:
+                raise ValueError("query must be None for classification, which answers for whole clouds")
+            return self.head(features)
+        category = inputs.get("category")
+        if self.num_categories:
+            self._check_category(category, len(xyz))
+        return self.head(xyz if query is None else query, features, category)
+
+    def _check_category(self, category: Tensor | None, clouds: int) -> None:
+        if not isinstance(category, Tensor) or category.dtype != torch.int64 or category.shape != (clouds,):
+            got = f"{category.dtype} {tuple(category.shape)}" if isinstance(category, Tensor) else repr(category)
+            raise ValueError(f"category must be int64 of shape ({clouds},), got {got}")
 
     def aux_losses(self) -> dict[str, Tensor]:
         """Losses that the method added in the last forward, by name, to be added to the task's."""
@@ -165,6 +226,8 @@ class PointModel(nn.Module):
             "backbone": {"name": self.backbone_name, "fields": asdict(self.backbone.config)},
             "method": {"name": self.method.name, "fields": self.method.config()},
             "num_classes": self.num_classes,
+            "task": self.task,
+            "num_categories": self.num_categories,
         }
 
 
@@ -174,6 +237,8 @@ def create_model(
     num_classes: int | None = None,
     checkpoint: "str | Path | None" = None,
     *,
+    task: str = "classification",
+    num_categories: int = 0,
     device: Any = None,
     dtype: torch.dtype | None = None,
     **options: Any,
@@ -186,6 +251,8 @@ def create_model(
         num_classes: Number of logits.
         checkpoint: Pre-trained weights of the backbone: a .pth or .safetensors file, or the name of one that the
             package ships. None for fresh ones.
+        task: classification of clouds; part_segmentation or semantic_segmentation, of their points.
+        num_categories: Kinds of clouds in part segmentation, whose index the call takes as `category`; 0 for none.
         device: Where the weights live; "meta" for no weights at all.
         dtype: Of the weights.
         options: Fields of the backbone's configuration and of the method, by name.
@@ -227,7 +294,7 @@ def create_model(
         source = load_backbone(built, checkpoint)
     # A method takes the loaded parameters over as they are, perhaps under another name: they are known by identity.
     loaded = {id(p) for name, p in built.named_parameters() if source is not None and name in source.loaded}
-    model = PointModel(backbone, built, method, num_classes)  # type: ignore[arg-type]
+    model = PointModel(backbone, built, method, num_classes, task, num_categories)  # type: ignore[arg-type]
     if source is not None:
         names = frozenset(name for name, p in model.named_parameters() if id(p) in loaded)
         model.origin = Origin(str(checkpoint), source.sha256, names)
@@ -240,4 +307,5 @@ def create_from_config(config: dict[str, Any], checkpoint: "str | Path | None" =
 
     method = create_method(config["method"]["name"], **config["method"]["fields"])
     name, values = config["backbone"]["name"], config["backbone"]["fields"]
-    return create_model(name, method, config["num_classes"], checkpoint, **where, **values)
+    task = {key: config[key] for key in ("task", "num_categories") if key in config}  # older adapters classify
+    return create_model(name, method, config["num_classes"], checkpoint, **task, **where, **values)

@@ -180,6 +180,7 @@ class PointGPT(PointMAE):
     family = "point_gpt"
     block_type = GPTBlock
     prefix = ("sos", "cls")
+    dense_prefix = True
     published_renames: ClassVar[tuple[tuple[str, str], ...]] = (
         (r"^backbone\.patch_embed\.", "encoder."),
         (r"^backbone\.sos_token$", "blocks.sos"),

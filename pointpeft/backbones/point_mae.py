@@ -71,6 +71,8 @@ class PointMAE(nn.Module):
     prefix: ClassVar[tuple[str, ...]] = ("cls",)
     # What the published classifier pools, see heads.pooling.
     pooled: ClassVar[tuple[str, ...]] = ("cls", "patch_max")
+    # Whether the tokens before the patches stay where every point is classified; in Point-MAE's published code not.
+    dense_prefix: ClassVar[bool] = False
     # How its published classifier differs from `ClassificationHead`'s defaults.
     head_options: ClassVar[dict[str, Any]] = {}
     # Layout of published files: substitutions that turn our names into theirs, in order ...
@@ -162,6 +164,13 @@ class PointMAE(nn.Module):
                 f"encoder_dims must equal the width {width} for {cls.__name__}, got {config['encoder_dims']}"
             )
         return {}
+
+    def drop_prefix(self) -> None:
+        """Takes the tokens before the patches out, and their positions."""
+        for name in self.prefix:
+            delattr(self, f"{name}_token")
+            delattr(self, f"{name}_pos")
+        self.prefix = ()  # type: ignore[misc]
 
     def group(self, xyz: Tensor) -> tuple[Tensor, Tensor]:
         """Patches (B, G, S, 3) relative to their centres, and the centres (B, G, 3), of clouds (B, N, 3)."""

@@ -17,6 +17,10 @@ from pointpeft.model import PointModel, create_model
 
 # Every backbone here starts with this tokenizer: what lacks it is not one of ours.
 TOKENIZER = "encoder.first_conv.0.weight"
+# ACT and IDPT end the names of their dense heads' parts so, for a filter by name that finds what trains.
+SUFFIX = r"^(label_conv|propagation_0|convs\d|bns\d)_cls\."
+# What a pre-training may hold and a dense task does not read.
+UNREAD_PREFIX = (r"^(cls_token|cls_pos)$",)
 
 
 def infer_family(state: dict[str, Tensor], name: str | None = None) -> tuple[str, str]:
@@ -93,7 +97,8 @@ def from_published(
             then what adaptation adds is fresh.
         family: Such as "dapt", "point_mae" or "point_mae+dapt"; None infers it from the names, and logs it.
         extra: Options of the backbone or the method that overrule the file's, and tensors that published files of
-            the method lack (`published_beside`).
+            the method lack (`published_beside`). `task` and `num_categories`, which files of dense tasks show
+            themselves, for a pre-training.
 
     Returns:
         The model in training mode; `load_report` tells what was missing and ignored.
@@ -112,7 +117,9 @@ def from_published(
         raise ValueError(f"config must have cls_dim, got {sorted(config)}")
     beside = {key: extra.pop(key) for key in method_class(method).published_beside if key in extra}
     state |= beside
-    model = _build(backbone, method_class(method), config | beside, extra)
+    state = {re.sub(SUFFIX, r"\1.", key): tensor for key, tensor in state.items()}
+    task = _dense_task(state)
+    model = _build(backbone, method_class(method), config | beside, extra, task)
     names = published_names(model)
     backbone_type = backbone_families()[backbone]
     for copy, original in _copies(model, names).items():
@@ -125,7 +132,7 @@ def from_published(
         state,
         names,
         optional=fresh,
-        ignored=backbone_type.ignored_keys if fresh else (),
+        ignored=(*(backbone_type.ignored_keys if fresh else ()), *(UNREAD_PREFIX if model.dense else ())),
         what=f"published {backbone} with {method}",
     )
     model.load_report = report
@@ -135,7 +142,20 @@ def from_published(
     return model
 
 
-def _build(backbone: str, kind: type[Method], config: dict[str, Any], extra: dict[str, Any]) -> PointModel:
+def _dense_task(state: dict[str, Tensor]) -> dict[str, Any]:
+    """What a file says of its task: the head of part segmentation has a branch for categories."""
+    if "propagation_0.mlp_convs.0.weight" not in state:
+        return {}
+    if "label_conv.0.weight" not in state:
+        return {"task": "semantic_segmentation"}
+    return {"task": "part_segmentation", "num_categories": state["label_conv.0.weight"].shape[1]}
+
+
+def _build(
+    backbone: str, kind: type[Method], config: dict[str, Any], extra: dict[str, Any], task: dict[str, Any]
+) -> PointModel:
+    extra = dict(extra)
+    task |= {key: extra.pop(key) for key in ("task", "num_categories") if key in extra}
     values = backbone_families()[backbone].published_config(config)
     options = kind.published_config(config)
     backbone_fields = {f.name for f in fields(backbone_config(backbone))}
@@ -147,7 +167,7 @@ def _build(backbone: str, kind: type[Method], config: dict[str, Any], extra: dic
             options[key] = value
         else:
             raise ValueError(f"unknown option {key!r}; known: {', '.join(sorted(backbone_fields | method_fields))}")
-    return create_model(backbone, create_method(kind.name, **options), int(config["cls_dim"]), **values)
+    return create_model(backbone, create_method(kind.name, **options), int(config["cls_dim"]), **task, **values)
 
 
 def _fresh(model: PointModel, state: dict[str, Tensor], names: dict[str, str]) -> tuple[str, ...]:

@@ -11,17 +11,23 @@ def run(command: EvaluateConfig) -> int:
     from pointpeft.training.evaluation import evaluate
 
     facts = evaluate(command)
-    test = facts["test"]
-    each = {name: entry for name, entry in facts["per class"].items() if entry["clouds"]}
-    weakest = sorted(each.items(), key=lambda item: item[1]["accuracy"])[:3]
+    test, (first, *others) = facts["test"], facts["numbers"]
+    key = "accuracy" if facts["task"] == "classification" else "mIoU"
+    each = {name: entry for name, entry in facts["per class"].items() if entry[key] is not None}
+    weakest = sorted(each.items(), key=lambda item: item[1][key])[:3]
+    unit = "rooms" if "rooms" in test else "clouds"
+    passes = f"{facts['vote']} passes, test-time augmentation {facts['test-time augmentation']}"
+    selection = facts["selection"]
     print_rows(
         {
-            "overall accuracy": f"{test['overall accuracy']:.2%} of {test['clouds']} clouds",
-            "mean class accuracy": f"{test['mean class accuracy']:.2%}",
-            "weakest classes": ", ".join(f"{name} {entry['accuracy']:.0%}" for name, entry in weakest),
-            "vote": facts["vote"],
+            first: f"{test[first]:.2%} of {test[unit]} {unit}",
+            **{name: f"{test[name]:.2%}" for name in others if name != "loss"},
+            "weakest classes": ", ".join(f"{name} {entry[key]:.0%}" for name, entry in weakest),
+            "vote": passes if facts["vote"] > 1 else "none: one clean pass",
+            **{f"with {points} points": f"{m[first]:.2%}" for points, m in facts["by points per cloud"].items()},
+            **({"epoch selected": selection["meaning"]} if selection else {}),
             **({"note": "; ".join(facts["notes"])} if facts["notes"] else {}),
-            "report": f"{facts['folder']}/report.html",
+            "report": f"{facts['folder']}/{facts['page']}",
         }
     )
     return 0

@@ -1,4 +1,4 @@
-"""`pointpeft predict`: classify files with the adapter of a run."""
+"""`pointpeft predict`: classify files, or their points, with the adapter of a run."""
 
 import json
 import sys
@@ -11,9 +11,9 @@ from tyro.conf import Positional, arg
 
 @dataclass(frozen=True)
 class Predict:
-    """Classify clouds or meshes with the adapter of a run.
+    """Classify clouds or meshes, or their points, with the adapter of a run.
 
-    Prints one line per file: class, probability, file. A file that cannot be read is reported on the error stream, the
+    Prints one line per file: class, probability, file; for part segmentation the parts and the picture drawn of them. A file that cannot be read is reported on the error stream, the
     others are still classified, and the exit code is 1.
     """
 
@@ -23,23 +23,34 @@ class Predict:
     """Files of any type that `pointpeft finetune` reads: .ply .npy .pcd .las .xyz .off .obj .stl …"""
     json: bool = False
     """Print one JSON list, with the best three classes of each file."""
+    category: str | None = None
+    """What the clouds are, for part segmentation of several categories."""
+    output: Annotated[Path, arg(metavar="FOLDER")] = Path("predictions")
+    """Folder for the labels of points and their pictures, for segmentation."""
     device: Annotated[str, arg(metavar="cpu|cuda|cuda:N")] = "auto"
     """Where to compute; `auto` takes a GPU where there is one."""
 
 
 def run(command: Predict) -> int:
     """Classifies the files; 1 when any of them could not be read."""
-    from pointpeft.training.evaluation import load_run, predict
+    from pointpeft.training.evaluation import load_run, predict, predict_parts
     from pointpeft.training.loop import make_accelerator
 
     if not command.files:
         raise ValueError("name at least one file to classify")
-    results = predict(load_run(command.run, make_accelerator(command.device).device), command.files)
+    adapted = load_run(command.run, make_accelerator(command.device).device)
+    if adapted.model.dense:
+        results = predict_parts(adapted, command.files, command.output, command.category)
+    else:
+        results = predict(adapted, command.files)
     if command.json:
         print(json.dumps(results, indent=2))
     for result in results:
         if "error" in result:
             print(f"pointpeft: error: {result['error']}", file=sys.stderr)
+        elif not command.json and adapted.model.dense:
+            shares = ", ".join(f"{name} {share:.0%}" for name, share in result["parts"].items())
+            print(f"{result['picture']}  {shares}")
         elif not command.json:
             print(f"{result['class']:24} {result['probability']:7.1%}  {result['file']}")
     return 1 if any("error" in result for result in results) else 0

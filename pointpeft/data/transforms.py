@@ -54,6 +54,27 @@ class ScaleTranslate:
 
 
 @dataclass(frozen=True)
+class Isotropic:
+    """Scales every cloud by one number and shifts each axis by its own.
+
+    Args:
+        scale: Bounds of the factor, drawn uniformly.
+        shift: Largest shift to either side, drawn uniformly.
+
+    Source: the part segmentation code of PointNet++ and Point-MAE; the defaults are theirs.
+    """
+
+    scale: tuple[float, float] = (0.8, 1.25)
+    shift: float = 0.1
+
+    def __call__(self, points: Tensor, generator: Generator) -> Tensor:
+        """Scales, then shifts. [B, N, 3]"""
+        low, high = self.scale
+        factor = low + (high - low) * _uniform((len(points), 1, 1), points, generator)
+        return points * factor + self.shift * (2 * _uniform((len(points), 1, 3), points, generator) - 1)
+
+
+@dataclass(frozen=True)
 class RotateUp:
     """Turns every cloud about the up axis by an angle of its own, uniform in [0, 2 pi).
 
@@ -145,6 +166,7 @@ class Compose:
 _NAMED: dict[str, Callable[[str], Transform]] = {
     "none": lambda up_axis: Compose(),
     "scale_translate": lambda up_axis: ScaleTranslate(),
+    "isotropic": lambda up_axis: Isotropic(),
     "rotate": RotateUp,
     "jitter": lambda up_axis: Jitter(),
     "dropout": lambda up_axis: PointDropout(),
@@ -155,7 +177,7 @@ def named(name: str, up_axis: str) -> Transform:
     """An augmentation by its name on the command line.
 
     Args:
-        name: "none", "scale_translate", "rotate", "jitter" or "dropout"; several joined by "+" are applied in order.
+        name: "none", "scale_translate", "isotropic", "rotate", "jitter" or "dropout"; several joined by "+" are applied in order.
         up_axis: The axis that "rotate" keeps.
 
     Raises:

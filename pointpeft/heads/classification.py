@@ -1,6 +1,6 @@
 """The classifier on pooled features."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -17,6 +17,9 @@ class ClassificationHead(nn.Module):
 
     Source: the classifier of Point-MAE (ECCV 2022), which later methods share.
     """
+
+    # Its layout in published files is the backbone's, since backbones differ there.
+    published_renames: ClassVar[tuple[tuple[str, str], ...]] = ()
 
     def __init__(
         self,

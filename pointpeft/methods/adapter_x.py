@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from pointpeft.backbones.context import Context
 from pointpeft.backbones.layers import Block
-from pointpeft.heads import Pool
 from pointpeft.methods.base import PREFIX_TOKENS, Method, register_method, where
 from pointpeft.methods.scale_shift import ScaleShift
 from pointpeft.model import PointModel
@@ -149,4 +148,4 @@ class AdapterX(Method):
         backbone.mixture = SharedMixtureOfAdapters(width, self.heads, self.experts, self.rank, self.router_width, **at)
         for i, block in enumerate(backbone.blocks):
             backbone.blocks[i] = AdapterXBlock(block, backbone.mixture, self.balance / len(backbone.blocks))
-        model.pool = Pool(self.parts, width, backbone.prefix)
+        model.read(self.parts)

@@ -18,8 +18,8 @@ PREFIX_TOKENS = r"^backbone\.\w+_(token|pos)$"
 class Method:
     """A way of adapting a frozen backbone.
 
-    A method writes `build`: it replaces parts of `model.backbone` and `model.pool`. What it creates trains; what it
-    takes over stays frozen, except what `trains` names. The head always trains.
+    A method writes `build`: it replaces parts of `model.backbone`, and says by `model.read` what the classifier reads.
+    What it creates trains; what it takes over stays frozen, except what `trains` names. The head always trains.
 
     Attributes:
         freeze_batchnorm: Keeps the statistics of the frozen tokenizer as pre-trained; published code lets them move
@@ -82,14 +82,17 @@ class Method:
         """Puts the method's modules into the model; they train."""
         raise NotImplementedError
 
-    def losses(self, model: "PointModel", xyz: Tensor, labels: Tensor, logits: Tensor) -> dict[str, Tensor]:
+    def losses(
+        self, model: "PointModel", xyz: Tensor, labels: Tensor, logits: Tensor, **inputs: Tensor
+    ) -> dict[str, Tensor]:
         """Losses of the method beside the task's, by name, after a forward in training.
 
         Args:
             model: The model that has just run.
             xyz: What it was given. [B, N, 3]
-            labels: Classes, int64. [B]
-            logits: What it gave. [B, num_classes]
+            labels: Classes, int64; of every point in a dense task. [B] or [B, N]
+            logits: What it gave. [..., num_classes]
+            inputs: What it was given beside xyz, by name.
 
         Returns:
             Scalars that are added to the task's loss; by default those its blocks left in `model.aux_losses()`.

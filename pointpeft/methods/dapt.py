@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from pointpeft.backbones.context import Context
 from pointpeft.backbones.layers import Block
-from pointpeft.heads import Pool
 from pointpeft.methods.base import Method, register_method, where
 from pointpeft.methods.scale_shift import ScaleShift, fold, folds, mapped, normed
 from pointpeft.model import PointModel
@@ -170,7 +169,7 @@ class DAPT(Method):
         backbone.token_transform = ScaleShift(width, **at)
         for i, block in enumerate(backbone.blocks):
             backbone.blocks[i] = DAPTBlock(block, self.rank, self.dropout, self.gate_bias)
-        model.pool = Pool(self.parts, width, backbone.prefix)
+        model.read(self.parts)
 
     def fold(self, model: PointModel) -> None:
         """Folds all transforms but those of the prompts; the patches' only where it keeps the maximum's order."""

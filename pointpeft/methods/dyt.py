@@ -142,24 +142,29 @@ class DyT(Method):
             )
             blocks[i] = DyTBlock(block, adapter, self)
 
-    def losses(self, model: PointModel, xyz: Tensor, labels: Tensor, logits: Tensor) -> dict[str, Tensor]:
+    def losses(
+        self, model: PointModel, xyz: Tensor, labels: Tensor, logits: Tensor, **inputs: Tensor
+    ) -> dict[str, Tensor]:
         """The rate loss of the last forward and, under `distill`, both terms of the full pass."""
         losses = model.aux_losses()
         if self.distill:
-            full = self.full_pass(model, xyz)
-            losses["full"] = F.cross_entropy(full, labels)
+            full = self.full_pass(model, xyz, **inputs).flatten(0, -2)
+            losses["full"] = F.cross_entropy(full, labels.flatten())
             losses["distill"] = F.kl_div(
-                F.log_softmax(logits, -1), F.log_softmax(full.detach(), -1), reduction="batchmean", log_target=True
+                F.log_softmax(logits.flatten(0, -2), -1),
+                F.log_softmax(full.detach(), -1),
+                reduction="batchmean",
+                log_target=True,
             )
         return losses
 
-    def full_pass(self, model: PointModel, xyz: Tensor) -> Tensor:
-        """Logits with no token skipping. [B, N, 3] -> [B, num_classes]"""
+    def full_pass(self, model: PointModel, xyz: Tensor, **inputs: Tensor) -> Tensor:
+        """Logits with no token skipping. [B, N, 3] -> [..., num_classes]"""
         blocks = list(model.backbone.blocks)
         try:
             for block in blocks:
                 block.full = True
-            return model(xyz)
+            return model(xyz, **inputs)
         finally:
             for block in blocks:
                 block.full = False

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from pointpeft.backbones.context import Context
 from pointpeft.backbones.layers import Block
-from pointpeft.heads import Pool
 from pointpeft.methods.base import Method, register_method, where
 from pointpeft.model import PointModel
 from pointpeft.ops import gather, knn
@@ -189,4 +188,4 @@ class IDPT(Method):
         else:
             generator = TransformerPrompt(width, backbone.config.num_heads, at)
         backbone.blocks[self.prompt_layer] = PromptedBlock(backbone.blocks[self.prompt_layer], generator, width)
-        model.pool = Pool(HEADS[self.head], width, backbone.prefix)
+        model.read(HEADS[self.head])

@@ -80,6 +80,14 @@ class Clouds:
         """The clouds as they are evaluated: no randomness, no cloud depends on another. [M, N, 3]"""
         return torch.stack([fit(points, self.num_points) for points in self.points])
 
+    def thinned(self, num_points: int, seed: int) -> "Clouds":
+        """The clouds seen by fewer points: a random part of those in `fixed`, not spread over the cloud."""
+        part = self.subset(range(len(self)))
+        generator = torch.Generator().manual_seed(seed)
+        part.points = [draw(points, num_points, generator) for points in self.fixed()]
+        part.num_points = num_points
+        return part
+
     def batches(self, batch_size: int, generator: torch.Generator, rank: int = 0, world: int = 1) -> "Batches":
         """One epoch: every cloud once in random order, with a random part of its points.
 

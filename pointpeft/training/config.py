@@ -9,9 +9,12 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, UseAppendAction, arg
 
-Augmentation = Literal["scale_translate", "rotate", "none"]
+Augmentation = Literal["scale_translate", "isotropic", "rotate", "none"]
+TaskAugmentation = Literal["auto", "scale_translate", "isotropic", "rotate", "none"]
 Selection = Literal["val-best", "last", "test-best"]
 Precision = Literal["float32", "bf16"]
+Task = Literal["classification", "part_segmentation", "semantic_segmentation"]
+Quirks = Literal["none", "published"]
 Options = Annotated[tuple[str, ...], UseAppendAction, arg(metavar="NAME=VALUE")]
 
 
@@ -26,6 +29,9 @@ class FinetuneConfig:
 
     data: Annotated[str, Positional, arg(metavar="DATA")] = "furniture"
     """Folder or file of labelled clouds; `furniture` is embedded; `modelnet40:PATH`, `scanobjectnn:PATH[:variant]`."""
+    task: Task = "classification"
+    """What is labelled: clouds, or their points (`part_segmentation`: ShapeNetPart, .h5 or .npz with a part per
+    point)."""
     backbone: str = "point_mae_tiny"
     """Architecture: point_mae_tiny, point_mae_small, point_mae (published size)."""
     checkpoint: Annotated[str | None, arg(metavar="FILE|NAME")] = None
@@ -50,15 +56,16 @@ class FinetuneConfig:
     """Largest norm of the gradient."""
     num_points: int = 1024
     """Points per cloud that the model sees. Evaluation uses the same number: accuracy falls when densities differ."""
-    augment: Augmentation = "scale_translate"
-    """Of training clouds. `rotate` turns about the up axis: for clouds whose heading is arbitrary."""
+    augment: TaskAugmentation = "auto"
+    """Of training clouds. `auto` is the published recipe: `scale_translate`, for points `isotropic`. `rotate` turns about
+    the up axis: for clouds whose heading is arbitrary."""
     up_axis: Literal["x", "y", "z"] | None = None
     """Axis that points up, for `rotate` and the pictures. None: z for folders, as the data set says for others."""
     val_fraction: float = 0.15
     """Part of the training clouds held out to select the epoch, stratified; used by `--select val-best` alone."""
     select: Selection = "val-best"
     """Which epoch is kept. `test-best` is the habit of published numbers, looks at the test set, and is reported so."""
-    vote: int = 1
+    vote: Annotated[int, arg(aliases=["--votes"])] = 1
     """Passes per test cloud: 1 is a clean pass; more add augmented ones and average the logits."""
     probe: bool = True
     """Train a head on the frozen features too, with the same budget: what the adapter is worth."""
@@ -70,6 +77,8 @@ class FinetuneConfig:
     """Where to compute; `auto` takes a GPU where there is one."""
     precision: Precision = "float32"
     """`bf16` computes the transformer in bfloat16; weights stay float32."""
+    quirks: Quirks = "none"
+    """`published` repeats what published training code does by mistake: in segmentation two steps per batch."""
     output: Annotated[Path | None, arg(metavar="FOLDER")] = None
     """Run folder; None: `runs/finetune-DATA-METHOD`, numbered if it exists."""
     resume: Annotated[Path | None, arg(metavar="RUN")] = None
@@ -156,7 +165,7 @@ class CompareConfig:
     """Peak learning rate of AdamW."""
     num_points: int = 1024
     """Points per cloud."""
-    augment: Augmentation = "scale_translate"
+    augment: TaskAugmentation = "auto"
     """Of training clouds."""
     select: Selection = "val-best"
     """Which epoch is kept."""
@@ -174,7 +183,8 @@ class CompareConfig:
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """Test the adapter of a run: overall and per-class accuracy, confusion matrix, a page of the misclassified clouds.
+    """Test the adapter of a run: overall and per-class accuracy, confusion matrix, a page of the misclassified clouds;
+    for segmentation the mean IoU and a picture of the predicted parts.
 
     Without DATA the test clouds of the run's own data set are used, seen as the run saw them.
     """
@@ -183,8 +193,12 @@ class EvaluateConfig:
     """Run folder of `pointpeft finetune`."""
     data: Annotated[str | None, Positional, arg(metavar="DATA")] = None
     """Labelled clouds; their class names must be among the run's. None: the test part of the run's own data."""
-    vote: int = 1
+    vote: Annotated[int, arg(aliases=["--votes"])] = 1
     """Passes per cloud: 1 is a clean pass; more add augmented ones and average the logits."""
+    test_augment: Augmentation = "scale_translate"
+    """Of the passes beyond the first: test-time augmentation."""
+    densities: Annotated[tuple[int, ...], arg(metavar="POINTS")] = ()
+    """Also test with fewer points per cloud, drawn at random: `--densities 1024 512 256`. What a sparser sensor costs."""
     batch_size: int = 64
     """Clouds per step."""
     seed: int = 0

@@ -2,23 +2,25 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from pointpeft.checkpoints import load_adapter
 from pointpeft.checkpoints.adapter import read_config
-from pointpeft.checkpoints.files import write_json
-from pointpeft.data import DataError, load_dataset, read_points
-from pointpeft.training.clouds import Clouds, fit
+from pointpeft.checkpoints.files import write_atomically, write_json
+from pointpeft.data import DataError, read_points
+from pointpeft.training.clouds import fit
 from pointpeft.training.config import EvaluateConfig, FinetuneConfig
-from pointpeft.training.inference import forward_all, voted_logits
+from pointpeft.training.inference import Voting, forward_all
 from pointpeft.training.loop import make_accelerator
-from pointpeft.training.metrics import measure
-from pointpeft.training.report import write_report
+from pointpeft.training.part_metrics import predicted_parts
+from pointpeft.training.part_report import write_prediction
 from pointpeft.training.run_folder import RunFolder
+from pointpeft.training.tasks import create_task
 from pointpeft.training.versions import versions
 
 
@@ -31,12 +33,14 @@ class Adapted:
         classes: Names by index of the logits.
         num_points: Points per cloud it was trained with.
         normalized: Whether its training clouds were centred and scaled to the unit sphere; new ones must be, too.
+        metadata: All that the adapter says of its training.
     """
 
     model: Any
     classes: tuple[str, ...]
     num_points: int
     normalized: bool
+    metadata: dict[str, Any] = field(default_factory=dict)
 
     @property
     def device(self) -> torch.device:
@@ -73,55 +77,60 @@ def load_run(run: Path, device: torch.device) -> Adapted:
     if missing:
         raise ValueError(f"{folder / 'adapter_config.json'} names no {' and no '.join(missing)} in its metadata")
     model = load_adapter(folder).to(device).eval()
-    return Adapted(model, tuple(metadata["classes"]), int(metadata["points"]), bool(metadata["clouds normalized"]))
+    classes, points = tuple(metadata["classes"]), int(metadata["points"])
+    return Adapted(model, classes, points, bool(metadata["clouds normalized"]), metadata)
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
-    """Tests a run's adapter and writes `result.json`, plots and the page of misclassified clouds.
+    """Tests a run's adapter and writes `result.json`, plots and the page or picture of its mistakes.
 
     Raises:
         ValueError: No finished run, or clouds of a class that it does not know.
     """
     accelerator = make_accelerator(config.device)
     adapted = load_run(config.run, accelerator.device)
+    task = create_task(adapted.model.task)
     data, up_axis = config.data, None
     if data is None:
         run = RunFolder(adapter_folder(config.run).parent, main=False).read_config(FinetuneConfig, "finetune")
         data, up_axis = run.data, run.up_axis
-    dataset = load_dataset(data, "test", up_axis=up_axis)
-    clouds = Clouds(dataset, adapted.num_points)
-    unknown = sorted(set(clouds.classes) - set(adapted.classes))
-    if unknown:
-        raise ValueError(
-            f"{data} has classes that the adapter does not know: {', '.join(unknown)}; "
-            f"it knows {', '.join(adapted.classes)}"
-        )
-    # The data set may name fewer classes, or in another order.
-    renumber = torch.tensor([adapted.classes.index(name) for name in clouds.classes])
-    clouds.labels, clouds.classes = renumber[clouds.labels], adapted.classes
-    group_size = adapted.model.backbone.config.group_size
-    clouds.require_points(group_size, f"group_size = {group_size} neighbours")
+    clouds = task.gather(task.load(data, "test", up_axis), adapted.num_points)
+    task.adopt(clouds, adapted.metadata, data)
+    fields = adapted.model.backbone.config
+    clouds.require_points(fields.group_size, f"group_size = {fields.group_size} neighbours")
+    least = max(fields.num_groups, fields.group_size)
+    for points in config.densities:
+        if not least <= points <= adapted.num_points:
+            raise ValueError(f"densities must be between {least} and {adapted.num_points} points, got {points}")
+    voting = Voting(config.vote, config.seed, config.test_augment)
     started = time.perf_counter()
     title = None if config.quiet else "evaluate"
-    logits = voted_logits(adapted.model, clouds, config.batch_size, config.vote, config.seed, title)
+    metrics, answers = task.test(adapted.model, clouds, config.batch_size, voting, title)
     seconds = time.perf_counter() - started
-    metrics = measure(logits, clouds.labels)
+    by_density = {
+        str(points): task.test(adapted.model, clouds.thinned(points, config.seed), config.batch_size, voting, title)[0]
+        for points in config.densities
+    }
     facts = {
+        "task": task.name,
         "test": metrics.summary(),
+        "by points per cloud": {points: measured.summary() for points, measured in by_density.items()},
         "data": data,
         "points": adapted.num_points,
         "vote": config.vote,
+        "test-time augmentation": config.test_augment if config.vote > 1 else "none",
+        "selection": adapted.metadata.get("selection"),
         "clouds per second": round(len(clouds) * config.vote / seconds, 1),
         "notes": list(clouds.notes),
-        "per class": metrics.per_class(adapted.classes),
+        "per class": metrics.per_class(clouds.classes),
         "versions": versions(),
     }
     output = config.output or Path(config.run) / "evaluation"
     if accelerator.is_main_process:
         output.mkdir(parents=True, exist_ok=True)
-        write_report(output, clouds, logits, metrics)
+        task.report(output, clouds, answers, metrics)
         write_json(output / "result.json", facts)
-    return facts | {"folder": str(output)}
+    return facts | {"folder": str(output), "page": task.page, "numbers": task.numbers}
 
 
 def predict(adapted: Adapted, paths: Sequence[Path], top: int = 3) -> list[dict[str, Any]]:
@@ -148,3 +157,64 @@ def predict(adapted: Adapted, paths: Sequence[Path], top: int = 3) -> list[dict[
         ]
         results.append({"file": str(path), "class": ranked[0][0], "probability": ranked[0][1], "top": ranked})
     return results
+
+
+def predict_parts(
+    adapted: Adapted, paths: Sequence[Path], folder: Path, category: str | None = None
+) -> list[dict[str, Any]]:
+    """Labels every point of files, and draws them.
+
+    The tokens are made of as many points as the model was trained with; every point of the file is labelled.
+
+    Args:
+        adapted: A model of part segmentation.
+        paths: The files.
+        folder: Receives STEM.parts.png, and STEM.parts.npy with the part of each point in the file's order, int64, [n].
+        category: What the clouds are, where the model knows several categories.
+
+    Returns:
+        One dict per file: "file" and either "parts" {name: share of the points}, "labels", "picture", or "error".
+
+    Raises:
+        ValueError: An unknown or missing category, or two files of one name.
+    """
+    classes, parts = adapted.classes, adapted.metadata["parts"]
+    if category is None and len(classes) > 1:
+        raise ValueError(f"name the category of the clouds: --category, one of {', '.join(classes)}")
+    if category is not None and category not in classes:
+        raise ValueError(f"category must be one of {', '.join(classes)}, got {category!r}")
+    stems = [Path(path).stem for path in paths]
+    if len(set(stems)) < len(stems):
+        raise ValueError("two files of one name would write the same output; label them one after another")
+    kind = 0 if category is None else classes.index(category)
+    index = torch.tensor([kind])
+    inputs = {"category": index.to(adapted.device)} if adapted.model.num_categories else {}
+    allowed = torch.zeros(len(classes), len(parts), dtype=torch.bool)
+    allowed[kind, adapted.metadata["parts of"][kind]] = True
+    group_size = adapted.model.backbone.config.group_size
+    results = []
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in map(Path, paths):
+        try:
+            points = read_points(path, normalized=adapted.normalized)
+            if len(points) < group_size:
+                raise DataError(f"{path} has {len(points)} points, at least group_size = {group_size} are needed")
+        except (DataError, OSError) as error:
+            results.append({"file": str(path), "error": str(error)})
+            continue
+        cloud = fit(points, adapted.num_points)[None].to(adapted.device)
+        with torch.no_grad():
+            logits = adapted.model(cloud, query=points[None].to(adapted.device), **inputs).float().cpu()
+        labels = predicted_parts(logits, index, allowed)[0]
+        picture, array = folder / f"{path.stem}.parts.png", folder / f"{path.stem}.parts.npy"
+        write_prediction(picture, points, labels, parts, adapted.metadata["up axis"], path.name)
+        write_atomically(array, lambda temporary, labels=labels: _save_array(temporary, labels))
+        counts = labels.bincount(minlength=len(parts)).tolist()
+        shares = {name: round(n / len(labels), 4) for name, n in zip(parts, counts, strict=True) if n}
+        results.append({"file": str(path), "parts": shares, "labels": str(array), "picture": str(picture)})
+    return results
+
+
+def _save_array(path: Path, labels: torch.Tensor) -> None:
+    with open(path, "wb") as file:  # given a name, numpy would add an ending to it
+        np.save(file, labels.numpy())

@@ -2,6 +2,7 @@
 
 import math
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,19 +13,17 @@ from torch import Tensor, nn
 
 from pointpeft.checkpoints import save_adapter
 from pointpeft.checkpoints.files import write_json
-from pointpeft.data import load_dataset, split_validation
+from pointpeft.data import split_validation
 from pointpeft.data.transforms import named
-from pointpeft.training.clouds import Clouds
 from pointpeft.training.config import FinetuneConfig
-from pointpeft.training.inference import voted_logits
+from pointpeft.training.inference import Voting
 from pointpeft.training.loop import Recipe, derive_seed, make_accelerator, seed_everything, train
 from pointpeft.training.memory import peak_memory
-from pointpeft.training.metrics import Metrics, measure
 from pointpeft.training.models import build, build_probe
 from pointpeft.training.probe import probe
-from pointpeft.training.report import write_report
 from pointpeft.training.run_folder import RunFolder
 from pointpeft.training.selection import MEANING, Selector
+from pointpeft.training.tasks import create_task
 from pointpeft.training.versions import versions
 
 ADAPTER = "adapter"
@@ -56,30 +55,31 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
         config = folder.read_config(FinetuneConfig, "finetune")
     else:
         folder = None
-    _check(config)
-    train_set, test_set = (load_dataset(config.data, split, up_axis=config.up_axis) for split in ("train", "test"))
+    task = create_task(config.task)
+    _check(config, task)
+    train_set, test_set = (task.load(config.data, split, config.up_axis) for split in ("train", "test"))
     if tuple(train_set.classes) != tuple(test_set.classes):
         raise ValueError(f"train and test of {config.data} name different classes")
-    parts = _parts(config, train_set, test_set)
+    parts = _parts(config, task, train_set, test_set)
     if folder is None:
         folder = RunFolder.new(config.output, f"finetune-{Path(config.data.split(':')[-1]).name}-{config.method}", main)
         folder.write_config(config, "finetune")
     if config.repeats == 1:
-        facts = _run(accelerator, config, folder, parts(config.seed), train_set.up_axis)
+        facts = _run(accelerator, config, task, folder, parts(config.seed))
     else:
         runs = []
         for seed in range(config.seed, config.seed + config.repeats):
             inner = RunFolder(folder.path / f"seed-{seed}", main)
             single = replace(config, seed=seed, repeats=1)
             inner.write_config(single, "finetune")
-            runs.append(_run(accelerator, single, inner, parts(seed), train_set.up_axis))
-        facts = summarise(runs)
+            runs.append(_run(accelerator, single, task, inner, parts(seed)))
+        facts = summarise(runs, task.numbers)
         if main:
             write_json(folder.path / "result.json", facts)
     return FinetuneResult(folder.path, facts)
 
 
-def _check(config: FinetuneConfig) -> None:
+def _check(config: FinetuneConfig, task: Any) -> None:
     for name in ("repeats", "vote", "batch_size", "num_points", "epochs"):
         if getattr(config, name) < 1:
             raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")
@@ -87,13 +87,15 @@ def _check(config: FinetuneConfig) -> None:
         raise ValueError(f"warmup_epochs must be at least 0, got {config.warmup_epochs}")
     if not 0 < config.val_fraction < 1:
         raise ValueError(f"val_fraction must be between 0 and 1, got {config.val_fraction}")
+    if config.quirks != "none" and not task.double_step:
+        raise ValueError(f"quirks must be none for {task.name}, whose published training has none known here")
 
 
-def _parts(config: FinetuneConfig, train_set: Any, test_set: Any) -> Any:
+def _parts(config: FinetuneConfig, task: Any, train_set: Any, test_set: Any) -> Any:
     """Gives the parts of the data for a seed; clouds are read once for all seeds."""
-    training, test = Clouds(train_set, config.num_points), Clouds(test_set, config.num_points)
+    training, test = (task.gather(part, config.num_points) for part in (train_set, test_set))
 
-    def parts(seed: int) -> dict[str, Clouds]:
+    def parts(seed: int) -> dict[str, Any]:
         if config.select != "val-best":
             return {"train": training, "test": test}
         kept, held = split_validation(training.labels, config.val_fraction, seed)
@@ -108,7 +110,7 @@ def _parts(config: FinetuneConfig, train_set: Any, test_set: Any) -> Any:
 
 
 def _run(
-    accelerator: Accelerator, config: FinetuneConfig, folder: RunFolder, parts: dict[str, Clouds], up_axis: str
+    accelerator: Accelerator, config: FinetuneConfig, task: Any, folder: RunFolder, parts: dict[str, Any]
 ) -> dict[str, Any]:
     """One seed: train, select, test, probe, write."""
     training, test = parts["train"], parts["test"]
@@ -120,35 +122,34 @@ def _run(
         warmup=min(0.5, config.warmup_epochs / config.epochs),
         accumulate=config.accumulate,
         seed=config.seed,
+        double_step=config.quirks == "published",
     )
     seed_everything(accelerator.device, config.seed, "initial weights")
-    model = build(config, len(training.classes))
+    outputs = task.outputs(training)
+    model = build(config, outputs)
     group_size = model.backbone.config.group_size
     for part in parts.values():
         part.require_points(group_size, f"group_size = {group_size} neighbours")
-    augment = named(config.augment, up_axis)
+    augment_name = task.augment if config.augment == "auto" else config.augment
+    augment = named(augment_name, training.up_axis)
+    voting = Voting(config.vote, config.seed)
     title = None if config.quiet or not accelerator.is_main_process else config.method
 
     def batches(epoch: int) -> Any:
         generator = torch.Generator().manual_seed(derive_seed(config.seed, epoch, "batches"))
         return training.batches(config.batch_size, generator, accelerator.process_index, accelerator.num_processes)
 
-    def loss_of(wrapped: nn.Module, points: Tensor, labels: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        points = augment(points, generator)
-        logits = wrapped(points)
-        own = model.method.losses(model, points, labels, logits)
-        return {"loss": nn.functional.cross_entropy(logits, labels), **own}
+    def loss_of(wrapped: nn.Module, points: Tensor, targets: Any, generator: torch.Generator) -> dict[str, Tensor]:
+        return task.losses(wrapped, model, augment(points, generator), targets)
 
-    def test_on(name: str) -> Metrics:
+    def test_on(name: str) -> Any:
         # Every process measures all of it: exact, and small beside training.
-        vote = config.vote if name == "test" else 1
-        return measure(voted_logits(model, parts[name], config.batch_size, vote, config.seed), parts[name].labels)
+        return task.test(model, parts[name], config.batch_size, voting if name == "test" else Voting())[0]
 
     selector = Selector(config.select, test_on)
     state = train(accelerator, model, recipe, batches, loss_of, folder, selector.after_epoch, title)
     epoch = selector.restore(model, state)
-    logits = voted_logits(model, test, config.batch_size, config.vote, config.seed)
-    metrics = measure(logits, test.labels)
+    metrics, answers = task.test(model, test, config.batch_size, voting)
     facts: dict[str, Any] = {
         "test": metrics.summary(),
         "validation": test_on("val").summary() if "val" in parts else None,
@@ -160,6 +161,7 @@ def _run(
             "epoch": epoch,
             "test set used to select": config.select == "test-best",
         },
+        "task": config.task,
         "method": config.method,
         "backbone": config.backbone,
         "model": model.config(),
@@ -168,12 +170,15 @@ def _run(
         "parameters": sum(p.numel() for p in model.parameters()),
         "data": config.data,
         "classes": list(training.classes),
+        **task.metadata(training),
+        "up axis": training.up_axis,
         "clouds normalized": training.normalized,
         "notes": list(training.notes),
         "clouds": {name: len(part) for name, part in parts.items()},
         "points": config.num_points,
-        "augmentation": config.augment,
+        "augmentation": augment_name,
         "vote": config.vote,
+        "quirks": config.quirks,
         "epochs": config.epochs,
         "batch size": config.batch_size,
         "training seconds": round(state.elapsed, 1),
@@ -183,18 +188,21 @@ def _run(
         "precision": config.precision,
         "versions": versions(),
     }
-    if config.probe and config.method != "linear":
+    if config.probe and task.probed and config.method != "linear":
         seed_everything(accelerator.device, config.seed, "initial weights")
-        head = build_probe(config, len(training.classes))
+        head = build_probe(config, outputs["num_classes"])
         probed = probe(
-            accelerator, head, recipe, config.batch_size, parts, config.select, augment, config.vote, folder,
+            accelerator, head, recipe, config.batch_size, parts, config.select, augment, voting, folder,
             None if title is None else "linear probe",
         )  # fmt: skip
         facts["linear probe"] = probed.summary()
     facts["per class"] = metrics.per_class(training.classes)
     if accelerator.is_main_process:
         known = (
+            "task",
             "classes",
+            *task.metadata(training),
+            "up axis",
             "clouds normalized",
             "points",
             "test",
@@ -208,13 +216,13 @@ def _run(
         # The last part of the data's name: adapters travel, and need not tell where their clouds lay.
         told = {"data": Path(facts["data"]).name} | {name: facts[name] for name in known}
         save_adapter(model, folder.path / ADAPTER, told)
-        write_report(folder.path, test, logits, metrics, state.history, epoch)
+        task.report(folder.path, test, answers, metrics, state.history, epoch)
         write_json(folder.path / "result.json", facts)  # the last file: where it is, the run is complete
         folder.close()
     return facts
 
 
-def summarise(runs: list[dict[str, Any]]) -> dict[str, Any]:
+def summarise(runs: list[dict[str, Any]], numbers: Sequence[str]) -> dict[str, Any]:
     """One result of several seeds: mean and standard deviation (of a sample), and the runs themselves."""
     facts = dict(runs[0])
     facts["seeds"] = [run["seeds"][0] for run in runs]
@@ -222,7 +230,7 @@ def summarise(runs: list[dict[str, Any]]) -> dict[str, Any]:
         if runs[0][part] is None:
             continue
         facts[part] = {"clouds": runs[0][part]["clouds"]}
-        for name in ("overall accuracy", "mean class accuracy", "loss"):
+        for name in numbers:
             values = [run[part][name] for run in runs]
             facts[part][name] = round(statistics.fmean(values), 4)
             facts[part][f"{name} std"] = round(statistics.stdev(values), 4) if len(values) > 1 else math.nan

@@ -1,6 +1,8 @@
 """Logits and features of many clouds, batch by batch; a cloud's logits depend on no other cloud."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,20 +13,46 @@ from pointpeft.training.clouds import Clouds, draw
 from pointpeft.training.loop import derive_seed
 
 
-def views(clouds: Clouds, vote: int, seed: int) -> Iterator[Tensor]:
-    """The passes of a vote: the clean one, then random points under scale and translation. [M, N, 3] each
+@dataclass(frozen=True)
+class Voting:
+    """The passes whose answers are averaged: the clean one, then others with random points and an augmentation.
 
-    Raises:
-        ValueError: vote < 1.
+    Attributes:
+        vote: How many in all.
+        seed: Of the others.
+        augment: Of the others, one or several by name.
     """
-    if vote < 1:
-        raise ValueError(f"vote must be at least 1, got {vote}")
-    yield clouds.fixed()
-    augment = named("scale_translate", "y")
-    for number in range(1, vote):
-        generator = torch.Generator().manual_seed(derive_seed(seed, "vote", number))
-        points = torch.stack([draw(p, clouds.num_points, generator) for p in clouds.points])
-        yield augment(points, generator)
+
+    vote: int = 1
+    seed: int = 0
+    augment: str = "scale_translate"
+
+    def __post_init__(self) -> None:
+        if self.vote < 1:
+            raise ValueError(f"vote must be at least 1, got {self.vote}")
+        named(self.augment, "y")
+
+    def views(self, clouds: Clouds) -> Iterator[Tensor]:
+        """Points of all clouds, pass by pass. [M, N, 3] each"""
+        yield clouds.fixed()
+        augment = named(self.augment, clouds.up_axis)
+        for generator in self._generators():
+            points = torch.stack([draw(p, clouds.num_points, generator) for p in clouds.points])
+            yield augment(points, generator)
+
+    def dense_views(self, clouds: Any) -> Iterator[tuple[Tensor, Tensor]]:
+        """Points for the tokens and points to classify, pass by pass: always the clean pass's, moved alike."""
+        fixed = clouds.fixed()
+        yield fixed, fixed
+        augment = named(self.augment, clouds.up_axis)
+        for generator in self._generators():
+            drawn = torch.stack([draw(p, clouds.num_points, generator) for p in clouds.points])
+            moved = augment(torch.cat([drawn, fixed], 1), generator)
+            yield moved[:, : clouds.num_points], moved[:, clouds.num_points :]
+
+    def _generators(self) -> Iterator[torch.Generator]:
+        for number in range(1, self.vote):
+            yield torch.Generator().manual_seed(derive_seed(self.seed, "vote", number))
 
 
 @torch.no_grad()
@@ -47,10 +75,11 @@ def forward_all(
 
 
 def voted_logits(
-    model: nn.Module, clouds: Clouds, batch_size: int, vote: int = 1, seed: int = 0, title: str | None = None
+    model: nn.Module, clouds: Clouds, batch_size: int, voting: Voting | None = None, title: str | None = None
 ) -> Tensor:
     """Mean of the logits over the passes of a vote; leaves the model in evaluation mode. [M, classes]"""
     model.eval()
     device = next(model.parameters()).device
-    total = sum(forward_all(model, points, batch_size, device, title) for points in views(clouds, vote, seed))
-    return total / vote
+    voting = Voting() if voting is None else voting
+    total = sum(forward_all(model, points, batch_size, device, title) for points in voting.views(clouds))
+    return total / voting.vote

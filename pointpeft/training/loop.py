@@ -30,6 +30,8 @@ class Recipe:
         epochs: Passes over the data, the length of the cosine.
         warmup: Part of the schedule with a linearly rising learning rate.
         per_epoch: Whether the learning rate changes between epochs alone, as published, or at every step.
+        double_step: Steps twice per batch with one gradient, before clipping and after, as the published segmentation
+            code does.
         time_limit: Seconds of training after which the schedule has ended, whatever the epochs; None: no limit.
     """
 
@@ -42,6 +44,7 @@ class Recipe:
     per_epoch: bool = True
     time_limit: float | None = None
     seed: int = 0
+    double_step: bool = False
 
     def __post_init__(self) -> None:
         for name, least in (("epochs", 1), ("accumulate", 1), ("lr", 0), ("weight_decay", 0), ("warmup", 0)):
@@ -138,6 +141,8 @@ def train(
                     loss = sum(losses.values()) / recipe.accumulate
                 accelerator.backward(loss)
             if boundary:
+                if recipe.double_step:
+                    optimizer.step()
                 accelerator.clip_grad_norm_(trainable, recipe.clip)
                 optimizer.step()
                 optimizer.zero_grad()

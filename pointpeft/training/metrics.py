@@ -25,6 +25,15 @@ class Metrics:
     confusion: Tensor
     clouds: int
 
+    @property
+    def score(self) -> list[float]:
+        """What selection maximises, in order."""
+        return [self.overall_accuracy, -self.loss]
+
+    def logged(self) -> dict[str, float]:
+        """Numbers for the log of every epoch."""
+        return {"accuracy": self.overall_accuracy, "class accuracy": self.mean_class_accuracy, "loss": self.loss}
+
     def summary(self) -> dict[str, float | int]:
         """The single numbers, rounded as results are printed."""
         return {

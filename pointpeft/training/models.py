@@ -18,14 +18,18 @@ def backbone_options(config: PretrainConfig) -> dict[str, Any]:
     return parse_options(config.set, [type(backbone_config(config.backbone))])
 
 
-def build(config: FinetuneConfig, num_classes: int) -> PointModel:
+def build(config: FinetuneConfig, outputs: dict[str, Any]) -> PointModel:
     """The model that a configuration asks for.
+
+    Args:
+        config: Of the run.
+        outputs: What the task tells `create_model`: num_classes, and for a dense task its name and categories.
 
     Raises:
         ValueError: An unknown name or option, or a checkpoint that is not there.
     """
     options = parse_options(config.set, [type(backbone_config(config.backbone)), method_class(config.method)])
-    return create_model(config.backbone, config.method, num_classes, _checkpoint(config), **options)
+    return create_model(config.backbone, config.method, checkpoint=_checkpoint(config), **outputs, **options)
 
 
 def build_probe(config: FinetuneConfig, num_classes: int) -> PointModel:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pointpeft.model import PointModel
 from pointpeft.training.clouds import Clouds
-from pointpeft.training.inference import forward_all, views
+from pointpeft.training.inference import Voting, forward_all
 from pointpeft.training.loop import Recipe, derive_seed, train
 from pointpeft.training.metrics import Metrics, measure
 from pointpeft.training.run_folder import RunFolder
@@ -44,7 +44,7 @@ def probe(
     parts: dict[str, Clouds],
     select: str,
     augment: Any,
-    vote: int,
+    voting: Voting,
     folder: RunFolder,
     title: str | None,
 ) -> Metrics:
@@ -55,7 +55,7 @@ def probe(
         parts: "train", "test" and, where the run has one, "val".
         select: The run's rule.
         augment: The run's augmentation, of training features.
-        vote: The run's, of test clouds.
+        voting: The run's, of test clouds.
 
     Returns:
         Metrics on the test clouds.
@@ -72,7 +72,7 @@ def probe(
         points, labels = zip(*training.batches(batch_size, generator), strict=True)
         cached.append((features(augment(torch.cat(points), generator)), torch.cat(labels)))
     held = {
-        name: [features(points) for points in views(part, vote if name == "test" else 1, seed)]
+        name: [features(points) for points in (voting if name == "test" else Voting()).views(part)]
         for name, part in parts.items()
         if name != "train"
     }

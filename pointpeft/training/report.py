@@ -35,7 +35,7 @@ def write_report(
     write_atomically(folder / "confusion.png", lambda path: figure.savefig(path, dpi=110, format="png"))
     if history:
         curves = Figure(figsize=(8, 3.2), layout="constrained")
-        _draw_curves(curves, history, selected)
+        draw_curves(curves, history, selected)
         write_atomically(folder / "curves.png", lambda path: curves.savefig(path, dpi=110, format="png"))
     write_text(folder / "report.html", page(clouds, logits, metrics))
 
@@ -58,10 +58,13 @@ def _draw_confusion(figure: Any, metrics: Metrics, classes: Sequence[str]) -> No
     axes.set_title(f"OA {metrics.overall_accuracy:.1%}, mAcc {metrics.mean_class_accuracy:.1%}")
 
 
-def _draw_curves(figure: Any, history: Sequence[dict[str, float]], selected: int | None) -> None:
+def draw_curves(
+    figure: Any, history: Sequence[dict[str, float]], selected: int | None, measure: str = "accuracy"
+) -> None:
+    """Draws the losses of a log, and the numbers whose names end in `measure`, by epoch."""
     epochs = [row["epoch"] + 1 for row in history]
     left, right = figure.subplots(1, 2)
-    for axes, word in ((left, "loss"), (right, "accuracy")):
+    for axes, word in ((left, "loss"), (right, measure)):
         for name in dict.fromkeys(name for row in history for name in row if name.endswith(word)):
             axes.plot(epochs, [row.get(name) for row in history], label="training loss" if name == "loss" else name)
         if selected is not None:

@@ -1,11 +1,11 @@
 """Which epoch of a run is kept."""
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import nn
 
 from pointpeft.training.loop import State, restore_trained, trained_state
-from pointpeft.training.metrics import Metrics
 
 # Rule -> the part of the data it looks at after every epoch, and what a result says about it.
 LOOKS_AT = {"val-best": "val", "test-best": "test", "last": None}
@@ -17,14 +17,14 @@ MEANING = {
 
 
 class Selector:
-    """Keeps the weights of the best epoch by accuracy; ties go to the lower loss, then to the earlier epoch.
+    """Keeps the weights of the best epoch by `score`: accuracy or mean IoU, then the lower loss, then the earlier epoch.
 
     Args:
         rule: val-best, last or test-best.
         measure: Metrics of the current weights on a part ("val" or "test").
     """
 
-    def __init__(self, rule: str, measure: Callable[[str], Metrics]) -> None:
+    def __init__(self, rule: str, measure: Callable[[str], Any]) -> None:
         if rule not in LOOKS_AT:
             raise ValueError(f"select must be one of {', '.join(LOOKS_AT)}, got {rule!r}")
         self.part = LOOKS_AT[rule]
@@ -35,14 +35,9 @@ class Selector:
         if self.part is None:
             return {}
         metrics = self.measure(self.part)
-        score = [metrics.overall_accuracy, -metrics.loss]
-        if not state.best or score > state.best["score"]:
-            state.best = {"epoch": state.epoch - 1, "score": score, "model": trained_state(model)}
-        return {
-            f"{self.part} accuracy": metrics.overall_accuracy,
-            f"{self.part} class accuracy": metrics.mean_class_accuracy,
-            f"{self.part} loss": metrics.loss,
-        }
+        if not state.best or metrics.score > state.best["score"]:
+            state.best = {"epoch": state.epoch - 1, "score": metrics.score, "model": trained_state(model)}
+        return {f"{self.part} {name}": value for name, value in metrics.logged().items()}
 
     def restore(self, model: nn.Module, state: State) -> int:
         """Puts the kept weights into the model and returns their epoch."""

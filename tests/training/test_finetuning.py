@@ -103,7 +103,7 @@ def test_summary_of_known_numbers():
             "seeds": [seed], "test": part, "validation": None, "linear probe": None, "selection": {}, "per class": {}
         }  # fmt: skip
 
-    facts = summarise([run(0, 0.5), run(1, 0.7), run(2, 0.9)])
+    facts = summarise([run(0, 0.5), run(1, 0.7), run(2, 0.9)], ("overall accuracy", "mean class accuracy", "loss"))
     assert facts["test"]["overall accuracy"] == 0.7
     assert facts["test"]["overall accuracy std"] == 0.2
     assert facts["validation"] is None

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from pointpeft.training.clouds import Clouds
-from pointpeft.training.inference import forward_all, views, voted_logits
+from pointpeft.training.inference import Voting, forward_all, voted_logits
 from tests.training.conftest import FakeDataset
 
 
@@ -19,20 +19,20 @@ class Mean(nn.Module):
 
 def test_the_first_pass_is_clean_and_the_others_are_repeatable():
     clouds = Clouds(FakeDataset([40, 60, 5]), num_points=20)
-    first, second, third = views(clouds, 3, seed=1)
+    first, second, third = Voting(3, 1).views(clouds)
     assert torch.equal(first, clouds.fixed())
     assert not torch.equal(second, third)
-    for points, again in zip((first, second, third), views(clouds, 3, seed=1), strict=True):
+    for points, again in zip((first, second, third), Voting(3, 1).views(clouds), strict=True):
         assert torch.equal(points, again)
-    assert not torch.equal(list(views(clouds, 2, seed=2))[1], second)
+    assert not torch.equal(list(Voting(2, 2).views(clouds))[1], second)
     with pytest.raises(ValueError, match="vote must be at least 1"):
-        next(views(clouds, 0, seed=1))
+        Voting(0)
 
 
 def test_a_vote_is_the_mean_of_its_passes_without_dropout():
     clouds = Clouds(FakeDataset([40] * 7), num_points=20)
-    expected = sum(points.mean(1) for points in views(clouds, 4, 3)) / 4
-    torch.testing.assert_close(voted_logits(Mean(), clouds, batch_size=3, vote=4, seed=3), expected)
+    expected = sum(points.mean(1) for points in Voting(4, 3).views(clouds)) / 4
+    torch.testing.assert_close(voted_logits(Mean(), clouds, batch_size=3, voting=Voting(4, 3)), expected)
 
 
 def test_batches_do_not_change_the_output():

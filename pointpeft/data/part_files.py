@@ -1,0 +1,206 @@
+"""HDF5 and NumPy files of clouds whose points are labelled: one file of many clouds, or a folder of files."""
+
+import re
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+from torch import Tensor
+
+from pointpeft.data.dataset import DataError
+from pointpeft.data.folder import SEED, TEST_FRACTION
+from pointpeft.data.segments import SegmentDataset
+from pointpeft.data.splits import split_validation
+from pointpeft.data.transforms import normalize
+
+SUFFIXES = (".h5", ".hdf5", ".npz")
+UP_AXIS = "y"
+FORM = (
+    "coordinates `xyz` (or `data`, `points`) and one part number per point `label` (or `seg`, `pid`), of one cloud "
+    "[N, 3] and [N], or of many [M, N, 3] and [M, N]; optional: `category` (or `label` beside `seg`) [M], `classes`, "
+    "`part_names`, `name` [M], `split` [M] of train and test"
+)
+_COORDINATES = ("xyz", "data", "points")
+_PARTS = ("seg", "pid", "label")
+_CATEGORIES = ("category", "label")
+# What a folder is named, or a word in the name of a file, -> the part of the data it holds.
+_NAMED = {"train": "train", "training": "train", "val": "train", "test": "test", "testing": "test"}
+
+
+@dataclass
+class _File:
+    """One file's content, checked."""
+
+    points: np.ndarray  # [M, N, 3]
+    parts: np.ndarray  # [M, N]
+    category: np.ndarray | None  # [M]
+    classes: tuple[str, ...]
+    part_names: tuple[str, ...]
+    names: list[str]
+    split: list[str] | None
+
+
+def load(source: str | Path, split: str, up_axis: str = UP_AXIS) -> SegmentDataset:
+    """Reads one part into memory, every cloud centred and scaled to the unit sphere.
+
+    In a folder, files or sub-folders named for train and test are these parts; other sub-folders name the category of
+    the clouds in them. Without any such names a fifth of the clouds is the test part, drawn once, category by category.
+    The parts that a category can have are those that occur in it anywhere in the data set.
+
+    Args:
+        source: A file or a folder.
+        split: "train" or "test".
+        up_axis: The axis that points up.
+
+    Raises:
+        DataError: No such files, or one that is broken; names it and says what is needed.
+    """
+    source = Path(source)
+    root = source if source.is_dir() else source.parent
+    files = sorted(p for p in source.rglob("*") if p.suffix.lower() in SUFFIXES) if source.is_dir() else [source]
+    if not files:
+        raise DataError(f"{source}: has no files {' '.join(SUFFIXES)} with {FORM}")
+    clouds: list[tuple[np.ndarray, np.ndarray]] = []
+    category: list[Any] = []
+    names: list[str] = []
+    splits: list[str] = []
+    classes: tuple[str, ...] = ()
+    part_names: tuple[str, ...] = ()
+    for path in files:
+        content = _read(path)
+        place = path.relative_to(root)
+        named = _split_of(place) if source.is_dir() else ""
+        kinds = [part for part in place.parts[:-1] if part.lower() not in _NAMED]
+        clouds += zip(content.points, content.parts, strict=True)
+        count = len(content.points)
+        names += content.names if len(content.names) == count else [place.as_posix()] * count
+        category += list(content.category) if content.category is not None else [kinds[-1] if kinds else ""] * count
+        splits += content.split or [named] * count
+        classes, part_names = content.classes or classes, content.part_names or part_names
+    labels, classes = _number(category, classes, source)
+    parts_of = [
+        np.unique(np.concatenate([p for (_, p), one in zip(clouds, labels, strict=True) if one == c] or [[]]))
+        for c in range(len(classes))
+    ]
+    highest = max(int(parts.max()) for _, parts in clouds)
+    if part_names and highest >= len(part_names):
+        raise DataError(f"{source}: has {len(part_names)} part_names, but a point of part {highest}")
+    chosen, notes = _choose(torch.tensor(labels), splits, split, source)
+    return SegmentDataset(
+        partial(_cloud, [clouds[i] for i in chosen]),
+        [labels[i] for i in chosen],
+        classes,
+        part_names or [str(i) for i in range(highest + 1)],
+        [each.astype(int).tolist() for each in parts_of],
+        [names[i] for i in chosen],
+        up_axis=up_axis,
+        notes=notes,
+    )
+
+
+def _cloud(clouds: list[tuple[np.ndarray, np.ndarray]], index: int) -> tuple[Tensor, Tensor]:
+    points, parts = clouds[index]
+    return normalize(torch.from_numpy(points.astype(np.float32))), torch.from_numpy(parts.astype(np.int64))
+
+
+def _split_of(place: Path) -> str:
+    """The part that a path is named for: train, test or none."""
+    folders = (part for part in place.parts[:-1] if part.lower() in _NAMED)
+    words = (word for word in re.split(r"[^a-z]+", place.stem.lower()) if word in _NAMED)
+    return next((_NAMED[word.lower()] for word in (*folders, *words)), "")
+
+
+def _choose(labels: Tensor, splits: list[str], split: str, source: Path) -> tuple[list[int], tuple[str, ...]]:
+    if set(splits) == {""}:
+        train, test = split_validation(labels, TEST_FRACTION, SEED)
+        note = f"{source.name} has no test part: a fifth of its clouds, drawn once with a fixed seed, is it"
+        return (train if split == "train" else test).tolist(), (note,)
+    lost = sum(one == "" for one in splits)
+    if lost:
+        raise DataError(f"{source}: {lost} of {len(splits)} clouds belong neither to train nor to test, others do")
+    chosen = [i for i, one in enumerate(splits) if one == split]
+    if not chosen:
+        raise DataError(f"{source}: has no {split} clouds")
+    return chosen, ()
+
+
+def _number(category: list[Any], classes: tuple[str, ...], source: Path) -> tuple[list[int], tuple[str, ...]]:
+    """Categories as numbers, and their names."""
+    if all(isinstance(one, str) for one in category):
+        found = tuple(sorted(set(category)))
+        return [found.index(one) for one in category], tuple(name or "cloud" for name in found)
+    if any(isinstance(one, str) for one in category):
+        raise DataError(f"{source}: some files number their categories, others do not")
+    labels = [int(one) for one in category]
+    if min(labels) < 0 or (classes and max(labels) >= len(classes)):
+        raise DataError(f"{source}: categories must be 0 to {len(classes) - 1}, got {min(labels)} to {max(labels)}")
+    return labels, classes or tuple(str(i) for i in range(max(labels) + 1))
+
+
+def _read(path: Path) -> _File:
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    try:
+        arrays = _arrays(path)
+        return _check(path, arrays)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
+    except Exception as error:  # whatever a library makes of a broken file, the user needs its name
+        raise DataError(f"{path}: cannot be read: {error or type(error).__name__}") from error
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    if path.suffix.lower() == ".npz":
+        with np.load(path, allow_pickle=False) as file:
+            return {key: file[key] for key in file.files}
+    with h5py.File(path, "r") as file:
+        return {key: item[()] for key, item in file.items() if isinstance(item, h5py.Dataset)}
+
+
+def _check(path: Path, arrays: dict[str, np.ndarray]) -> _File:
+    key = next((key for key in _COORDINATES if key in arrays), None)
+    if key is None:
+        raise DataError(f"has none of {', '.join(_COORDINATES)}, only {', '.join(arrays) or 'nothing'}; needed: {FORM}")
+    points = arrays[key]
+    if points.ndim not in (2, 3) or points.shape[-1] < 3 or not points.shape[-2] or points.dtype.kind not in "fiu":
+        raise DataError(f"{key} must be numbers [N, 3] or [M, N, 3], got {points.dtype} {list(points.shape)}")
+    points = points[..., :3]
+    part_key = next((k for k in _PARTS if k in arrays and arrays[k].shape == points.shape[:-1]), None)
+    if part_key is None:
+        shapes = ", ".join(f"{k} {list(arrays[k].shape)}" for k in _PARTS if k in arrays) or "none of them"
+        raise DataError(f"needs a part number per point, {list(points.shape[:-1])}, in {', '.join(_PARTS)}; has {shapes}")
+    parts = arrays[part_key]
+    if parts.dtype.kind not in "iu" and not (parts.dtype.kind == "f" and (parts == np.floor(parts)).all()):
+        raise DataError(f"{part_key} must be whole numbers, got {parts.dtype}")
+    if points.ndim == 2:
+        points, parts = points[None], parts[None]
+    if parts.min() < 0:
+        raise DataError(f"{part_key} must be at least 0, got {parts.min()}")
+    wrong = np.flatnonzero(~np.isfinite(points).all((1, 2)))
+    if len(wrong):
+        raise DataError(f"{len(wrong)} clouds have points that are not finite, the first is cloud {wrong[0]}")
+    count = len(points)
+    category = next(
+        (arrays[k].reshape(-1) for k in _CATEGORIES if k != part_key and k in arrays and arrays[k].size == count), None
+    )
+    split = _texts(arrays["split"]) if "split" in arrays else None
+    if split is not None and (len(split) != count or set(split) - {"train", "test"}):
+        raise DataError(f"split must name train or test for each of {count} clouds, got {len(split)}: {set(split)}")
+    names = _texts(arrays["name"]) if "name" in arrays else []
+    return _File(
+        points,
+        parts,
+        category,
+        tuple(_texts(arrays["classes"])) if "classes" in arrays else (),
+        tuple(_texts(arrays["part_names"])) if "part_names" in arrays else (),
+        names if len(names) == count else [f"{path.name}[{i}]" for i in range(count)],
+        split,
+    )
+
+
+def _texts(array: np.ndarray) -> list[str]:
+    return [v.decode() if isinstance(v, bytes) else str(v) for v in array.reshape(-1).tolist()]

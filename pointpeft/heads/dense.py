@@ -1,0 +1,137 @@
+"""A class for every point: features of the patches at three depths, carried to the points."""
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pointpeft.ops import interpolate
+
+NUM_LEVELS = 3
+CATEGORY_WIDTH = 64  # channels that stand for a cloud's category, as published
+LEAK = 0.2
+
+
+class DenseFeatures(NamedTuple):
+    """What a dense head reads of the backbone.
+
+    Attributes:
+        centers: Centre of each patch. [B, G, 3]
+        levels: Patch tokens after each of `tapped_blocks`, normalised, side by side. [B, G, 3C]
+    """
+
+    centers: Tensor
+    levels: Tensor
+
+
+def tapped_blocks(depth: int) -> tuple[int, ...]:
+    """The blocks whose outputs are read: the last of each third, 3, 7 and 11 of 12 as published."""
+    return tuple(-(-depth * part // NUM_LEVELS) - 1 for part in range(1, NUM_LEVELS + 1))
+
+
+class DenseHead(nn.Module):
+    """Logits of points: from the features carried to each of them, the whole cloud's, and the cloud's category.
+
+    With F the levels at the centres, p a point and MLP, W layers of 1x1 convolution, BatchNorm and ReLU:
+
+        local(p)  = MLP([p ; interpolate(p, centres, F)])
+        logits(p) = W₃ Dropout(W₂ W₁ [local(p) ; max F ; mean F ; category])
+
+    As published, dropout stands between W₁ and W₂. Where the published code multiplies every point by a matrix, two
+    products are made once per patch or cloud: the interpolation's weights sum to one, so that it commutes with the
+    first layer, and the part of W₁ that reads the whole cloud gives all points the same summand.
+
+    Args:
+        width: C of the tokens. The hidden widths are those published for 384, in proportion.
+        num_classes: Number of logits.
+        num_categories: Kinds of clouds, of which each cloud names its own; 0 for none, as in scenes.
+        dropout: Of the first hidden layer of the classifier.
+
+    Source: the published part segmentation code of Point-MAE (ECCV 2022), and without categories that of ACT (ICLR
+    2023) for S3DIS.
+    """
+
+    published_renames = (
+        (r"^head\.category\.", "label_conv."),
+        (r"^head\.propagation\.convs\.", "propagation_0.mlp_convs."),
+        (r"^head\.propagation\.norms\.", "propagation_0.mlp_bns."),
+        (r"^head\.convs\.0\.", "convs1."),
+        (r"^head\.convs\.1\.", "convs2."),
+        (r"^head\.convs\.2\.", "convs3."),
+        (r"^head\.norms\.0\.", "bns1."),
+        (r"^head\.norms\.1\.", "bns2."),
+    )
+
+    def __init__(
+        self,
+        width: int,
+        num_classes: int,
+        num_categories: int = 0,
+        dropout: float = 0.5,
+        *,
+        device: Any = None,
+        dtype: Any = None,
+    ):
+        super().__init__()
+        at = {"device": device, "dtype": dtype}
+        levels = NUM_LEVELS * width
+        carried, local, hidden, last = 4 * width, 8 * width // 3, 4 * width // 3, 2 * width // 3
+        self.num_categories = num_categories
+        if num_categories:
+            conv = nn.Conv1d(num_categories, CATEGORY_WIDTH, 1, bias=False, **at)
+            self.category = nn.Sequential(conv, nn.BatchNorm1d(CATEGORY_WIDTH, **at))
+        self.propagation = nn.Module()
+        self.propagation.convs = _convs((3 + levels, carried, local), at)
+        self.propagation.norms = _norms((carried, local), at)
+        seen = local + 2 * levels + (CATEGORY_WIDTH if num_categories else 0)
+        self.convs = _convs((seen, hidden, last, num_classes), at)
+        self.norms = _norms((hidden, last), at)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, points: Tensor, features: DenseFeatures, category: Tensor | None = None) -> Tensor:
+        """Classifies points.
+
+        Args:
+            points: Coordinates, of the cloud that the features are of. [B, N, 3]
+            features: Of the backbone.
+            category: Index of each cloud's category where the head has categories. int64, [B]
+
+        Returns:
+            Logits. [B, N, num_classes]
+        """
+        centers, levels = features
+        first, second = self.propagation.convs
+        of_point, of_levels = first.weight.squeeze(-1).split([3, levels.shape[-1]], 1)
+        carried = interpolate(points, centers, F.linear(levels, of_levels), min(3, centers.shape[1]))
+        x = _activate(self.propagation.norms[0], carried + F.linear(points, of_point, first.bias))
+        x = _activate(self.propagation.norms[1], _project(second, x))  # [B, N, local]
+
+        cloud = [levels.amax(1), levels.mean(1)]
+        if self.num_categories:
+            assert category is not None
+            conv, norm = self.category
+            cloud.append(F.leaky_relu(norm(F.embedding(category, conv.weight.squeeze(-1).T)), LEAK))
+        of_local, of_cloud = self.convs[0].weight.squeeze(-1).split([x.shape[-1], sum(c.shape[1] for c in cloud)], 1)
+        shared = F.linear(torch.cat(cloud, 1), of_cloud, self.convs[0].bias)  # [B, hidden]
+        x = self.dropout(_activate(self.norms[0], F.linear(x, of_local) + shared[:, None]))
+        return _project(self.convs[2], _activate(self.norms[1], _project(self.convs[1], x)))
+
+
+def _convs(widths: tuple[int, ...], at: dict[str, Any]) -> nn.ModuleList:
+    """1x1 convolutions, for the shapes of published files; they are computed as matrix products."""
+    return nn.ModuleList(nn.Conv1d(a, b, 1, **at) for a, b in zip(widths[:-1], widths[1:], strict=True))
+
+
+def _norms(widths: tuple[int, ...], at: dict[str, Any]) -> nn.ModuleList:
+    return nn.ModuleList(nn.BatchNorm1d(width, **at) for width in widths)
+
+
+def _project(conv: nn.Module, x: Tensor) -> Tensor:
+    """[..., C] -> [..., C']"""
+    return F.linear(x, conv.weight.squeeze(-1), conv.bias)
+
+
+def _activate(norm: nn.Module, x: Tensor) -> Tensor:
+    """ReLU(BN(x)) over the last dimension. [..., C] -> [..., C]"""
+    return F.relu(norm(x.flatten(0, -2)).view_as(x))

@@ -1,0 +1,101 @@
+"""Pictures of predicted parts."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pointpeft.checkpoints.files import write_atomically
+from pointpeft.training.report import draw_curves
+
+SHOWN = 12  # clouds in the picture: from the worst to the best, evenly spaced by rank
+COLUMNS = 3
+
+
+def write_part_report(
+    folder: Path,
+    clouds: Any,
+    predicted: Tensor,
+    metrics: Any,
+    history: Sequence[dict[str, float]] = (),
+    selected: int | None = None,
+) -> None:
+    """Writes `parts.png` and, where there is a history, `curves.png`.
+
+    Args:
+        folder: Where to.
+        clouds: `PartClouds`.
+        predicted: Part of each of `clouds.fixed()`. [M, N]
+        metrics: `PartMetrics` of them.
+        history: Rows of the log.
+        selected: The epoch kept.
+    """
+    from matplotlib.figure import Figure  # no pyplot: it would choose a window system
+
+    order = metrics.cloud_iou.argsort()
+    chosen = order[torch.linspace(0, len(order) - 1, min(SHOWN, len(order))).round().long()].tolist()
+    xyz, parts = clouds.fixed(), clouds.fixed_parts()
+    rows = -(-len(chosen) // COLUMNS)
+    figure = Figure(figsize=(4.4 * min(COLUMNS, len(chosen)), 2.5 * rows + 0.6), layout="constrained")
+    for place, i in enumerate(chosen):
+        named = f"{clouds.classes[clouds.labels[i]]} {metrics.cloud_iou[i]:.0%}"
+        columns = 2 * min(COLUMNS, len(chosen))
+        for side, (title, labels) in enumerate(((f"{named}: true", parts[i]), ("predicted", predicted[i]))):
+            axes = figure.add_subplot(rows, columns, 2 * place + side + 1, projection="3d")
+            own = clouds.parts_of[clouds.labels[i]]
+            draw_cloud(axes, xyz[i], labels, own, clouds.up_axis)
+            axes.set_title(title, fontsize=8)
+    figure.suptitle(f"instance mIoU {metrics.instance_miou:.1%}, class mIoU {metrics.class_miou:.1%}; worst first")
+    write_atomically(folder / "parts.png", lambda path: figure.savefig(path, dpi=110, format="png"))
+    if history:
+        curves = Figure(figsize=(8, 3.2), layout="constrained")
+        draw_curves(curves, history, selected, "mIoU")
+        write_atomically(folder / "curves.png", lambda path: curves.savefig(path, dpi=110, format="png"))
+
+
+def write_prediction(path: Path, points: Tensor, labels: Tensor, parts: Sequence[str], up_axis: str, title: str) -> None:
+    """Draws one cloud from two sides with a legend of its parts.
+
+    Args:
+        path: The PNG file.
+        points: [N, 3]
+        labels: Part of each. [N]
+        parts: Names of all parts.
+        up_axis: Of the picture.
+        title: Above it.
+    """
+    from matplotlib.figure import Figure
+
+    own = labels.unique().tolist()
+    figure = Figure(figsize=(9, 4.2), layout="constrained")
+    for place, turn in enumerate((-60, 30)):
+        axes = figure.add_subplot(1, 2, place + 1, projection="3d")
+        handles = draw_cloud(axes, points, labels, own, up_axis, turn)
+    figure.legend(handles, [parts[part] for part in own], loc="outside right center", fontsize=8)
+    figure.suptitle(title)
+    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=110, format="png"))
+
+
+def draw_cloud(
+    axes: Any, points: Tensor, labels: Tensor, parts: Sequence[int], up_axis: str, turn: float = -60
+) -> list[Any]:
+    """Draws points coloured by part; returns what a legend needs, in the order of `parts`."""
+    from matplotlib import colormaps
+
+    palette = colormaps["tab20" if len(parts) > 10 else "tab10"]
+    up = "xyz".index(up_axis)
+    across, along = (up + 1) % 3, (up + 2) % 3
+    handles = []
+    for k, part in enumerate(parts):
+        own = points[labels == part]
+        color = palette(k % palette.N)
+        handles.append(axes.scatter(own[:, across], own[:, along], own[:, up], s=2, color=color, linewidths=0))
+    low, high = points.amin(0), points.amax(0)
+    middle, half = (low + high) / 2, float((high - low).max()) / 2 or 1.0
+    for axis, set_limits in ((across, axes.set_xlim), (along, axes.set_ylim), (up, axes.set_zlim)):
+        set_limits(float(middle[axis]) - half, float(middle[axis]) + half)
+    axes.set_axis_off()
+    axes.view_init(elev=20, azim=turn)
+    return handles

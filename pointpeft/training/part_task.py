@@ -1,0 +1,101 @@
+"""Part segmentation: every point of a cloud of known category belongs to one of that category's parts."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from tqdm import tqdm
+
+from pointpeft.data.part_loading import load_segments
+from pointpeft.model import PointModel
+from pointpeft.training.inference import Voting
+from pointpeft.training.part_clouds import PartClouds
+from pointpeft.training.part_metrics import PartMetrics, measure_parts, predicted_parts
+from pointpeft.training.part_report import write_part_report
+from pointpeft.training.tasks import Classification
+
+
+class PartSegmentation(Classification):
+    """One part per point; a cloud's category is given, as papers on ShapeNetPart have it."""
+
+    name = "part_segmentation"
+    numbers = PartMetrics.NUMBERS
+    probed = False
+    augment = "isotropic"
+    page = "parts.png"
+    double_step = True
+
+    def load(self, source: str, split: str, up_axis: str | None) -> Any:
+        """One part of a data set."""
+        return load_segments(source, split, up_axis=up_axis)
+
+    def gather(self, dataset: Any, num_points: int) -> PartClouds:
+        """Its clouds in memory."""
+        return PartClouds(dataset, num_points)
+
+    def outputs(self, clouds: PartClouds) -> dict[str, Any]:
+        """What `create_model` is to be told: where all clouds are of one kind there is no category to know."""
+        kinds = len(clouds.classes)
+        return {"num_classes": len(clouds.parts), "task": self.name, "num_categories": kinds if kinds > 1 else 0}
+
+    def metadata(self, clouds: PartClouds) -> dict[str, Any]:
+        """Names of the parts, and those of each category."""
+        return {"parts": list(clouds.parts), "parts of": [list(parts) for parts in clouds.parts_of]}
+
+    def losses(self, wrapped: nn.Module, model: PointModel, points: Tensor, targets: Any) -> dict[str, Tensor]:
+        """Cross-entropy over all points and all parts, and the method's own."""
+        inputs = {"category": targets.category} if model.num_categories else {}
+        logits = wrapped(points, **inputs)
+        own = model.method.losses(model, points, targets.parts, logits, **inputs)
+        return {"loss": cross_entropy(logits.flatten(0, 1), targets.parts.flatten()), **own}
+
+    @torch.no_grad()
+    def test(
+        self, model: PointModel, clouds: PartClouds, batch_size: int, voting: Voting, title: str | None = None
+    ) -> tuple[PartMetrics, Tensor]:
+        """Metrics, and the part predicted for each of `clouds.fixed()`."""
+        model.eval()
+        device = next(model.parameters()).device
+        xyz, parts, counted, allowed = clouds.fixed(), clouds.fixed_parts(), clouds.counted(), clouds.allowed
+        predicted, loss = [], 0.0
+        views = list(voting.dense_views(clouds))
+        for chunk in tqdm(torch.arange(len(clouds)).split(batch_size), desc=title, disable=title is None, leave=False):
+            category = clouds.labels[chunk]
+            inputs = {"category": category.to(device)} if model.num_categories else {}
+            logits = torch.zeros(())
+            for cloud, query in views:
+                logits = logits + model(cloud[chunk].to(device), query=query[chunk].to(device), **inputs).float().cpu()
+            logits = logits / len(views)
+            within = torch.arange(xyz.shape[1]) < counted[chunk][:, None]
+            loss += float(cross_entropy(logits[within], parts[chunk][within], reduction="sum"))
+            predicted.append(predicted_parts(logits, category, allowed))
+        answers = torch.cat(predicted)
+        loss /= int(counted.sum())
+        return measure_parts(answers, parts, counted, clouds.labels, clouds.parts_of, loss), answers
+
+    def report(
+        self,
+        folder: Path,
+        clouds: Any,
+        answers: Any,
+        metrics: Any,
+        history: Sequence[dict[str, float]] = (),
+        selected: int | None = None,
+    ) -> None:
+        """Writes `parts.png` (true and predicted parts side by side) and `curves.png`."""
+        write_part_report(folder, clouds, answers, metrics, history, selected)
+
+    def adopt(self, clouds: Any, metadata: dict[str, Any], data: str) -> None:
+        """Checks that other data have the adapter's categories and parts.
+
+        Raises:
+            ValueError: They do not.
+        """
+        for name, found in (("classes", clouds.classes), ("parts", clouds.parts)):
+            if tuple(metadata[name]) != tuple(found):
+                strange = sorted(set(found) ^ set(metadata[name]))
+                raise ValueError(f"{data} has other {name} than the adapter: {', '.join(strange[:8]) or 'their order'}")
+        clouds.parts_of = tuple(tuple(parts) for parts in metadata["parts of"])

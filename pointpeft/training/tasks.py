@@ -1,0 +1,107 @@
+"""What depends on the question asked: of a whole cloud, or of every point."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from pointpeft.data import load_dataset
+from pointpeft.model import PointModel
+from pointpeft.training.clouds import Clouds
+from pointpeft.training.inference import Voting, voted_logits
+from pointpeft.training.metrics import measure
+from pointpeft.training.report import write_report
+
+_MODULES = {
+    "part_segmentation": ("pointpeft.training.part_task", "PartSegmentation"),
+    "semantic_segmentation": ("pointpeft.training.scene_task", "SemanticSegmentation"),
+}
+
+
+class Classification:
+    """One label per cloud. Other tasks derive from it and replace what differs."""
+
+    name: ClassVar[str] = "classification"
+    # Names of the numbers of a result: the one that is selected by, then others; and how a result prints them.
+    numbers: ClassVar[tuple[str, ...]] = ("overall accuracy", "mean class accuracy", "loss")
+    # Whether a linear probe on cached features stands beside a result.
+    probed: ClassVar[bool] = True
+    # The published recipe's augmentation.
+    augment: ClassVar[str] = "scale_translate"
+    # What a person is to look at first.
+    page: ClassVar[str] = "report.html"
+    # Whether the published training code steps twice per batch.
+    double_step: ClassVar[bool] = False
+
+    def load(self, source: str, split: str, up_axis: str | None) -> Any:
+        """One part of a data set."""
+        return load_dataset(source, split, up_axis=up_axis)
+
+    def gather(self, dataset: Any, num_points: int) -> Any:
+        """Its clouds in memory."""
+        return Clouds(dataset, num_points)
+
+    def outputs(self, clouds: Any) -> dict[str, Any]:
+        """What `create_model` is to be told."""
+        return {"num_classes": len(clouds.classes)}
+
+    def metadata(self, clouds: Any) -> dict[str, Any]:
+        """Facts of the labels that evaluation and prediction need beside the classes."""
+        return {}
+
+    def losses(self, wrapped: nn.Module, model: PointModel, points: Tensor, targets: Any) -> dict[str, Tensor]:
+        """The task's loss and the method's own."""
+        logits = wrapped(points)
+        own = model.method.losses(model, points, targets, logits)
+        return {"loss": nn.functional.cross_entropy(logits, targets), **own}
+
+    def test(self, model: PointModel, clouds: Any, batch_size: int, voting: Voting, title: str | None = None) -> Any:
+        """Metrics, and the answers that `report` draws."""
+        logits = voted_logits(model, clouds, batch_size, voting, title)
+        return measure(logits, clouds.labels), logits
+
+    def report(
+        self,
+        folder: Path,
+        clouds: Any,
+        answers: Any,
+        metrics: Any,
+        history: Sequence[dict[str, float]] = (),
+        selected: int | None = None,
+    ) -> None:
+        """Writes plots and pages into a folder."""
+        write_report(folder, clouds, answers, metrics, history, selected)
+
+    def adopt(self, clouds: Any, metadata: dict[str, Any], data: str) -> None:
+        """Renumbers the labels of other data as an adapter's classes are.
+
+        Raises:
+            ValueError: A class that the adapter does not know.
+        """
+        known = tuple(metadata["classes"])
+        unknown = sorted(set(clouds.classes) - set(known))
+        if unknown:
+            raise ValueError(
+                f"{data} has classes that the adapter does not know: {', '.join(unknown)}; it knows {', '.join(known)}"
+            )
+        # The data set may name fewer classes, or in another order.
+        renumber = torch.tensor([known.index(name) for name in clouds.classes])
+        clouds.labels, clouds.classes = renumber[clouds.labels], known
+
+
+def create_task(name: str, **options: Any) -> Any:
+    """A task by its name.
+
+    Raises:
+        ValueError: An unknown name.
+    """
+    from importlib import import_module
+
+    if name == Classification.name:
+        return Classification()
+    if name not in _MODULES:
+        raise ValueError(f"task must be one of {', '.join((Classification.name, *_MODULES))}, got {name!r}")
+    module, kind = _MODULES[name]
+    return getattr(import_module(module), kind)(**options)
