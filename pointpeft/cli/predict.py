@@ -13,8 +13,8 @@ from tyro.conf import Positional, arg
 class Predict:
     """Classify clouds or meshes, or their points, with the adapter of a run.
 
-    Prints one line per file: class, probability, file; for part segmentation the parts and the picture drawn of them. A file that cannot be read is reported on the error stream, the
-    others are still classified, and the exit code is 1.
+    Prints one line per file: class, probability, file; for part segmentation the picture and the share of each part.
+    A file that cannot be read is reported on the error stream, the others are still classified, and the exit code is 1.
     """
 
     run: Annotated[Path, Positional, arg(metavar="RUN")]

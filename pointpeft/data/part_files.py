@@ -172,7 +172,9 @@ def _check(path: Path, arrays: dict[str, np.ndarray]) -> _File:
     part_key = next((k for k in _PARTS if k in arrays and arrays[k].shape == points.shape[:-1]), None)
     if part_key is None:
         shapes = ", ".join(f"{k} {list(arrays[k].shape)}" for k in _PARTS if k in arrays) or "none of them"
-        raise DataError(f"needs a part number per point, {list(points.shape[:-1])}, in {', '.join(_PARTS)}; has {shapes}")
+        raise DataError(
+            f"needs a part number per point, {list(points.shape[:-1])}, in {', '.join(_PARTS)}; has {shapes}"
+        )
     parts = arrays[part_key]
     if parts.dtype.kind not in "iu" and not (parts.dtype.kind == "f" and (parts == np.floor(parts)).all()):
         raise DataError(f"{part_key} must be whole numbers, got {parts.dtype}")

@@ -177,7 +177,8 @@ def named(name: str, up_axis: str) -> Transform:
     """An augmentation by its name on the command line.
 
     Args:
-        name: "none", "scale_translate", "isotropic", "rotate", "jitter" or "dropout"; several joined by "+" are applied in order.
+        name: "none", "scale_translate", "isotropic", "rotate", "jitter" or "dropout"; several joined by "+" are applied
+            in order.
         up_axis: The axis that "rotate" keeps.
 
     Raises:

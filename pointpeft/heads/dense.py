@@ -1,5 +1,6 @@
 """A class for every point: features of the patches at three depths, carried to the points."""
 
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -120,7 +121,7 @@ class DenseHead(nn.Module):
 
 def _convs(widths: tuple[int, ...], at: dict[str, Any]) -> nn.ModuleList:
     """1x1 convolutions, for the shapes of published files; they are computed as matrix products."""
-    return nn.ModuleList(nn.Conv1d(a, b, 1, **at) for a, b in zip(widths[:-1], widths[1:], strict=True))
+    return nn.ModuleList(nn.Conv1d(a, b, 1, **at) for a, b in pairwise(widths))
 
 
 def _norms(widths: tuple[int, ...], at: dict[str, Any]) -> nn.ModuleList:

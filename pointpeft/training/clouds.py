@@ -84,7 +84,9 @@ class Clouds:
         """The clouds seen by fewer points: a random part of those in `fixed`, not spread over the cloud."""
         part = self.subset(range(len(self)))
         generator = torch.Generator().manual_seed(seed)
-        part.points = [draw(points, num_points, generator) for points in self.fixed()]
+        fixed = self.fixed()
+        picks = [torch.randperm(self.num_points, generator=generator)[:num_points].sort().values for _ in fixed]
+        part.points = [points[pick] for points, pick in zip(fixed, picks, strict=True)]
         part.num_points = num_points
         return part
 

@@ -57,8 +57,8 @@ class FinetuneConfig:
     num_points: int = 1024
     """Points per cloud that the model sees. Evaluation uses the same number: accuracy falls when densities differ."""
     augment: TaskAugmentation = "auto"
-    """Of training clouds. `auto` is the published recipe: `scale_translate`, for points `isotropic`. `rotate` turns about
-    the up axis: for clouds whose heading is arbitrary."""
+    """Of training clouds. `auto` is the published recipe: `scale_translate`, for points `isotropic`. `rotate` turns
+    about the up axis: for clouds whose heading is arbitrary."""
     up_axis: Literal["x", "y", "z"] | None = None
     """Axis that points up, for `rotate` and the pictures. None: z for folders, as the data set says for others."""
     val_fraction: float = 0.15
@@ -198,7 +198,7 @@ class EvaluateConfig:
     test_augment: Augmentation = "scale_translate"
     """Of the passes beyond the first: test-time augmentation."""
     densities: Annotated[tuple[int, ...], arg(metavar="POINTS")] = ()
-    """Also test with fewer points per cloud, drawn at random: `--densities 1024 512 256`. What a sparser sensor costs."""
+    """Also test with fewer points per cloud, drawn at random, as of a sparser sensor: `--densities 1024 512 256`."""
     batch_size: int = 64
     """Clouds per step."""
     seed: int = 0

@@ -101,10 +101,10 @@ class PartClouds(Clouds):
         """The clouds seen by fewer points: a random part of those in `fixed`, not spread over the cloud."""
         part = self.subset(range(len(self)))
         generator = torch.Generator().manual_seed(seed)
-        kept = [
-            fixed[random_order(n, num_points, generator)]
-            for fixed, n in zip(self.fixed_indices(), self.counted().tolist(), strict=True)
-        ]
+        kept = []
+        for fixed, n in zip(self.fixed_indices(), self.counted().tolist(), strict=True):
+            pick = random_order(n, num_points, generator)
+            kept.append(fixed[pick.sort().values if num_points <= n else pick])  # in order, but repetitions last
         part.points = [points[i] for points, i in zip(self.points, kept, strict=True)]
         part.point_labels = [parts[i] for parts, i in zip(self.point_labels, kept, strict=True)]
         part.sizes = [min(n, num_points) for n in self.counted().tolist()]
@@ -124,9 +124,7 @@ class PartBatches(Batches):
 
     def __iter__(self) -> Iterator[tuple[Tensor, Any]]:
         for chunk in self.chunks:
-            picks = [
-                random_order(self.clouds.sizes[i], self.clouds.num_points, self.generator) for i in chunk.tolist()
-            ]
+            picks = [random_order(self.clouds.sizes[i], self.clouds.num_points, self.generator) for i in chunk.tolist()]
             points = [self.clouds.points[i][pick] for i, pick in zip(chunk.tolist(), picks, strict=True)]
             parts = [self.clouds.point_labels[i][pick] for i, pick in zip(chunk.tolist(), picks, strict=True)]
             yield torch.stack(points), Targets(self.clouds.labels[chunk], torch.stack(parts))

@@ -66,7 +66,12 @@ def predicted_parts(logits: Tensor, category: Tensor, allowed: Tensor) -> Tensor
 
 
 def measure_parts(
-    predicted: Tensor, parts: Tensor, counted: Tensor, category: Tensor, parts_of: tuple[tuple[int, ...], ...], loss: float
+    predicted: Tensor,
+    parts: Tensor,
+    counted: Tensor,
+    category: Tensor,
+    parts_of: tuple[tuple[int, ...], ...],
+    loss: float,
 ) -> PartMetrics:
     """Metrics as papers report them on ShapeNetPart: a part that is neither there nor predicted has IoU 1.
 

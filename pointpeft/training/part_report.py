@@ -55,7 +55,9 @@ def write_part_report(
         write_atomically(folder / "curves.png", lambda path: curves.savefig(path, dpi=110, format="png"))
 
 
-def write_prediction(path: Path, points: Tensor, labels: Tensor, parts: Sequence[str], up_axis: str, title: str) -> None:
+def write_prediction(
+    path: Path, points: Tensor, labels: Tensor, parts: Sequence[str], up_axis: str, title: str
+) -> None:
     """Draws one cloud from two sides with a legend of its parts.
 
     Args:

@@ -17,7 +17,7 @@ MEANING = {
 
 
 class Selector:
-    """Keeps the weights of the best epoch by `score`: accuracy or mean IoU, then the lower loss, then the earlier epoch.
+    """Keeps the weights of the best epoch by `score`: accuracy or mean IoU, then the loss; ties go to the earlier one.
 
     Args:
         rule: val-best, last or test-best.

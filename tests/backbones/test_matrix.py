@@ -88,3 +88,38 @@ PUBLISHED = [  # parameters with the head for 15 classes
 @pytest.mark.parametrize(("name", "options", "count"), PUBLISHED)
 def test_published_parameter_counts(name, options, count):
     assert create_model(name, "full", 15, device="meta", **options).trainable_parameters() == count
+
+
+DENSE = {**SMALL, "depth": 3}
+
+
+@pytest.mark.parametrize("method", method_names())
+@pytest.mark.parametrize("family", FAMILIES)
+def test_pair_for_points(family, method, tmp_path):
+    torch.manual_seed(0)
+    try:
+        model = create_model(f"{family}_tiny", method, 5, task="part_segmentation", num_categories=3, **DENSE)
+    except ValueError as error:
+        if not re.search(REASONS, str(error)) or backbone_families()[family].block_type.plain:
+            raise
+        return
+    xyz, category = clouds()
+    labels = torch.randint(5, xyz.shape[:2], generator=torch.Generator().manual_seed(2))
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-3)
+    for _ in range(2):
+        logits = model(xyz, category=category)
+        loss = cross_entropy(logits.flatten(0, 1), labels.flatten())
+        loss = loss + sum(model.method.losses(model, xyz, labels, logits, category=category).values())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert torch.isfinite(loss)
+    if method != "linear":
+        own = [p for name, p in model.named_parameters() if p.requires_grad and name.startswith("backbone.")]
+        assert any(p.grad is not None and p.grad.any() for p in own)
+    save_adapter(model.eval(), tmp_path / "adapter")
+    with torch.no_grad():
+        logits = model(xyz, category=category)
+        assert torch.equal(load_adapter(tmp_path / "adapter")(xyz, category=category), logits)
+        if method_class(method).mergeable:
+            assert (model.merge()(xyz, category=category) - logits).abs().max() <= 1e-4 * logits.abs().max()

@@ -82,3 +82,14 @@ def test_too_small_a_cloud_is_named():
 def test_no_clouds_is_an_error():
     with pytest.raises(ValueError, match="no clouds"):
         Clouds(FakeDataset([]), num_points=8)
+
+
+def test_thinned_clouds_are_a_part_of_what_is_evaluated():
+    clouds = Clouds(FakeDataset([40, 60, 5]), num_points=20)
+    assert torch.equal(clouds.thinned(20, seed=0).fixed(), clouds.fixed())
+    thin = clouds.thinned(7, seed=0)
+    assert thin.fixed().shape == (3, 7, 3)
+    for few, many in zip(thin.fixed(), clouds.fixed(), strict=True):
+        assert all((many == point).all(1).any() for point in few)
+    assert not torch.equal(clouds.thinned(7, seed=1).fixed(), thin.fixed())
+    assert torch.equal(thin.labels, clouds.labels)

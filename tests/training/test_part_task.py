@@ -1,0 +1,172 @@
+import json
+from dataclasses import replace
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pointpeft.cli.main import main
+from pointpeft.data.part_loading import load_segments
+from pointpeft.training import EvaluateConfig, FinetuneConfig, evaluate, finetune
+from pointpeft.training.evaluation import load_run, predict_parts
+from pointpeft.training.part_clouds import PartClouds, random_order
+from pointpeft.training.run_folder import RunFolder
+from tests.training.conftest import TINY, TINY_MODEL
+
+
+def write_parts(path, clouds=24, points=90, seed=0):
+    """Ellipsoids of two kinds; the upper half is one part, the lower another."""
+    random = np.random.default_rng(seed)
+    category = np.arange(clouds) % 2
+    xyz = random.normal(size=(clouds, points, 3))
+    xyz /= np.linalg.norm(xyz, axis=-1, keepdims=True)
+    xyz[category == 1] *= (1.0, 0.3, 1.0)
+    parts = (xyz[..., 1] > 0).astype(int) + 2 * category[:, None]
+    with h5py.File(path, "w") as file:
+        file["xyz"], file["label"], file["category"] = xyz.astype(np.float32), parts, category
+        file["classes"] = [b"ball", b"disc"]
+        file["part_names"] = [b"ball/low", b"ball/high", b"disc/low", b"disc/high"]
+    return path
+
+
+@pytest.fixture
+def config(tmp_path):
+    return FinetuneConfig(
+        data=str(write_parts(tmp_path / "parts.h5")),
+        task="part_segmentation",
+        set=TINY_MODEL,
+        checkpoint="none",
+        device="cpu",
+        quiet=True,
+        output=tmp_path / "run",
+        **TINY,
+    )
+
+
+def test_batches_keep_points_and_parts_together(config):
+    clouds = PartClouds(load_segments(config.data), 64)
+    for points, targets in clouds.batches(5, torch.Generator().manual_seed(0)):
+        assert points.shape == (len(targets), 64, 3)
+        # Normalisation moves the mean to the origin, so that the border of the parts lies beside 0.
+        high = targets.parts % 2 == 1
+        assert high[points[..., 1] > 0.25].all()
+        assert not high[points[..., 1] < -0.25].any()
+        assert torch.equal(targets.parts // 2, targets.category[:, None].expand(-1, 64))
+    small = PartClouds(load_segments(config.data), 128)
+    assert small.counted().tolist() == [90] * len(small)
+    order = small.fixed_indices()[0]
+    assert sorted(order[:90].tolist()) == list(range(90))
+
+
+@pytest.mark.parametrize(("size", "n"), [(10, 4), (10, 10), (3, 10), (1, 5)])
+def test_random_order_repeats_no_more_than_it_must(size, n):
+    counts = random_order(size, n, torch.Generator().manual_seed(0)).bincount(minlength=size)
+    assert counts.sum() == n
+    assert counts.max() - counts.min() <= 1
+
+
+def test_a_run_learns_parts_and_can_be_evaluated(config, tmp_path):
+    result = finetune(replace(config, epochs=30, lr=3e-3, method="full", set=TINY_MODEL[:-1]))
+    facts = result.facts
+    assert facts["test"]["instance mIoU"] > 0.7  # guessing one part of two everywhere gives 0.25
+    assert facts["parts of"] == [[0, 1], [2, 3]]
+    assert facts["linear probe"] is None
+    assert {"parts.png", "curves.png", "result.json", "log.csv", "adapter"} <= {p.name for p in result.folder.iterdir()}
+    assert "val instance mIoU" in (result.folder / "log.csv").read_text().splitlines()[0]
+
+    again = evaluate(EvaluateConfig(result.folder, device="cpu", quiet=True, densities=(64, 16)))
+    assert again["test"] == facts["test"]
+    assert again["by points per cloud"]["64"] == facts["test"]
+    assert again["by points per cloud"]["16"]["clouds"] == facts["test"]["clouds"]
+    voted = evaluate(EvaluateConfig(result.folder, device="cpu", quiet=True, vote=3, test_augment="isotropic"))
+    assert voted["test-time augmentation"] == "isotropic"
+    assert voted["test"]["loss"] != facts["test"]["loss"]
+    with pytest.raises(ValueError, match="densities must be between 8 and 64 points, got 65"):
+        evaluate(EvaluateConfig(result.folder, device="cpu", quiet=True, densities=(65,)))
+
+    adapted = load_run(result.folder, torch.device("cpu"))
+    random = np.random.default_rng(5)
+    cloud = random.normal(size=(500, 3))
+    cloud /= np.linalg.norm(cloud, axis=1, keepdims=True)
+    np.save(tmp_path / "new.npy", cloud)
+    (found,) = predict_parts(adapted, [tmp_path / "new.npy"], tmp_path / "out", "ball")
+    labels = np.load(found["labels"])
+    assert labels.shape == (500,)
+    assert set(labels) <= {0, 1}
+    assert (labels == (cloud[:, 1] > 0)).mean() > 0.8
+    assert set(found["parts"]) <= {"ball/low", "ball/high"}
+    with pytest.raises(ValueError, match="name the category of the clouds: --category, one of ball, disc"):
+        predict_parts(adapted, [tmp_path / "new.npy"], tmp_path / "out")
+    missing = predict_parts(adapted, [tmp_path / "none.npy"], tmp_path / "out", "disc")
+    assert "none.npy" in missing[0]["error"]
+
+
+def test_a_stopped_run_goes_on_to_the_same_weights(config, tmp_path, monkeypatch):
+    whole = finetune(config)
+    half = tmp_path / "half"
+    write = RunFolder.log
+
+    def log_and_stop(folder, history):
+        write(folder, history)
+        if len(history) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(RunFolder, "log", log_and_stop)
+    with pytest.raises(KeyboardInterrupt):
+        finetune(replace(config, output=half))
+    monkeypatch.undo()
+    assert torch.load(half / "checkpoint.pt", weights_only=True)["epoch"] == 2
+    resumed = finetune(FinetuneConfig(resume=half, device="cpu"))
+    assert resumed.facts["test"] == whole.facts["test"]
+    ours, theirs = (load_file(f / "adapter" / "adapter_model.safetensors") for f in (whole.folder, resumed.folder))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_other_parts_are_refused(config, tmp_path):
+    result = finetune(replace(config, epochs=1, warmup_epochs=0))
+    with h5py.File(config.data, "a") as file:
+        file["part_names"][0] = b"ball/other"
+    with pytest.raises(ValueError, match="has other parts than the adapter: ball/low, ball/other"):
+        evaluate(EvaluateConfig(result.folder, device="cpu", quiet=True))
+
+
+def test_published_quirks_step_twice(config):
+    once, twice = (
+        finetune(replace(config, epochs=1, warmup_epochs=0, quirks=quirks, output=config.output / quirks))
+        for quirks in ("none", "published")
+    )
+    assert twice.facts["quirks"] == "published"
+    state = [
+        torch.load(r.folder / "checkpoint.pt", weights_only=True)["optimizer"]["state"][0]["step"]
+        for r in (once, twice)
+    ]
+    assert 2 * state[0] == state[1]
+    with pytest.raises(ValueError, match="quirks must be none for classification"):
+        finetune(FinetuneConfig(quirks="published", device="cpu"))
+
+
+def test_commands(config, tmp_path, capsys):
+    options = [
+        *(f"--set={pair}" for pair in TINY_MODEL),
+        *(f"--{name.replace('_', '-')}={value}" for name, value in {**TINY, "epochs": 1}.items()),
+        "--checkpoint=none",
+        "--device=cpu",
+        "--quiet",
+    ]
+    run = str(tmp_path / "run")
+    assert main(["finetune", config.data, "--task", "part_segmentation", "--output", run, *options]) == 0
+    assert "test instance mIoU" in capsys.readouterr().out
+    assert main(["evaluate", run, "--device=cpu", "--quiet", "--votes", "2", "--densities", "32"]) == 0
+    text = capsys.readouterr().out
+    assert "2 passes, test-time augmentation scale_translate" in text
+    assert "with 32 points" in text
+    assert "best epoch on clouds held out" in text
+    np.save(tmp_path / "new.npy", np.random.default_rng(0).normal(size=(100, 3)))
+    output = tmp_path / "out"
+    arguments = ["predict", run, str(tmp_path / "new.npy"), "--category=disc", f"--output={output}", "--device=cpu"]
+    assert main([*arguments, "--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)
+    assert sum(found["parts"].values()) == pytest.approx(1, abs=1e-3)
+    assert (output / "new.parts.png").read_bytes().startswith(b"\x89PNG")
