@@ -80,7 +80,7 @@ class PointModel(nn.Module):
         self._aux_losses: dict[str, Tensor] = {}
         self.task = task
         self.num_categories = num_categories
-        self.pool: Pool | None = None
+        self.pool: Any = None
         if self.dense and not backbone.dense_prefix:
             backbone.drop_prefix()
         self.read(backbone.pooled)
@@ -103,10 +103,15 @@ class PointModel(nn.Module):
         """Names of what the call takes beside xyz."""
         return (*self.method.inputs, *(("category",) if self.num_categories else ()))
 
-    def read(self, parts: tuple[str, ...]) -> None:
-        """Sets what the classifier reads, see `Pool`; a dense head reads patch tokens alone, whatever is asked."""
+    def read(self, what: tuple[str, ...] | nn.Module) -> None:
+        """Sets what the classifier reads; a dense head reads patch tokens alone, whatever is asked.
+
+        Args:
+            what: Names of parts, see `Pool`; or a module of its kind with an `out_dim`.
+        """
         if not self.dense:
-            self.pool = Pool(parts, self.backbone.config.width, self.backbone.prefix)
+            pooled = isinstance(what, nn.Module)
+            self.pool = what if pooled else Pool(what, self.backbone.config.width, self.backbone.prefix)
 
     def forward_features(self, xyz: Tensor, **inputs: Tensor) -> Any:
         """What the head reads, [B, F], or `DenseFeatures` where points are classified; arguments as in `forward`."""

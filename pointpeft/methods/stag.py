@@ -157,4 +157,4 @@ class STAG(Method):
         backbone.side = SideNetwork(self, width, depth, where(backbone))
         for i, block in enumerate(backbone.blocks):
             backbone.blocks[i] = STAGBlock(block, backbone.side, i)
-        model.pool = TokenMean(width)  # type: ignore[assignment]
+        model.read(TokenMean(width))

@@ -93,7 +93,7 @@ def test_published_parameter_counts(name, options, count):
 DENSE = {**SMALL, "depth": 3}
 
 
-@pytest.mark.parametrize("method", method_names())
+@pytest.mark.parametrize("method", every_method())
 @pytest.mark.parametrize("family", FAMILIES)
 def test_pair_for_points(family, method, tmp_path):
     torch.manual_seed(0)
