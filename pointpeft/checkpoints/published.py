@@ -136,6 +136,8 @@ def from_published(
         what=f"published {backbone} with {method}",
     )
     model.load_report = report
+    if fresh:
+        model.method.after_load(model)
     for module in model.backbone.modules():
         if isinstance(module, PatchEmbed):
             module.published_order = True

@@ -16,6 +16,7 @@ COMMANDS = {
     "predict": ("pointpeft.cli.predict", "Predict"),
     "pretrain": ("pointpeft.cli.pretrain", "PretrainConfig"),
     "convert": ("pointpeft.cli.convert", "Convert"),
+    "memory-bank": ("pointpeft.cli.memory_bank", "MemoryBankConfig"),
     "data": ("pointpeft.cli.data", "Data"),
     "info": ("pointpeft.cli.info", "Info"),
 }

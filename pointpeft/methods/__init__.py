@@ -14,10 +14,11 @@ from pointpeft.methods.iconformer import IConFormer
 from pointpeft.methods.idpt import IDPT
 from pointpeft.methods.linear import Linear
 from pointpeft.methods.ln_tuning import LNTuning
+from pointpeft.methods.memory_bank import build_memory_bank, load_memory_bank, set_memory_bank
 from pointpeft.methods.peterrec import PeterRec
 from pointpeft.methods.point_gst import PointGST
 from pointpeft.methods.point_lora import PointLoRA
-from pointpeft.methods.point_peft import PointPEFT, build_memory_bank, set_memory_bank
+from pointpeft.methods.point_peft import PointPEFT
 from pointpeft.methods.prefix import Prefix
 from pointpeft.methods.ssf import SSF
 from pointpeft.methods.stag import STAG
@@ -57,6 +58,7 @@ __all__ = [
     "VeRA",
     "build_memory_bank",
     "create_method",
+    "load_memory_bank",
     "method_class",
     "method_names",
     "register_method",

@@ -1,6 +1,7 @@
 """What an adaptation method is: a frozen dataclass of its options that attaches itself to a model, and a registry."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
@@ -81,6 +82,17 @@ class Method:
     def build(self, model: "PointModel") -> None:
         """Puts the method's modules into the model; they train."""
         raise NotImplementedError
+
+    def prepare(self, model: "PointModel", clouds: Iterable[Tensor]) -> None:
+        """Fills what the method takes from the training clouds before training; by default nothing.
+
+        Args:
+            model: On its device, with its pre-trained weights.
+            clouds: Batches of training clouds, not augmented; only iterated over where they are needed. [B, N, 3] each
+        """
+
+    def after_load(self, model: "PointModel") -> None:
+        """Called when a pre-training has been put into an attached model: copies of its weights are stale then."""
 
     def losses(
         self, model: "PointModel", xyz: Tensor, labels: Tensor, logits: Tensor, **inputs: Tensor

@@ -2,7 +2,8 @@
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ DROPOUT = 0.1  # of prompts, as published
 CENTER_SHARE = PROPAGATED_SHARE = 0.3  # fixed in the published code
 ADAPTER_SHARE = 0.7
 QUIRKS = ("none", "published")
+BANKS = ("train", "none")  # what `bank` may say beside a file
 TUNED_BIASES = ("norm1", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
 
 
@@ -89,10 +91,14 @@ class PointPrior(nn.Module):
         self.norm3 = nn.LayerNorm(config.width, **at)
         nn.init.trunc_normal_(self.prompt_cor, std=0.02)
         self.register_buffer("memory_bank", torch.zeros(config.width, method.bank_size, **at))
-        if not method.published:  # the final norm trains: the frozen features need the one of the pre-training
-            self.register_buffer("norm_weight", backbone.norm.weight.detach().clone())
-            self.register_buffer("norm_bias", backbone.norm.bias.detach().clone())
+        if not method.published:
+            self.keep_frozen(backbone.norm)
         self.frozen: tuple[PointPEFTBlock, ...] = ()
+
+    def keep_frozen(self, norm: nn.LayerNorm) -> None:
+        """Copies the final norm, which trains: the frozen features need the one of the pre-training."""
+        self.register_buffer("norm_weight", norm.weight.detach().clone())
+        self.register_buffer("norm_bias", norm.bias.detach().clone())
 
     @torch.no_grad()
     def frozen_feature(self, patches: Tensor, pos: Tensor) -> Tensor:
@@ -160,9 +166,13 @@ class PointPEFTBlock(Block):
         self.out_transform = nn.Sequential(nn.BatchNorm1d(width, **at), nn.GELU())
         self.prompt_dropout = nn.Dropout(DROPOUT)
         if not method.published:
-            for name in TUNED_BIASES:
-                bias = self.get_submodule(name).bias.detach().clone()
-                self.register_buffer(f"frozen_{name.replace('.', '_')}", bias)
+            self.keep_frozen()
+
+    def keep_frozen(self) -> None:
+        """Copies the biases that train, for `frozen_forward`."""
+        for name in TUNED_BIASES:
+            bias = self.get_submodule(name).bias.detach().clone()
+            self.register_buffer(f"frozen_{name.replace('.', '_')}", bias)
 
     def frozen_forward(self, x: Tensor) -> Tensor:
         """The block as pre-trained, its tuned biases undone. [B, G, C] -> [B, G, C]"""
@@ -217,10 +227,11 @@ class PointPEFTBlock(Block):
 class PointPEFT(Method):
     """Point-prior prompts from a memory bank, a geometry-aware adapter, and bias tuning.
 
-    The bank holds one unit column per training cloud, its pooled feature by the frozen backbone (`build_memory_bank`,
-    `set_memory_bank`); it is a buffer, so that adapters on disk hold it. An empty bank is allowed: a cloud then
-    remembers itself alone. The frozen feature of a cloud is computed inside the model from the shared weights and
-    copies of the biases that train.
+    The bank holds one unit column per training cloud, its pooled feature by the frozen backbone. `pointpeft finetune`
+    and `compare` make it from the training clouds; elsewhere `prepare` does, or `build_memory_bank` and
+    `set_memory_bank`. It is a buffer, so that adapters on disk hold it. Without a bank a cloud remembers itself alone.
+    The frozen feature of a cloud is computed inside the model from the shared weights and copies of the biases that
+    train.
 
     What the released code does otherwise, all of which `quirks="published"` repeats:
         - Neighbourhoods of prompted blocks index the rows of a batch with the stride of G rows where there are P + G,
@@ -239,6 +250,8 @@ class PointPEFT(Method):
         num_prompts: P, the prompts of a block; P - 2 columns of the bank are recalled.
         prompt_blocks: How many blocks, from the first, have prompts.
         dropout: Inside the adapters.
+        bank: Where training takes the bank from: "train" for the training clouds, "none" to leave it as it is, or a
+            file that `pointpeft memory-bank` wrote.
         bank_size: Columns of the bank; set by `set_memory_bank`.
         quirks: "none", or "published" for what the released code computes.
 
@@ -251,6 +264,7 @@ class PointPEFT(Method):
     num_prompts: int = 10
     prompt_blocks: int = 6
     dropout: float = 0.1
+    bank: str = "train"
     bank_size: int = 0
     quirks: str = "none"
 
@@ -277,6 +291,8 @@ class PointPEFT(Method):
         for name in ("prompt_blocks", "bank_size"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        if not self.bank:
+            raise ValueError(f"bank must be {', '.join(BANKS)} or a file, got an empty name")
 
     @property
     def published(self) -> bool:
@@ -316,56 +332,22 @@ class PointPEFT(Method):
             backbone.blocks[i] = PointPEFTBlock(block, backbone.prior, i < self.prompt_blocks)
         backbone.prior.frozen = tuple(backbone.blocks)
 
+    def prepare(self, model: PointModel, clouds: Iterable[Tensor]) -> None:
+        """Fills the memory bank as `bank` says.
 
-@torch.no_grad()
-def build_memory_bank(model: PointModel, clouds: Iterable[Tensor]) -> Tensor:
-    """Features of clouds by the frozen backbone, one unit column each.
+        Raises:
+            ValueError: The published mode, whose frozen features come from outside; or a file that does not fit.
+        """
+        from pointpeft.methods.memory_bank import build_memory_bank, load_memory_bank, set_memory_bank
 
-    Args:
-        model: Adapted by Point-PEFT, without published quirks.
-        clouds: Batches of coordinates, such as a loader without its labels. [B, N, 3] each
+        if self.bank == "none":
+            return
+        bank = build_memory_bank(model, clouds) if self.bank == "train" else load_memory_bank(Path(self.bank), model)
+        set_memory_bank(model, bank)
 
-    Returns:
-        The bank for `set_memory_bank`. [C, M]
-
-    Raises:
-        ValueError: Another method, published quirks, or no clouds.
-    """
-    prior = _prior(model)
-    if prior.method.published:
-        raise ValueError(
-            'the model must have quirks="none", since the published mode has no frozen backbone of its own'
-        )
-    backbone, training = model.backbone, model.training
-    model.eval()
-    features = []
-    try:
-        for xyz in clouds:
-            patches, centers = backbone.group(xyz)
-            ctx = Context(xyz, centers)
-            x = backbone.embed(ctx, patches)
-            features.append(F.normalize(prior.frozen_feature(ctx.split(x)[2], ctx.split(ctx.pos)[2]), dim=-1))
-    finally:
-        model.train(training)
-    if not features:
-        raise ValueError("clouds must hold at least one batch")
-    return torch.cat(features).T.contiguous()
-
-
-def set_memory_bank(model: PointModel, bank: Tensor) -> None:
-    """Gives the model its memory bank, of any number of columns.
-
-    Raises:
-        ValueError: Another method, or a wrong shape.
-    """
-    prior = _prior(model)
-    if bank.dim() != 2 or bank.shape[0] != prior.config.width or not bank.is_floating_point():
-        raise ValueError(f"bank must be floating, ({prior.config.width}, M), got {bank.dtype} {tuple(bank.shape)}")
-    model.method = prior.method = replace(prior.method, bank_size=bank.shape[1])
-    prior.memory_bank = bank.detach().clone().to(prior.memory_bank)
-
-
-def _prior(model: PointModel) -> PointPrior:
-    if not isinstance(model.method, PointPEFT):
-        raise ValueError(f"the model must be adapted by 'point_peft', got {model.method.name!r}")
-    return model.backbone.prior
+    def after_load(self, model: PointModel) -> None:
+        """Copies the biases and the norm that train once more, as pre-trained."""
+        if not self.published:
+            model.backbone.prior.keep_frozen(model.backbone.norm)
+            for block in model.backbone.blocks:
+                block.keep_frozen()

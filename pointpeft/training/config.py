@@ -182,6 +182,32 @@ class CompareConfig:
 
 
 @dataclass(frozen=True)
+class MemoryBankConfig:
+    """Build the memory bank of Point-PEFT: one feature per training cloud by the pre-trained backbone.
+
+    `pointpeft finetune --method point_peft` builds the bank of its own training clouds by itself; this command is for
+    another data set's: `--set bank=FILE`.
+    """
+
+    data: Annotated[str, Positional, arg(metavar="DATA")] = "furniture"
+    """Clouds, as for `finetune`; its training part is remembered, labels are not used."""
+    output: Annotated[Path, arg(metavar="FILE")] = Path("memory_bank.safetensors")
+    """The bank."""
+    backbone: str = "point_mae_tiny"
+    """Architecture: point_mae_tiny, point_mae_small, point_mae (published size)."""
+    checkpoint: Annotated[str | None, arg(metavar="FILE|NAME")] = None
+    """Pre-trained weights, .pth or .safetensors, or a shipped name. None: the one shipped for the backbone."""
+    set: Options = ()
+    """Option of the backbone, NAME=VALUE, may be repeated: `--set group_size=16`."""
+    num_points: int = 1024
+    """Points per cloud."""
+    batch_size: int = 64
+    """Clouds per step."""
+    device: Annotated[str, arg(metavar="cpu|cuda|cuda:N")] = "auto"
+    """Where to compute; `auto` takes a GPU where there is one."""
+
+
+@dataclass(frozen=True)
 class EvaluateConfig:
     """Test the adapter of a run: overall and per-class accuracy, confusion matrix, a page of the misclassified clouds;
     for segmentation the mean IoU and a picture of the predicted parts.

@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -146,6 +146,11 @@ def _run(
         # Every process measures all of it: exact, and small beside training.
         return task.test(model, parts[name], config.batch_size, voting if name == "test" else Voting())[0]
 
+    def training_clouds() -> Iterator[Tensor]:
+        for chunk in training.fixed().split(config.batch_size):
+            yield chunk.to(accelerator.device)
+
+    model.method.prepare(model.to(accelerator.device), training_clouds())
     selector = Selector(config.select, test_on)
     state = train(accelerator, model, recipe, batches, loss_of, folder, selector.after_epoch, title)
     epoch = selector.restore(model, state)
