@@ -30,7 +30,7 @@ def memory_bank(config: MemoryBankConfig) -> dict[str, Any]:
     device = make_accelerator(config.device).device
     wanted = FinetuneConfig(method="point_peft", backbone=config.backbone, checkpoint=config.checkpoint, set=config.set)
     clouds = Clouds(load_dataset(config.data, "train"), config.num_points)
-    model = build(wanted, num_classes=1).to(device)
+    model = build(wanted, {"num_classes": 1}).to(device)
     group_size = model.backbone.config.group_size
     clouds.require_points(group_size, f"group_size = {group_size} neighbours")
 
