@@ -7,6 +7,7 @@
 The first two use only the LibTorch stable ABI: they serve every torch >= 2.10 and every Python, and the CUDA one
 compiles against a CPU-only torch. Environment: POINTPEFT_CUDA=0 leaves CUDA out, =1 makes a missing nvcc an error;
 TORCH_CUDA_ARCH_LIST picks the targets; CUDA_HOME, CXX, MAX_JOBS as usual; ccache is used where it is on PATH.
+POINTPEFT_SANITIZE=1 compiles the CPU part for AddressSanitizer and UndefinedBehaviorSanitizer, for .ci/sanitize.
 """
 
 import importlib.util
@@ -26,6 +27,9 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).resolve().parent
 TARGET_VERSION = "0x020a000000000000"  # torch 2.10, the oldest libtorch the libraries run on
 DEFAULT_ARCHS = "8.0;9.0;10.0;12.0+PTX"
+# Frame pointers and symbols for readable reports; undefined behaviour ends the process instead of a line on stderr.
+SANITIZERS = "-fsanitize=address,undefined -fno-sanitize-recover=all"
+SANITIZE_FLAGS = f"{SANITIZERS} -O1 -g -fno-omit-frame-pointer"
 
 
 def find_torch() -> Path | None:
@@ -58,6 +62,14 @@ def find_nvcc() -> str | None:
     if nvcc is None and wish == "1":
         raise SystemExit(f"POINTPEFT_CUDA=1, but there is no nvcc on PATH or in {home}/bin")
     return nvcc
+
+
+def sanitize() -> bool:
+    """Whether POINTPEFT_SANITIZE asks for checked CPU code."""
+    wish = os.environ.get("POINTPEFT_SANITIZE", "0")
+    if wish not in ("0", "1"):
+        raise SystemExit(f"POINTPEFT_SANITIZE must be 0 or 1, got {wish!r}")
+    return wish == "1"
 
 
 def cuda_archs() -> list[str]:
@@ -112,6 +124,9 @@ class NinjaBuild(build_ext):
         # No contraction to fused multiply-add anywhere: CPU, CUDA and the PyTorch reference round alike,
         # so that they agree index for index.
         cxxflags = "-O3 -std=c++17 -fPIC -fvisibility=hidden -ffp-contract=off -fno-math-errno -fno-trapping-math -Wall"
+        strip = "-s"
+        if sanitize():
+            cxxflags, strip = f"{cxxflags} {SANITIZE_FLAGS}", SANITIZERS
         defined = {"POINTPEFT_CUDA_ARCHS": ";".join(archs), "POINTPEFT_NVCC": nvcc_version(nvcc)}
         facts = " ".join(quote(f'-D{name}="{value}"') for name, value in defined.items())
         python = f"-I{quote(pybind11.get_include())} -I{quote(sysconfig.get_path('include'))}"
@@ -122,7 +137,7 @@ rule cxx
   depfile = $out.d
   deps = gcc
 rule link
-  command = {cxx} -shared -s $in -o $out $flags
+  command = {cxx} -shared {strip} $in -o $out $flags
 """
         if nvcc:
             targets = " ".join(gencode(arch) for arch in archs)
