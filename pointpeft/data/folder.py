@@ -199,11 +199,16 @@ def _cloud_of_row(root: Path, cells: dict[str, str]) -> Path:
             raise DataError(f"has no {name}; a line is path,label[,split]")
     given = Path(cells[_PATH_COLUMN])
     cloud = root / given
-    # Resolved, so that neither .. nor a link leads outside: a list from elsewhere must not read any file there is.
-    if given.is_absolute() or not cloud.resolve().is_relative_to(root.resolve()):
+    try:
+        # Resolved, so that neither .. nor a link leads outside: a list from elsewhere must not read any file there is.
+        inside = not given.is_absolute() and cloud.resolve().is_relative_to(root.resolve())
+        cloud = root / os.path.normpath(given)
+        there = inside and cloud.is_file()
+    except (OSError, ValueError) as error:  # no name that a file can have
+        raise DataError(f"{str(given)[:80]!r} cannot be looked for: {error.args[-1]}") from None
+    if not inside:
         raise DataError(f"{given} lies outside the folder of the list")
-    cloud = root / os.path.normpath(given)
-    if not cloud.is_file():
+    if not there:
         raise DataError(f"{given}: no such file")
     return cloud
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from pointpeft.data.dataset import DataError
-from pointpeft.data.meshes import Mesh, optional, read_off, read_ply, read_surface, sample_surface
+from pointpeft.data.las import read_las
+from pointpeft.data.meshes import Mesh, read_off, read_ply, read_surface, sample_surface
 from pointpeft.data.pcd import read_pcd
 
 # Points drawn on a surface where nothing else is asked: as many as published clouds of ShapeNet and ModelNet40 have.
@@ -151,13 +152,6 @@ def _is_number(word: str) -> bool:
     return True
 
 
-def _read_las(path: Path) -> np.ndarray:
-    laspy = optional("laspy")
-    if path.suffix.lower() == ".laz":
-        optional("lazrs")  # without it laspy names no package to install
-    return np.asarray(laspy.read(path).xyz, np.float64)
-
-
 _READERS: dict[str, Callable[[Path], Mesh | np.ndarray]] = {
     ".npy": _read_npy,
     ".npz": _read_npz,
@@ -169,8 +163,8 @@ _READERS: dict[str, Callable[[Path], Mesh | np.ndarray]] = {
     ".txt": _read_text,
     ".pts": _read_text,
     ".pcd": read_pcd,
-    ".las": _read_las,
-    ".laz": _read_las,
+    ".las": read_las,
+    ".laz": read_las,
 }
 
 EXTENSIONS: tuple[str, ...] = tuple(_READERS)

@@ -532,8 +532,8 @@ def apply(
 
 def checked_seed(x: Tensor, seed: Tensor | None, dropout_p: float, training: bool) -> Tensor | None:
     """The seed to drop with, None where nothing is dropped."""
-    if not 0 <= dropout_p < 1:
-        raise ValueError(f"dropout_p must be at least 0 and below 1, got {dropout_p}")
+    if not isinstance(dropout_p, (int, float)) or not 0 <= dropout_p < 1:
+        raise ValueError(f"dropout_p must be at least 0 and below 1, got {dropout_p!r}")
     if seed is not None and (
         not isinstance(seed, Tensor) or seed.dtype != torch.int64 or seed.dim() or seed.device != x.device
     ):

@@ -30,6 +30,17 @@ def last(name: str, tensor: Tensor) -> None:
         raise ValueError(f"{name} must have channels in its last dimension, got shape {tuple(tensor.shape)}")
 
 
+def rows(tensor: Tensor) -> int:
+    """Rows of a weight matrix, 0 for what is none: `shaped` then says what is wrong."""
+    return tensor.shape[0] if isinstance(tensor, Tensor) and tensor.dim() else 0
+
+
+def number(name: str, value: float, least: float, what: str) -> None:
+    """`value` is a finite number, int or float, of at least `least`; `what` says so."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value < float("inf"):
+        raise ValueError(f"{name} must be {what}, got {value!r}")
+
+
 def count(name: str, value: int, most: int, what: str) -> None:
     """`value` is an int in 1..most; `what` says what bounds it, such as "N"."""
     if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
@@ -68,10 +79,15 @@ def is_fake(tensor: Tensor) -> bool:
     return type(tensor) is not Tensor and isinstance(tensor, torch._subclasses.FakeTensor)
 
 
-def finite(name: str, tensor: Tensor) -> None:
-    """No NaN and no infinity, where values may be looked at."""
-    if looks_at_values(tensor) and not bool(torch.isfinite(tensor).all()):
-        bad = int((~torch.isfinite(tensor)).sum())
+def finite(name: str, tensor: Tensor, lengths: Tensor | None = None) -> None:
+    """No NaN and no infinity, where values may be looked at; padding behind `lengths` (B,) may hold anything."""
+    if not looks_at_values(tensor):
+        return
+    good = torch.isfinite(tensor)
+    if lengths is not None:
+        good |= (torch.arange(tensor.shape[1], device=tensor.device) >= lengths[:, None])[..., None]
+    if not bool(good.all()):
+        bad = int((~good).sum())
         raise ValueError(f"{name} must be finite, got {bad} NaN or infinite values")
 
 

@@ -57,7 +57,8 @@ def aggregate_neighbors(
         if weights.device != features.device:
             raise ValueError(f"weights is on {weights.device}, but features is on {features.device}")
     elif weights is not None:
-        raise ValueError(f"weights must be None for mode {mode!r}, got shape {tuple(weights.shape)}")
+        got = f"shape {tuple(weights.shape)}" if isinstance(weights, Tensor) else type(weights).__name__
+        raise ValueError(f"weights must be None for mode {mode!r}, got {got}")
     if idx.device.type != "cpu":  # the CPU kernel looks by itself
         _in_range(idx, features.shape[1])
     if _library.use_reference(features):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -55,11 +56,13 @@ def bottleneck_adapter(
         raise ValueError(f"activation must be {' or '.join(ACTIVATIONS)}, got {activation!r}")
     x, *weights = _library.autocast(x, down_weight, down_bias, up_weight, up_bias)
     _check.floating("x", x, 3)
-    c, r = x.shape[-1], down_weight.shape[0] if down_weight.dim() else 0
+    _check.last("x", x)
+    c, r = x.shape[-1], _check.rows(down_weight)
     names, shapes = ("down_weight", "down_bias", "up_weight", "up_bias"), ((r, c), (r,), (c, r), (c,))
     for name, weight, shape in zip(names, weights, shapes, strict=True):
         _check.shaped(name, weight, shape)
         _check.same(name, weight, "x", x)
+    _check.number("multiplier", multiplier, -torch.finfo(torch.float64).max, "a finite number")
     seed = _adapter.checked_seed(x, seed, dropout_p, training)
     if _library.use_fused_reference(x):
         return bottleneck_adapter_reference(

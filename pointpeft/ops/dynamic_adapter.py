@@ -60,11 +60,13 @@ def dynamic_adapter(
     weights = (ln_weight, ln_bias, scale_weight, scale_bias, down_weight, down_bias, up_weight, up_bias)
     x, *weights = _library.autocast(x, *weights)
     _check.floating("x", x, 3)
-    c, r = x.shape[-1], down_weight.shape[0] if down_weight.dim() else 0
+    _check.last("x", x)
+    c, r = x.shape[-1], _check.rows(down_weight)
     shapes = ((c,), (c,), (1, c), (1,), (r, c), (r,), (c, r), (c,))
     for name, weight, shape in zip(names, weights, shapes, strict=True):
         _check.shaped(name, weight, shape)
         _check.same(name, weight, "x", x)
+    _check.number("eps", eps, 0.0, "a finite number of at least 0")
     seed = _adapter.checked_seed(x, seed, dropout_p, training)
     if _library.use_fused_reference(x):
         return dynamic_adapter_reference(

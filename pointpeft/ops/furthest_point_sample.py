@@ -73,13 +73,15 @@ def checked(
                 raise ValueError(f"start must be between 0 and each cloud's length - 1, got {start.tolist()}")
         starts, start = start.contiguous(), 0
     else:
+        if isinstance(start, bool) or not isinstance(start, (int, torch.SymInt)):
+            raise ValueError(f"start must be an int or an int64 tensor, got {type(start).__name__}")
         _check.count("start + 1", start + 1, n, "N")
         if lengths is not None and _check.looks_at_values(lengths) and batch and start >= int(lengths.min()):
             raise ValueError(f"start must be below each cloud's length, got {start} and length {int(lengths.min())}")
-    if not min_sq_norm >= 0:
-        raise ValueError(f"min_sq_norm must be at least 0, got {min_sq_norm}")
+    if not isinstance(min_sq_norm, (int, float)) or not min_sq_norm >= 0:
+        raise ValueError(f"min_sq_norm must be at least 0, got {min_sq_norm!r}")
     if xyz.device.type != "cpu":  # the CPU kernel looks by itself
-        _check.finite("xyz", xyz)
+        _check.finite("xyz", xyz, lengths)
     return lengths, starts, start
 
 
@@ -92,7 +94,7 @@ def furthest_point_sample_reference(
     min_sq_norm: float = 0.0,
 ) -> Tensor:
     """The definition in plain PyTorch; arguments and result as in `furthest_point_sample`."""
-    _check.finite("xyz", xyz)
+    _check.finite("xyz", xyz, lengths)
     batch, n = xyz.shape[:2]
     p = xyz.detach() if xyz.dtype == torch.float64 else xyz.detach().float()
     x, y, z = p.unbind(-1)

@@ -44,9 +44,9 @@ def knn(query: Tensor, support: Tensor, k: int, *, lengths: Tensor | None = None
         raise ValueError(f"query must have at least 1 channel, got shape {tuple(query.shape)}")
     _check.count("k", k, support.shape[1], "N")
     lengths = _check.lengths(lengths, support, "support", k, "k")
-    if query.device.type != "cpu":  # the CPU kernel looks by itself
+    if query.device.type != "cpu" or query.shape[1] == 0:  # the CPU kernel looks by itself, where it has work
         _check.finite("query", query)
-        _check.finite("support", support)
+        _check.finite("support", support, lengths)
     if _library.use_reference(query):
         return knn_reference(query, support, k, lengths=lengths)
     return _library.call(torch.ops.pointpeft.knn, query, support, k, lengths)
@@ -55,7 +55,7 @@ def knn(query: Tensor, support: Tensor, k: int, *, lengths: Tensor | None = None
 def knn_reference(query: Tensor, support: Tensor, k: int, *, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The definition in plain PyTorch; arguments and result as in `knn`."""
     _check.finite("query", query)
-    _check.finite("support", support)
+    _check.finite("support", support, lengths)
     q, s = (query, support) if query.dtype == torch.float64 else (query.float(), support.float())
     with torch.no_grad():
         distance = _all_distances(q, s)

@@ -29,13 +29,17 @@ def layer_norm_scale_shift(
         Of the shape of `x`.
 
     Raises:
-        ValueError: A wrong shape.
+        ValueError: A wrong shape or dtype.
 
     Source: Lian et al., "Scaling & shifting your features", NeurIPS 2022, Eq. 2 and Fig. 2.
     """
     _check.last("x", x)
     for name, tensor in (("weight", weight), ("bias", bias), ("gamma", gamma), ("beta", beta)):
         _check.shaped(name, tensor, x.shape[-1:])
+        _check.floating(name, tensor, 1)
+        mixed = x.dtype.itemsize == 2 and tensor.dtype == torch.float32  # as LayerNorm allows
+        if tensor.dtype != x.dtype and not mixed and not torch.is_autocast_enabled(x.device.type):
+            raise ValueError(f"{name} is {tensor.dtype}, but x is {x.dtype}")
     if _library.use_fused_reference(x):
         return layer_norm_scale_shift_reference(x, weight, bias, gamma, beta, eps)
     return F.layer_norm(x, x.shape[-1:], weight * gamma, torch.addcmul(beta, bias, gamma), eps)

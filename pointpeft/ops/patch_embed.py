@@ -271,7 +271,10 @@ def _checked(patches: Tensor, weights: PatchEmbedWeights) -> tuple[Tensor, Patch
     if patches.shape[2] == 0:
         raise ValueError(f"patches must have at least one point each, got shape {tuple(patches.shape)}")
     weights = PatchEmbedWeights(*weights)
-    h1, h2, h3, c = (weights[i].shape[0] if weights[i].dim() else 0 for i in (0, 2, 4, 6))
+    h1, h2, h3, c = (_check.rows(weights[i]) for i in (0, 2, 4, 6))
+    for name, width in zip(("w1", "w2", "w3", "w4"), (h1, h2, h3, c), strict=True):
+        if width == 0:
+            raise ValueError(f"{name} must have at least one row, got shape {tuple(getattr(weights, name).shape)}")
     shapes = [(h1, 3), (h1,), (h2, h1), (h2,), (h3, 2 * h2), (h3,), (c, h3), (c,)]
     for name, tensor, shape in zip(PatchEmbedWeights._fields, weights, shapes, strict=True):
         if tensor.shape != shape:

@@ -66,13 +66,20 @@ def patch_embed_statistics(
         The moments, float32 (float64 for float64).
 
     Raises:
-        ValueError: A wrong shape, or no points.
+        ValueError: A wrong shape or dtype, or no points.
 
     Source: Ioffe & Szegedy, "Batch normalization", 2015, Algorithm 1.
     """
     _check.floating("patches", patches, 4, 3)
     if patches.numel() == 0:
         raise ValueError(f"patches must hold points, got shape {tuple(patches.shape)}")
+    h1, h2, h3 = (_check.rows(weight) for weight in (w1, w2, w3))
+    named = [("w1", w1, (h1, 3)), ("b1", b1, (h1,)), ("gamma1", gamma1, (h1,)), ("beta1", beta1, (h1,))]
+    named += [("w2", w2, (h2, h1)), ("b2", b2, (h2,)), ("w3", w3, (h3, 2 * h2)), ("b3", b3, (h3,))]
+    for name, tensor, shape in [*named, *(("moments1", t, (h1,)) for t in moments1 or ())]:
+        _check.floating(name, tensor, len(shape))
+        _check.shaped(name, tensor, shape)
+    _check.number("eps1", eps1, 0.0, "a finite number of at least 0")
     args = (patches, w1, b1, gamma1, beta1, eps1, w2, b2, w3, b3, moments1)
     if _library.use_fused_reference(patches):
         return patch_embed_statistics_reference(*args)
@@ -127,6 +134,10 @@ def patch_embed_statistics_reference(
 ) -> Moments:
     """The definition in plain PyTorch: evaluates the layers; arguments and result as in `patch_embed_statistics`."""
     size = patches.shape[2]
+    kind = torch.float64 if patches.dtype == torch.float64 else torch.float32
+    patches, w1, b1, gamma1, beta1, w2, b2, w3, b3 = (
+        t.to(kind) for t in (patches, w1, b1, gamma1, beta1, w2, b2, w3, b3)
+    )
     y = F.linear(patches.reshape(-1, 3), w1, b1)
     mean1, var1 = y.mean(0), y.var(0, correction=0)
     mean, var = (mean1, var1) if moments1 is None else moments1

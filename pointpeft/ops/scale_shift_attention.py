@@ -11,6 +11,11 @@ from pointpeft.ops import scale_shift as _scale_shift  # noqa: F401  declares th
 _ATEN = torch.ops.aten
 
 
+def _adapted(z: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+    # The fused attention reads rows whose channels lie side by side, whatever the strides say.
+    return torch.addcmul(beta, z, gamma).contiguous()
+
+
 def _heads(y: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
     batch, tokens, width = y.shape
     return y.view(batch, tokens, 3, num_heads, width // 3 // num_heads).permute(2, 0, 3, 1, 4).unbind(0)
@@ -27,13 +32,17 @@ def _attend(q, k, v):
 
 def _forward(z, gamma, beta, num_heads):
     batch, tokens, width = z.shape
-    out, _ = _attend(*_heads(torch.addcmul(beta, z, gamma), num_heads))
+    if not z.numel():  # the fused attention divides by the number of tokens
+        return z.new_empty((batch, tokens, width // 3))
+    out, _ = _attend(*_heads(_adapted(z, gamma, beta), num_heads))
     return out.transpose(1, 2).reshape(batch, tokens, width // 3)
 
 
 def _backward(grad, z, gamma, beta, num_heads):
     batch, tokens, width = z.shape
-    q, k, v = _heads(torch.addcmul(beta, z, gamma), num_heads)
+    if not z.numel():
+        return z.new_empty(z.shape), gamma.new_zeros(gamma.shape), beta.new_zeros(beta.shape)
+    q, k, v = _heads(_adapted(z, gamma, beta), num_heads)
     out, facts = _attend(q, k, v)
     grad = grad.view(batch, tokens, num_heads, -1).transpose(1, 2)
     if z.device.type == "cpu":
@@ -107,6 +116,8 @@ def scale_shift_attention(z: Tensor, gamma: Tensor, beta: Tensor, num_heads: int
     NeurIPS 2022, Eq. 2.
     """
     _check.floating("z", z, 3)
+    if isinstance(num_heads, bool) or not isinstance(num_heads, (int, torch.SymInt)):
+        raise ValueError(f"num_heads must be an int, got {num_heads!r}")
     if num_heads < 1 or z.shape[-1] == 0 or z.shape[-1] % (3 * num_heads):
         raise ValueError(f"z must have a multiple of 3 * num_heads = {3 * num_heads} channels, got {tuple(z.shape)}")
     z, gamma, beta = _library.autocast(z, gamma, beta)

@@ -124,7 +124,7 @@ def scale_shift_mlp(
     Source: Zhou et al., "Dynamic adapter meets prompt tuning", CVPR 2024, §3.2.
     """
     _check.last("x", x)
-    h = w1.shape[0] if w1.dim() else 0
+    h = _check.rows(w1)
     c = x.shape[-1]
     names = ("w1", "b1", "gamma1", "beta1", "w2", "b2", "gamma2", "beta2")
     x, *weights = _library.autocast(x, w1, b1, gamma1, beta1, w2, b2, gamma2, beta2)

@@ -226,8 +226,8 @@ BAD = {
     "nothing.obj": (lambda path: path.write_text("# hello\n"), "."),
     "nan.obj": (lambda path: path.write_text(obj([[0, 0, np.nan], [1, 0, 0], [0, 1, 0]], [[0, 1, 2]])), "not finite"),
     "garbage.stl": (lambda path: path.write_text("hello"), "."),
-    "garbage.las": (lambda path: path.write_text("hello"), "cannot be read"),
-    "garbage.laz": (lambda path: path.write_text("hello"), "cannot be read"),
+    "garbage.las": (lambda path: path.write_text("hello"), "not a LAS file"),
+    "garbage.laz": (lambda path: path.write_text("hello"), "not a LAS file"),
     "cloud.h5": (lambda path: path.write_text("hello"), "unknown kind of file '.h5'; known: .npy"),
     "cloud": (lambda path: path.write_text("1 2 3"), "unknown kind of file ''"),
     "folder.ply": (lambda path: path.mkdir(), "not a file"),
@@ -274,7 +274,7 @@ def test_a_truncated_surface_is_refused(name, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("library", "name"), [("plyfile", "a.ply"), ("trimesh", "a.obj"), ("laspy", "a.las"), ("lazrs", "a.laz")]
+    ("library", "name"), [("plyfile", "a.ply"), ("trimesh", "a.obj"), ("laspy", "a.laz"), ("lazrs", "a.laz")]
 )
 def test_a_missing_library_names_the_extra(library, name, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, library, None)

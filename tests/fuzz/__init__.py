@@ -1,0 +1,1 @@
+"""Random cases without end: of the operations, and of damaged files for the readers."""

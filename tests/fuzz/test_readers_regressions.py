@@ -1,0 +1,68 @@
+"""What the fuzzer of the readers found, one test each."""
+
+import struct
+
+import laspy
+import pytest
+import torch
+
+from pointpeft.data import DataError, load_dataset, read_points
+from tests.data.test_readers import cloud, write_las
+from tests.fuzz.files import write_csv
+
+
+def patched(path, form, at, *values):
+    write_las(path, cloud())
+    content = bytearray(path.read_bytes())
+    struct.pack_into(form, content, at % len(content), *values)
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "form", "at", "value", "message"),
+    [
+        # laspy reads four billion records, one by one, from the end of the file on.
+        ("a.las", "<I", 100, 2**32 - 1, "4294967295 records in bytes"),
+        ("a.laz", "<I", 100, 2**32 - 1, "4294967295 records in bytes"),
+        ("a.las", "<I", 107, 2**32 - 1, "cut off: 740 bytes of points"),
+        ("a.las", "<I", 96, 10**6, "damaged header"),
+        ("a.las", "<H", 105, 4, "a point of 4 bytes"),
+        ("a.las", "<B", 25, 9, "unknown LAS version 1.9"),
+    ],
+)
+def test_a_las_header_is_not_believed(name, form, at, value, message, tmp_path):
+    with pytest.raises(DataError, match=f"{name}.*{message}"):
+        read_points(patched(tmp_path / name, form, at, value))
+
+
+def test_a_laz_file_that_announces_more_chunks_than_it_can_hold_does_not_end_the_process(tmp_path):
+    path = tmp_path / "a.laz"
+    write_las(path, cloud())
+    content = bytearray(path.read_bytes())
+    start = struct.unpack_from("<I", content, 96)[0]
+    table = struct.unpack_from("<q", content, start)[0]
+    struct.pack_into("<I", content, table + 4, 0x31313131)  # lazrs asked for memory for as many, and aborted
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"a\.laz.*damaged header"):
+        read_points(path)
+
+
+def test_las_versions_scales_and_offsets_are_those_of_laspy(tmp_path):
+    for version, kind in [("1.2", 3), ("1.4", 6), ("1.3", 1)]:
+        file = laspy.create(point_format=kind, file_version=version)
+        file.header.scales, file.header.offsets = [1e-3, 1e-4, 1e-2], [500_000.0, -3.5, 12.25]
+        file.x, file.y, file.z = cloud(50).astype("float64").T
+        for name in ("a.las", "a.laz"):
+            file.write(str(tmp_path / name))
+            expected = torch.from_numpy(laspy.read(tmp_path / name).xyz.astype("float32"))
+            assert torch.equal(read_points(tmp_path / name), expected)
+
+
+@pytest.mark.parametrize("name", ["x" * 5000 + ".npy", "a\0b.npy"])
+def test_a_list_with_a_name_that_no_file_has_is_refused(name, tmp_path):
+    path = tmp_path / "list.csv"
+    write_csv(path)
+    path.write_text(path.read_text() + f"{name},chair,train\n")
+    with pytest.raises(DataError, match=r"list\.csv"):
+        load_dataset(path, "train")
