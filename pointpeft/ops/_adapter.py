@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pointpeft.ops import _dropout, _library, _triton
+from pointpeft.ops import _dropout, _library, _rows, _triton
 from pointpeft.ops._dropout import kept
 
 if TYPE_CHECKING:
@@ -410,64 +410,59 @@ def _constants(x: Tensor, nw: Any, gw: Any, seed: Any, rank: int, relu: bool) ->
     }
 
 
-def _recompute(x, nw, nb, gw, gb, dw, db, seed, eps, multiplier, dropout_p, relu):
-    """u, its mean and 1 / deviation, the gate before its ReLU, s, z, h of tokens [N, C], and dropout's factors."""
-    mean = rstd = gate = s = keep = None
-    u = x
+def _bottleneck_cpu(x, nw, nb, gw, gb, dw, db, seed, eps, multiplier, dropout_p, relu):
+    """U of tokens [N, C], its mean and 1 / deviation, the gate before its ReLU, s, z, and s ⊙ h."""
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    u, stats, gate = x, None, None
     if nw is not None:
-        u, mean, rstd = torch.native_layer_norm(x, x.shape[-1:], nw, nb, eps)
-    if gw is not None:
-        gate = torch.addmv(gb.expand(u.shape[0]), u, gw[0])
-        s = gate.relu().mul_(multiplier) if multiplier != 1 else gate.relu()
+        u, stats, gate = _rows.norm(x, nw, nb, gw, eps)
+    elif gw is not None:
+        gate = torch.mv(u, gw[0]).to(wide)
+    if gw is None:
+        gate, s = None, x.new_full((x.shape[0],), multiplier, dtype=wide)
+    else:
+        gate += gb
+        s = gate.relu().mul_(multiplier)
     z = torch.addmm(db, u, dw.t())
-    h = z.relu() if relu else torch.nn.functional.gelu(z)
-    if seed is not None:
-        keep = _dropout.mask(seed, h.numel(), dropout_p).view_as(h).to(h.dtype).div_(1 - dropout_p)
-        h = h * keep
-    return u, mean, rstd, gate, s, z, h, keep
+    return u, stats, gate, s, z, _rows.hidden(z, s, seed, dropout_p, relu)
 
 
 def _cpu(x, nw, nb, gw, gb, dw, db, uw, ub, seed, eps, multiplier, dropout_p, relu, with_prompt):
     shape = x.shape
-    x = x.reshape(-1, shape[-1])
-    *_, s, _, h, _ = _recompute(x, nw, nb, gw, gb, dw, db, seed, eps, multiplier, dropout_p, relu)
-    a = torch.addmm(ub, h, uw.t())
-    if s is not None:
-        a *= s[:, None]
-    elif multiplier != 1:
-        a *= multiplier
-    a = a.view(shape)
-    return a, torch.nn.functional.gelu(a).mean(1) if with_prompt else x.new_empty(0)
+    x = _rows.packed(x.reshape(-1, shape[-1]))
+    *_, s, _, hs = _bottleneck_cpu(x, nw, nb, gw, gb, dw, db, seed, eps, multiplier, dropout_p, relu)
+    a = torch.mm(hs, uw.t())
+    prompt = _rows.output(a, ub, s, shape[0] if with_prompt else 0)
+    return a.view(shape), prompt if with_prompt else x.new_empty(0)
 
 
 def _cpu_backward(grad, grad_prompt, x, nw, nb, gw, gb, dw, db, uw, ub, seed, eps, multiplier, dropout_p, relu):
     shape = x.shape
-    c = shape[-1]
-    x, g = x.reshape(-1, c), grad.reshape(-1, c)
-    u, mean, rstd, gate, s, z, h, keep = _recompute(x, nw, nb, gw, gb, dw, db, seed, eps, multiplier, dropout_p, relu)
-    factor = multiplier if s is None else s[:, None]
-    hs = h * factor
+    x, grad = (_rows.packed(t.reshape(-1, shape[-1])) for t in (x, grad))
+    weights = (nw, nb, gw, gb, dw, db)
+    u, stats, gate, s, z, hs = _bottleneck_cpu(x, *weights, seed, eps, multiplier, dropout_p, relu)
+    g = grad
     if grad_prompt is not None:
-        a = torch.mm(hs, uw.t()).add_(ub * factor)
-        share = (grad_prompt / shape[1])[:, None].expand(shape).reshape(-1, c)
-        g = torch.ops.aten.gelu_backward(share, a).add_(g)
+        g = torch.mm(hs, uw.t())
+    d_ub, to_bias = _rows.gradient(grad, grad_prompt, g, ub, s)
     back = torch.mm(g, uw)  # [N, R]
     d_uw = torch.mm(g.t(), hs)
-    d_ub = torch.mv(g.t(), s) if s is not None else g.sum(0) * multiplier
-    dh = back * factor
-    if keep is not None:
-        dh *= keep
-    dz = dh * (z > 0) if relu else torch.ops.aten.gelu_backward(dh, z)
+    dz, d_db, dgate = _rows.hidden_backward(back, z, s, seed, dropout_p, relu)
+    d_dw = torch.mm(dz.t(), u)
     du = torch.mm(dz, dw)
     d_gw = d_gb = d_nw = d_nb = none = x.new_empty(0)
     if gate is not None:
-        dgate = torch.where(gate > 0, ((back * h).sum(1) + torch.mv(g, ub)) * multiplier, 0)
-        du.addr_(dgate, gw[0])
-        d_gw, d_gb = torch.mv(u.t(), dgate)[None], dgate.sum()[None]
-    d_dw, d_db = torch.mm(dz.t(), u), dz.sum(0)
+        dgate = torch.where(gate > 0, (dgate + to_bias) * multiplier, 0)
+        d_gb = dgate.sum()[None]
     if nw is not None:
-        du, d_nw, d_nb = torch.ops.aten.native_layer_norm_backward(du, x, [c], mean, rstd, nw, nb, [True] * 3)
-    return du.view(shape), d_nw, d_nb, d_gw if gate is not None else none.clone(), d_gb, d_dw, d_db, d_uw, d_ub
+        du, (d_nw, d_nb, d_unit) = _rows.norm_backward(du, x, stats, nw, gw, dgate if gate is not None else None)
+        if gate is not None:  # u = weight ⊙ x̂ + bias
+            d_gw = torch.addcmul(d_gb * nb, d_unit, nw)[None]
+    elif gate is not None:
+        du.addr_(dgate.to(du.dtype), gw[0])
+        d_gw = torch.mv(u.t(), dgate.to(u.dtype))[None]
+    grads = (d_nw, d_nb, d_gw, d_gb, d_dw, d_db, d_uw, d_ub)
+    return du.view(shape), *(none.clone() if t is none else t.to(x.dtype) for t in grads)
 
 
 def _fake(x, nw, nb, gw, gb, dw, db, uw, ub, seed, eps, multiplier, dropout_p, relu, with_prompt):

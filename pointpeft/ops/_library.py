@@ -98,11 +98,13 @@ def use_reference(tensor: torch.Tensor) -> bool:
 
 
 def use_fused_reference(tensor: torch.Tensor) -> bool:
-    """As `use_reference`, for operations written in PyTorch for the CPU and in Triton for CUDA: no compiled part."""
+    """As `use_reference`, for operations that are written in Triton for CUDA."""
     kind = tensor.device.type
     if _asked() == "reference":
         return True
-    if kind in ("cpu", "meta") or (kind == "cuda" and _triton.available()):
+    if kind == "cpu":
+        return use_reference(tensor)
+    if kind == "meta" or (kind == "cuda" and _triton.available()):
         return False
     reason = "Triton is not installed" if kind == "cuda" else f"there are no kernels for {kind}"
     remedy = "install triton" if kind == "cuda" else "move the tensors to the CPU or CUDA"
@@ -111,7 +113,7 @@ def use_fused_reference(tensor: torch.Tensor) -> bool:
 
 
 FUSED = torch.library.Library("pointpeft", "FRAGMENT")
-"""Where operations that have no compiled part are declared."""
+"""Where operations that are written in Python are declared."""
 
 
 def define(

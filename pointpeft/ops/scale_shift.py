@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from pointpeft.ops import _check, _library, _triton
+from pointpeft.ops import _check, _library, _rows, _triton
 
 if TYPE_CHECKING:
     import triton.language as tl
 
-ROWS_PER_CHUNK = 512  # CPU: rows whose gradient and input are read twice while they are in cache
 SPLITS = 64  # parts of the rows that the gradients of γ and β are summed over, each by its own program
 
 _CONFIGS = [({"ROWS": 16, "BLOCK": 128}, 4, 2), ({"ROWS": 8, "BLOCK": 256}, 4, 2), ({"ROWS": 32, "BLOCK": 128}, 8, 2)]
@@ -76,22 +75,15 @@ def _launch_backward(grad, x, gamma):
 
 
 def _cpu(x, gamma, beta):
-    return torch.addcmul(beta, x, gamma, out=x.new_empty(x.shape))
+    out = x.new_empty(x.shape)
+    _rows.forward(_rows.packed(x), gamma, beta, False, out)
+    return out
 
 
 def _cpu_backward(grad, x, gamma):
-    d_gamma, d_beta = (gamma.new_zeros(gamma.shape, dtype=_wide(x.dtype)) for _ in range(2))
     grad_x = x.new_empty(x.shape)
-    for g, part, out in zip(*(t.split(ROWS_PER_CHUNK) for t in (grad, x, grad_x)), strict=True):
-        torch.mul(g, part, out=out)
-        d_gamma += out.sum(0)
-        d_beta += g.sum(0)
-        torch.mul(g, gamma, out=out)
+    d_gamma, d_beta = _rows.backward(_rows.packed(grad), _rows.packed(x), gamma, None, grad_x)
     return grad_x, d_gamma.to(gamma.dtype), d_beta.to(gamma.dtype)
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def _fake(x, gamma, beta):

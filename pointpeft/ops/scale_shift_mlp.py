@@ -6,45 +6,68 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pointpeft.ops import _check, _library
+from pointpeft.ops import _check, _library, _rows
 
 ROWS_PER_CHUNK = 512  # CPU: rows whose hidden layer (3 MB in float32 at the published size) stays in cache
 
 _ATEN = torch.ops.aten
 
 
-def _chunks(x: Tensor) -> int:
-    return ROWS_PER_CHUNK if x.device.type == "cpu" else max(1, x.shape[0])
-
-
 def _forward(x, w1, b1, gamma1, beta1, w2, b2, gamma2, beta2):
     # γ and β of the first map go into its weight: cheaper than a pass over the hidden layer for more than C tokens.
     w1, b1 = w1 * gamma1[:, None], torch.addcmul(beta1, b1, gamma1)
+    z = torch.mm(_ATEN.gelu_(torch.addmm(b1, x, w1.t())), w2.t())
+    return torch.addcmul(torch.addcmul(beta2, b2, gamma2), z, gamma2), z
+
+
+def _backward(grad, x, z, w1, b1, gamma1, beta1, w2, b2, gamma2):
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    d_beta2 = grad.sum(0, dtype=wide)
+    d_gamma2 = torch.addcmul((grad * z).sum(0, dtype=wide), d_beta2, b2)
+    t = torch.addmm(b1, x, w1.t())  # [N, H], computed again
+    dy = torch.mm(grad, w2 * gamma2[:, None])
+    _ATEN.gelu_backward.grad_input(dy, torch.addcmul(beta1, t, gamma1), grad_input=dy)
+    d_gamma1, d_beta1 = t.mul_(dy).sum(0, dtype=wide), dy.sum(0, dtype=wide)
+    dx = torch.mm(dy, w1 * gamma1[:, None])
+    return dx, *(d.to(x.dtype) for d in (d_gamma1, d_beta1, d_gamma2, d_beta2))
+
+
+# z is kept without its bias: γ2 b2 goes into β2, and what it adds to the gradient of γ2 follows from that of β2. On the
+# CPU the first map is treated likewise, so that the products write without reading.
+
+
+def _cpu(x, w1, b1, gamma1, beta1, w2, b2, gamma2, beta2):
+    x = _rows.packed(x)
+    shift1, shift2 = torch.addcmul(beta1, b1, gamma1), torch.addcmul(beta2, b2, gamma2)
     z = x.new_empty(x.shape[0], w2.shape[0])
     y = torch.empty_like(z)
-    step = _chunks(x)
-    for part, z_part, y_part in zip(*(t.split(step) for t in (x, z, y)), strict=True):
-        h = _ATEN.gelu_(torch.addmm(b1, part, w1.t()))
-        torch.addmm(b2, h, w2.t(), out=z_part)
-        torch.addcmul(beta2, z_part, gamma2, out=y_part)
+    hidden = x.new_empty(min(ROWS_PER_CHUNK, x.shape[0]), w1.shape[0])
+    for part, z_part, y_part in zip(*(t.split(ROWS_PER_CHUNK) for t in (x, z, y)), strict=True):
+        h = hidden[: part.shape[0]]
+        torch.mm(part, w1.t(), out=h)
+        _rows.forward(h, gamma1, shift1, True, h)
+        torch.mm(h, w2.t(), out=z_part)
+        _rows.forward(z_part, gamma2, shift2, False, y_part)
     return y, z
 
 
-def _backward(grad, x, z, w1, b1, gamma1, beta1, w2, gamma2):
-    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-    d_gamma1, d_beta1, d_gamma2, d_beta2 = (t.new_zeros(t.shape, dtype=wide) for t in (gamma1, beta1, gamma2, gamma2))
-    back1, back2 = w1 * gamma1[:, None], w2 * gamma2[:, None]
-    dx = x.new_empty(x.shape)
-    step = _chunks(x)
-    for g, part, z_part, out in zip(*(t.split(step) for t in (grad, x, z, dx)), strict=True):
-        d_gamma2 += (g * z_part).sum(0)
-        d_beta2 += g.sum(0)
-        t = torch.addmm(b1, part, w1.t())  # [rows, H], computed again
-        dy = torch.mm(g, back2)
-        _ATEN.gelu_backward.grad_input(dy, torch.addcmul(beta1, t, gamma1), grad_input=dy)
-        d_gamma1 += t.mul_(dy).sum(0)
-        d_beta1 += dy.sum(0)
-        torch.mm(dy, back1, out=out)
+def _cpu_backward(grad, x, z, w1, b1, gamma1, beta1, w2, b2, gamma2):
+    x, grad = _rows.packed(x), _rows.packed(grad)
+    shift1 = torch.addcmul(beta1, b1, gamma1)
+    dz, dx = torch.empty_like(z), x.new_empty(x.shape)
+    d_gamma2, d_beta2 = _rows.backward(grad, z, gamma2, None, dz)
+    d_gamma1, d_beta1 = (d_beta2.new_zeros(gamma1.shape) for _ in range(2))
+    t, dy = (x.new_empty(min(ROWS_PER_CHUNK, x.shape[0]), w1.shape[0]) for _ in range(2))
+    for part, dz_part, out in zip(*(t.split(ROWS_PER_CHUNK) for t in (x, dz, dx)), strict=True):
+        t, dy = t[: part.shape[0]], dy[: part.shape[0]]
+        torch.mm(part, w1.t(), out=t)  # computed again
+        torch.mm(dz_part, w2, out=dy)
+        part_gamma, part_beta = _rows.backward(dy, t, gamma1, shift1, dy)
+        d_gamma1 += part_gamma
+        d_beta1 += part_beta
+        torch.mm(dy, w1, out=out)
+    d_gamma1.addcmul_(b1, d_beta1)
+    d_gamma2.addcmul_(b2, d_beta2)
     return dx, *(d.to(x.dtype) for d in (d_gamma1, d_beta1, d_gamma2, d_beta2))
 
 
@@ -52,21 +75,21 @@ def _fake(x, w1, b1, gamma1, beta1, w2, b2, gamma2, beta2):
     return tuple(x.new_empty((x.shape[0], w2.shape[0])) for _ in range(2))
 
 
-def _fake_backward(grad, x, z, w1, b1, gamma1, beta1, w2, gamma2):
+def _fake_backward(grad, x, z, w1, b1, gamma1, beta1, w2, b2, gamma2):
     return x.new_empty(x.shape), *(x.new_empty(t.shape) for t in (gamma1, beta1, gamma2, gamma2))
 
 
 _op = _library.define(
     "scale_shift_mlp(Tensor x, Tensor w1, Tensor b1, Tensor gamma1, Tensor beta1, Tensor w2, Tensor b2, "
     "Tensor gamma2, Tensor beta2) -> (Tensor, Tensor)",
-    cpu=_forward,
+    cpu=_cpu,
     cuda=_forward,
     fake=_fake,
 )
 _backward_op = _library.define(
     "scale_shift_mlp_backward(Tensor grad, Tensor x, Tensor z, Tensor w1, Tensor b1, Tensor gamma1, Tensor beta1, "
-    "Tensor w2, Tensor gamma2) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-    cpu=_backward,
+    "Tensor w2, Tensor b2, Tensor gamma2) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    cpu=_cpu_backward,
     cuda=_backward,
     fake=_fake_backward,
 )
@@ -78,7 +101,7 @@ class _ScaleShiftMlp(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, w1, b1, gamma1, beta1, w2, b2, gamma2, beta2):
         y, z = _op(x, w1, b1, gamma1, beta1, w2, b2, gamma2, beta2)
-        ctx.save_for_backward(x, z, w1, b1, gamma1, beta1, w2, gamma2)
+        ctx.save_for_backward(x, z, w1, b1, gamma1, beta1, w2, b2, gamma2)
         return y
 
     @staticmethod

@@ -55,7 +55,7 @@ def test_opcheck(device, generator):
     x, w1, b1, g1, s1, w2, b2, g2, s2 = (t.to(device, torch.float32) for t in inputs)
     grad = grad.to(device, torch.float32)
     torch.library.opcheck(torch.ops.pointpeft.scale_shift_mlp, (x, w1, b1, g1, s1, w2, b2, g2, s2))
-    torch.library.opcheck(torch.ops.pointpeft.scale_shift_mlp_backward, (grad, x, x, w1, b1, g1, s1, w2, g2))
+    torch.library.opcheck(torch.ops.pointpeft.scale_shift_mlp_backward, (grad, x, x, w1, b1, g1, s1, w2, b2, g2))
 
 
 def test_compiles_with_its_backward_without_graph_breaks(device, generator):
