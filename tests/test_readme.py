@@ -41,6 +41,6 @@ assert torch.equal(pointpeft.load_adapter(FOLDER)(xyz), model(xyz))
 def test_every_command_of_the_readme_is_there():
     from pointpeft.cli.main import COMMANDS
 
-    named = {match for block in blocks("bash") for match in re.findall(r"^pointpeft (\w+)", block, re.MULTILINE)}
+    named = {match for block in blocks("bash") for match in re.findall(r"^pointpeft ([\w-]+)", block, re.MULTILINE)}
     assert named
     assert named <= set(COMMANDS)

@@ -7,7 +7,14 @@ import yaml
 
 from pointpeft.model import PointModel
 
-SCORES = (("overall accuracy", "accuracy"), ("mean class accuracy", "balanced_accuracy"))
+SCORES = (
+    ("overall accuracy", "accuracy"),
+    ("mean class accuracy", "balanced_accuracy"),
+    ("instance mIoU", "mean_iou"),
+    ("class mIoU", "mean_iou"),
+    ("mIoU", "mean_iou"),
+    ("point accuracy", "accuracy"),
+)
 PROBE = "test clouds, linear probe of the backbone"
 PARTS = {"test": "test clouds", "validation": "validation clouds", "linear probe": PROBE}
 # Entries of the metadata that have a sentence or a table of their own; the others are rows of the first table.
@@ -46,27 +53,33 @@ def model_card(model: PointModel, config: dict[str, Any]) -> str:
 def _header(title: str, facts: dict[str, Any]) -> dict[str, Any]:
     header: dict[str, Any] = {
         "library_name": "pointpeft",
-        "tags": ["point-cloud", "point-cloud-classification", "parameter-efficient-fine-tuning"],
+        "tags": ["point-cloud", _task(facts), "parameter-efficient-fine-tuning"],
     }
     test = facts.get("test")
     if isinstance(test, dict):
         data = str(facts.get("data", "unnamed clouds"))
         metrics = [{"type": kind, "name": f"test {name}", "value": test[name]} for name, kind in SCORES if name in test]
-        task = {"type": "point-cloud-classification", "name": "point-cloud classification"}
+        task = {"type": _task(facts), "name": _task(facts).replace("cloud-", "cloud ")}
         result = {"task": task, "dataset": {"type": Path(data).name, "name": data}, "metrics": metrics}
         header["model-index"] = [{"name": title, "results": [result]}]
     return header
+
+
+def _task(facts: dict[str, Any]) -> str:
+    dense = str(facts.get("task", "")).endswith("segmentation")
+    return "point-cloud-segmentation" if dense else "point-cloud-classification"
 
 
 def _results(facts: dict[str, Any]) -> list[str]:
     measured = {part: facts[part] for part in PARTS if isinstance(facts.get(part), dict)}
     if not measured:
         return []
+    names = [name for name, _ in SCORES if any(name in entry for entry in measured.values())]
     rows = [
-        (PARTS[part], entry.get("clouds", "-"), *(_percent(entry.get(name)) for name, _ in SCORES))
+        (PARTS[part], entry.get("clouds", "-"), *(_percent(entry.get(name)) for name in names))
         for part, entry in measured.items()
     ]
-    return ["## Results", _table(("on", "clouds", *(name for name, _ in SCORES)), rows)]
+    return ["## Results", _table(("on", "clouds", *names), rows)]
 
 
 def _protocol(facts: dict[str, Any]) -> list[str]:

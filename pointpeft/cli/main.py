@@ -12,6 +12,7 @@ import tyro
 COMMANDS = {
     "finetune": ("pointpeft.cli.finetune", "FinetuneConfig"),
     "compare": ("pointpeft.cli.compare", "CompareConfig"),
+    "few-shot": ("pointpeft.cli.few_shot", "FewShotConfig"),
     "evaluate": ("pointpeft.cli.evaluate", "EvaluateConfig"),
     "predict": ("pointpeft.cli.predict", "Predict"),
     "pretrain": ("pointpeft.cli.pretrain", "PretrainConfig"),
@@ -30,6 +31,7 @@ First steps:
   pointpeft data check scans/            is my folder readable?
   pointpeft finetune scans/              one sub-folder of clouds per class
   pointpeft compare scans/ --methods linear dapt full
+  pointpeft few-shot scans/ --ways 5 --shots 10 --methods linear dapt
   pointpeft predict RUN cloud.ply        classify with the adapter of a run folder
 
   pointpeft COMMAND --help               every option, with its default

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from pointpeft.data import folder, modelnet40, scanobjectnn
+from pointpeft.data import few_shot, folder, modelnet40, scanobjectnn
 from pointpeft.data.dataset import DataError, PointCloudDataset, at_most, require_axis
 from pointpeft.data.detect import detect
 
@@ -26,6 +26,7 @@ def load_dataset(
         source: None or "furniture" for the embedded one; "modelnet40:PATH"; "scanobjectnn:PATH" or, with a variant,
             "scanobjectnn:PATH:obj_bg"; or a path, whose layout is found out: one of these, a folder with one sub-folder
             per class, or a CSV file. A folder of the name furniture is "./furniture".
+            "few_shot:SOURCE:5way10shot:FOLD" is a fold of few clouds, see `few_shot.load`.
         split: "train" or "test".
         num_points: Points drawn on surfaces, and the most that are kept of a cloud. None: 8192, and all.
         up_axis: The axis that points up, for augmentations and pictures; no cloud is turned. None: "y" for ModelNet40
@@ -43,6 +44,8 @@ def load_dataset(
         raise ValueError(f'split must be "train" or "test", got {split!r}')
     if num_points is not None and num_points < 1:
         raise ValueError(f"num_points must be at least 1, got {num_points}")
+    if str(source).startswith(f"{few_shot.PREFIX}:"):
+        return few_shot.load_word(str(source), split, up_axis)
     layout, path, variant = resolve(source)
     if layout == EMBEDDED:
         return _embedded(split, num_points, up_axis)

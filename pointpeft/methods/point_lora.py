@@ -200,7 +200,8 @@ class PointLoRA(Method):
         for i, block in enumerate(backbone.blocks):
             selector = backbone.selector if i == 0 else None
             backbone.blocks[i] = PointLoRABlock(block, self.rank, backbone.shared_mlps, selector)
-        model.pool = PoolWithSelected(backbone.pooled, config.width, backbone.prefix)
+        if not model.dense:
+            model.read(PoolWithSelected(backbone.pooled, config.width, backbone.prefix))
 
     def fold(self, model: PointModel) -> None:
         """Adds the low-rank updates to the weights."""

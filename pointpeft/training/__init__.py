@@ -6,9 +6,11 @@ from typing import Any
 # Public name -> module that holds it: the configurations import no torch, so that the command line answers at once.
 _LAZY = {
     "EvaluateConfig": "pointpeft.training.config",
+    "FewShotConfig": "pointpeft.training.config",
     "FinetuneConfig": "pointpeft.training.config",
     "PretrainConfig": "pointpeft.training.config",
     "evaluate": "pointpeft.training.evaluation",
+    "few_shot": "pointpeft.training.folds",
     "finetune": "pointpeft.training.finetuning",
     "predict": "pointpeft.training.evaluation",
     "pretrain": "pointpeft.training.pretraining",

@@ -6,6 +6,7 @@ import multiprocessing
 import re
 import statistics
 import traceback
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -46,8 +47,11 @@ def compare(config: CompareConfig) -> dict[str, Any]:
         raise ValueError(f"name each method once, got {list(config.methods)}")
     folder = RunFolder(config.output or Path("runs") / f"compare-{Path(config.data.split(':')[-1]).name}")
     seeds = range(config.seed, config.seed + config.seeds)
-    runs = {entry: [_run_config(config, entry, seed, folder.path) for seed in seeds] for entry in config.methods}
-    _same_comparison(config, folder)
+    runs = {
+        entry: [run_config(config, entry, seed, folder.path / plain_name(entry) / f"seed-{seed}") for seed in seeds]
+        for entry in config.methods
+    }
+    same_recipe(config, folder, "compare", ("methods", "seeds", "seed", "output", "quiet", "device"))
     failures = {}
     for entry, wanted in runs.items():
         for run in wanted:
@@ -79,8 +83,13 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _run_config(config: CompareConfig, entry: str, seed: int, folder: Path) -> FinetuneConfig:
-    """The run of one entry, METHOD or METHOD:NAME=VALUE,NAME=VALUE."""
+def plain_name(entry: str) -> str:
+    """An entry as the name of a folder."""
+    return re.sub(r"[^\w.=,-]+", "_", entry)
+
+
+def run_config(config: Any, entry: str, seed: int, output: Path) -> FinetuneConfig:
+    """The run of one entry, METHOD or METHOD:NAME=VALUE,NAME=VALUE, under the recipe of a comparison."""
     method, _, options = entry.partition(":")
     pairs = [pair for pair in options.split(",") if pair]
     checkpoint, lr, kept = config.checkpoint, config.lr, []
@@ -108,7 +117,7 @@ def _run_config(config: CompareConfig, entry: str, seed: int, folder: Path) -> F
         seed=seed,
         probe=False,
         quiet=config.quiet,
-        output=folder / re.sub(r"[^\w.=,-]+", "_", entry) / f"seed-{seed}",
+        output=output,
     )
 
 
@@ -117,17 +126,20 @@ def _result(run: FinetuneConfig) -> Path:
     return run.output / "result.json"
 
 
-def _same_comparison(config: CompareConfig, folder: RunFolder) -> None:
-    """A folder holds runs of one recipe; methods and seeds may be added to it."""
+def same_recipe(config: Any, folder: RunFolder, command: str, free: Sequence[str]) -> None:
+    """A folder holds runs of one recipe; what is `free`, such as methods and seeds, may be added to it.
+
+    Raises:
+        ValueError: It holds runs of another recipe.
+    """
     if (folder.path / "config.json").exists():
-        before = folder.read_config(CompareConfig, "compare")
-        free = {name: getattr(config, name) for name in ("methods", "seeds", "seed", "output", "quiet", "device")}
-        if _plain(replace(before, **free)) != _plain(config):
+        before = folder.read_config(type(config), command)
+        if _plain(replace(before, **{name: getattr(config, name) for name in free})) != _plain(config):
             raise ValueError(
                 f"{folder.path} holds a comparison with other options ({folder.path / 'config.json'}); "
                 "give the same ones, or another --output"
             )
-    folder.write_config(config, "compare")
+    folder.write_config(config, command)
 
 
 def _plain(config: Any) -> dict[str, Any]:

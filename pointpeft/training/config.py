@@ -208,6 +208,54 @@ class MemoryBankConfig:
 
 
 @dataclass(frozen=True)
+class FewShotConfig:
+    """Adapt to few clouds: W classes with S training clouds each, over several folds; mean ± std of the test accuracy.
+
+    DATA is a folder of published folds (`5way_10shot/0.pkl` or `5way10shot/0.pkl`), or any data set, from which folds
+    are drawn with a seed. The same command again completes folds and methods that are missing.
+    """
+
+    data: Annotated[str, Positional, arg(metavar="DATA")] = "furniture"
+    """Published folds, or labelled clouds as for `finetune`."""
+    ways: int = 5
+    """W, classes per fold."""
+    shots: int = 10
+    """S, training clouds per class; 20 clouds of each class, where it has them, are tested."""
+    folds: int = 10
+    """Folds, numbered from 0."""
+    methods: Annotated[tuple[str, ...], arg(metavar="METHOD[:NAME=VALUE,...]")] = ("linear", "dapt")
+    """Methods with their own options, as for `compare`."""
+    backbone: str = "point_mae_tiny"
+    """Architecture of all runs."""
+    checkpoint: Annotated[str | None, arg(metavar="FILE|NAME")] = None
+    """Pre-trained weights of all runs. None: the one shipped for the backbone; `none`: random weights."""
+    set: Options = ()
+    """Option of the backbone, NAME=VALUE, may be repeated."""
+    epochs: int = 60
+    """Passes over the training clouds of a fold."""
+    batch_size: int = 32
+    """Clouds per step, at most."""
+    lr: float = 5e-4
+    """Peak learning rate of AdamW."""
+    num_points: int = 1024
+    """Points per cloud."""
+    augment: TaskAugmentation = "auto"
+    """Of training clouds."""
+    select: Selection = "last"
+    """Which epoch is kept. `test-best` is what published tables show, looks at the test clouds, and is reported so."""
+    seed: int = 0
+    """Of drawn folds, of initial weights and augmentation."""
+    device: Annotated[str, arg(metavar="cpu|cuda|cuda:N")] = "auto"
+    """Where to compute."""
+    precision: Precision = "float32"
+    """`bf16` computes the transformer in bfloat16; weights stay float32."""
+    output: Annotated[Path | None, arg(metavar="FOLDER")] = None
+    """Folder of the runs; None: `runs/few-shot-DATA-5way10shot`."""
+    quiet: bool = False
+    """No progress bars."""
+
+
+@dataclass(frozen=True)
 class EvaluateConfig:
     """Test the adapter of a run: overall and per-class accuracy, confusion matrix, a page of the misclassified clouds;
     for segmentation the mean IoU and a picture of the predicted parts.
