@@ -6,7 +6,7 @@ import platform
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
-OPTIONAL = ("triton", "peft", "trimesh", "plyfile", "laspy", "tensorboard", "huggingface_hub")
+OPTIONAL = ("triton", "peft", "trimesh", "plyfile", "laspy", "tensorboard", "huggingface_hub", "onnx", "onnxruntime")
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ COMMANDS = {
     "evaluate": ("pointpeft.cli.evaluate", "EvaluateConfig"),
     "predict": ("pointpeft.cli.predict", "Predict"),
     "pretrain": ("pointpeft.cli.pretrain", "PretrainConfig"),
+    "export": ("pointpeft.cli.export", "Export"),
     "convert": ("pointpeft.cli.convert", "Convert"),
     "memory-bank": ("pointpeft.cli.memory_bank", "MemoryBankConfig"),
     "data": ("pointpeft.cli.data", "Data"),

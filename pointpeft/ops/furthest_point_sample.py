@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch._higher_order_ops.scan import scan
 
 from pointpeft.ops import _check, _library
 
@@ -97,22 +98,28 @@ def furthest_point_sample_reference(
     _check.finite("xyz", xyz, lengths)
     batch, n = xyz.shape[:2]
     p = xyz.detach() if xyz.dtype == torch.float64 else xyz.detach().float()
-    x, y, z = p.unbind(-1)
     candidate = torch.isfinite(p).all(-1)
     if min_sq_norm > 0:
+        x, y, z = p.unbind(-1)
         candidate &= x * x + y * y + z * z > min_sq_norm
     if lengths is not None:
         candidate &= torch.arange(n, device=xyz.device) < lengths[:, None]
     distance = torch.where(candidate, torch.inf, -1.0).to(p)  # to the nearest pick; -1 marks what is never picked
     pick = start if isinstance(start, Tensor) else torch.full((batch,), start, dtype=torch.int64, device=xyz.device)
-    idx = torch.empty(batch, num_samples, dtype=torch.int64, device=xyz.device)
-    for m in range(num_samples):
-        idx[:, m] = pick
-        cx, cy, cz = p.gather(1, pick[:, None, None].expand(-1, 1, 3)).unbind(-1)
-        dx, dy, dz = x - cx, y - cy, z - cz
+
+    def step(carry: tuple[Tensor, Tensor], _: Tensor | None) -> tuple[tuple[Tensor, Tensor], Tensor]:
+        distance, pick = carry
+        dx, dy, dz = (p - p.gather(1, pick[:, None, None].expand(-1, 1, 3))).unbind(-1)
         distance = torch.where(candidate, torch.minimum(distance, dx * dx + dy * dy + dz * dz), distance)
-        pick = distance.argmax(1)  # of equal ones the first
-    return idx
+        return (distance, distance.argmax(1)), pick.clone()  # of equal ones the first
+
+    if torch.compiler.is_exporting():  # one node in the graph, not a dozen per pick
+        return scan(step, (distance, pick), torch.arange(num_samples, device=xyz.device))[1].transpose(0, 1)
+    picks, carry = [], (distance, pick)
+    for _ in range(num_samples):
+        carry, picked = step(carry, None)
+        picks.append(picked)
+    return torch.stack(picks, 1)
 
 
 @_library.register_fake("furthest_point_sample")
