@@ -15,12 +15,11 @@ def run(command: EvaluateConfig) -> int:
     key = "accuracy" if facts["task"] == "classification" else "mIoU"
     each = {name: entry for name, entry in facts["per class"].items() if entry[key] is not None}
     weakest = sorted(each.items(), key=lambda item: item[1][key])[:3]
-    unit = "rooms" if "rooms" in test else "clouds"
     passes = f"{facts['vote']} passes, test-time augmentation {facts['test-time augmentation']}"
     selection = facts["selection"]
     print_rows(
         {
-            first: f"{test[first]:.2%} of {test[unit]} {unit}",
+            first: f"{test[first]:.2%} of {test['clouds']} clouds",
             **{name: f"{test[name]:.2%}" for name in others if name != "loss"},
             "weakest classes": ", ".join(f"{name} {entry[key]:.0%}" for name, entry in weakest),
             "vote": passes if facts["vote"] > 1 else "none: one clean pass",

@@ -13,7 +13,7 @@ from tyro.conf import Positional, arg
 class Predict:
     """Classify clouds or meshes, or their points, with the adapter of a run.
 
-    Prints one line per file: class, probability, file; for part segmentation the picture and the share of each part.
+    Prints one line per file: class, probability, file; for segmentation the picture and the share of each part.
     A file that cannot be read is reported on the error stream, the others are still classified, and the exit code is 1.
     """
 
@@ -33,14 +33,14 @@ class Predict:
 
 def run(command: Predict) -> int:
     """Classifies the files; 1 when any of them could not be read."""
-    from pointpeft.training.evaluation import load_run, predict, predict_parts
+    from pointpeft.training.evaluation import load_run, predict, predict_points
     from pointpeft.training.loop import make_accelerator
 
     if not command.files:
         raise ValueError("name at least one file to classify")
     adapted = load_run(command.run, make_accelerator(command.device).device)
     if adapted.model.dense:
-        results = predict_parts(adapted, command.files, command.output, command.category)
+        results = predict_points(adapted, command.files, command.output, command.category)
     else:
         results = predict(adapted, command.files)
     if command.json:

@@ -31,7 +31,7 @@ class FinetuneConfig:
     """Folder or file of labelled clouds; `furniture` is embedded; `modelnet40:PATH`, `scanobjectnn:PATH[:variant]`."""
     task: Task = "classification"
     """What is labelled: clouds, or their points (`part_segmentation`: ShapeNetPart, .h5 or .npz with a part per
-    point)."""
+    point; `semantic_segmentation`: rooms of S3DIS, PATH or PATH:AREA, where area 5 is tested by default)."""
     backbone: str = "point_mae_tiny"
     """Architecture: point_mae_tiny, point_mae_small, point_mae (published size)."""
     checkpoint: Annotated[str | None, arg(metavar="FILE|NAME")] = None
@@ -56,6 +56,8 @@ class FinetuneConfig:
     """Largest norm of the gradient."""
     num_points: int = 1024
     """Points per cloud that the model sees. Evaluation uses the same number: accuracy falls when densities differ."""
+    blocks: int | None = None
+    """Columns of rooms per epoch, for `semantic_segmentation`. None: as many as have room for all points."""
     augment: TaskAugmentation = "auto"
     """Of training clouds. `auto` is the published recipe: `scale_translate`, for points `isotropic`. `rotate` turns
     about the up axis: for clouds whose heading is arbitrary."""
@@ -269,8 +271,9 @@ class EvaluateConfig:
     """Labelled clouds; their class names must be among the run's. None: the test part of the run's own data."""
     vote: Annotated[int, arg(aliases=["--votes"])] = 1
     """Passes per cloud: 1 is a clean pass; more add augmented ones and average the logits."""
-    test_augment: Augmentation = "scale_translate"
-    """Of the passes beyond the first: test-time augmentation."""
+    test_augment: TaskAugmentation = "auto"
+    """Of the passes beyond the first: test-time augmentation. `auto`: `scale_translate`; for parts `isotropic`; for
+    rooms `none`, their passes differ in which points are seen together."""
     densities: Annotated[tuple[int, ...], arg(metavar="POINTS")] = ()
     """Also test with fewer points per cloud, drawn at random, as of a sparser sensor: `--densities 1024 512 256`."""
     batch_size: int = 64

@@ -20,6 +20,7 @@ from pointpeft.training.loop import make_accelerator
 from pointpeft.training.part_metrics import predicted_parts
 from pointpeft.training.part_report import write_prediction
 from pointpeft.training.run_folder import RunFolder
+from pointpeft.training.scene_task import classify_room
 from pointpeft.training.tasks import create_task
 from pointpeft.training.versions import versions
 
@@ -102,7 +103,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     for points in config.densities:
         if not least <= points <= adapted.num_points:
             raise ValueError(f"densities must be between {least} and {adapted.num_points} points, got {points}")
-    voting = Voting(config.vote, config.seed, config.test_augment)
+    test_augment = task.test_augment if config.test_augment == "auto" else config.test_augment
+    voting = Voting(config.vote, config.seed, test_augment)
     started = time.perf_counter()
     title = None if config.quiet else "evaluate"
     metrics, answers = task.test(adapted.model, clouds, config.batch_size, voting, title)
@@ -118,7 +120,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         "data": data,
         "points": adapted.num_points,
         "vote": config.vote,
-        "test-time augmentation": config.test_augment if config.vote > 1 else "none",
+        "test-time augmentation": test_augment if config.vote > 1 else "none",
         "selection": adapted.metadata.get("selection"),
         "clouds per second": round(len(clouds) * config.vote / seconds, 1),
         "notes": list(clouds.notes),
@@ -159,18 +161,20 @@ def predict(adapted: Adapted, paths: Sequence[Path], top: int = 3) -> list[dict[
     return results
 
 
-def predict_parts(
-    adapted: Adapted, paths: Sequence[Path], folder: Path, category: str | None = None
+def predict_points(
+    adapted: Adapted, paths: Sequence[Path], folder: Path, category: str | None = None, seed: int = 0
 ) -> list[dict[str, Any]]:
     """Labels every point of files, and draws them.
 
-    The tokens are made of as many points as the model was trained with; every point of the file is labelled.
+    In part segmentation the tokens are made of as many points as the model was trained with, and every point of the
+    file is labelled. Rooms are classified by a sliding window; their coordinates are in metres, z up.
 
     Args:
-        adapted: A model of part segmentation.
+        adapted: A model of part or semantic segmentation.
         paths: The files.
-        folder: Receives STEM.parts.png, and STEM.parts.npy with the part of each point in the file's order, int64, [n].
+        folder: Receives STEM.labels.png, and STEM.labels.npy with the label of each point in the file's order, int64.
         category: What the clouds are, where the model knows several categories.
+        seed: Of the windows.
 
     Returns:
         One dict per file: "file" and either "parts" {name: share of the points}, "labels", "picture", or "error".
@@ -178,19 +182,14 @@ def predict_parts(
     Raises:
         ValueError: An unknown or missing category, or two files of one name.
     """
-    classes, parts = adapted.classes, adapted.metadata["parts"]
-    if category is None and len(classes) > 1:
-        raise ValueError(f"name the category of the clouds: --category, one of {', '.join(classes)}")
-    if category is not None and category not in classes:
-        raise ValueError(f"category must be one of {', '.join(classes)}, got {category!r}")
+    rooms = adapted.model.task == "semantic_segmentation"
+    names = adapted.classes if rooms else tuple(adapted.metadata["parts"])
+    kind = 0 if rooms else _category(adapted, category)
+    if rooms and category is not None:
+        raise ValueError(f"category must not be given for rooms, got {category!r}")
     stems = [Path(path).stem for path in paths]
     if len(set(stems)) < len(stems):
         raise ValueError("two files of one name would write the same output; label them one after another")
-    kind = 0 if category is None else classes.index(category)
-    index = torch.tensor([kind])
-    inputs = {"category": index.to(adapted.device)} if adapted.model.num_categories else {}
-    allowed = torch.zeros(len(classes), len(parts), dtype=torch.bool)
-    allowed[kind, adapted.metadata["parts of"][kind]] = True
     group_size = adapted.model.backbone.config.group_size
     results = []
     folder.mkdir(parents=True, exist_ok=True)
@@ -202,17 +201,39 @@ def predict_parts(
         except (DataError, OSError) as error:
             results.append({"file": str(path), "error": str(error)})
             continue
-        cloud = fit(points, adapted.num_points)[None].to(adapted.device)
-        with torch.no_grad():
-            logits = adapted.model(cloud, query=points[None].to(adapted.device), **inputs).float().cpu()
-        labels = predicted_parts(logits, index, allowed)[0]
-        picture, array = folder / f"{path.stem}.parts.png", folder / f"{path.stem}.parts.npy"
-        write_prediction(picture, points, labels, parts, adapted.metadata["up axis"], path.name)
+        if rooms:
+            above = points - points.amin(0)
+            labels = classify_room(adapted.model, above, adapted.num_points, 16, Voting(1, seed))[0]
+        else:
+            labels = _label_parts(adapted, points, kind)
+        picture, array = folder / f"{path.stem}.labels.png", folder / f"{path.stem}.labels.npy"
+        write_prediction(picture, points, labels, names, adapted.metadata["up axis"], path.name)
         write_atomically(array, lambda temporary, labels=labels: _save_array(temporary, labels))
-        counts = labels.bincount(minlength=len(parts)).tolist()
-        shares = {name: round(n / len(labels), 4) for name, n in zip(parts, counts, strict=True) if n}
+        counts = labels.bincount(minlength=len(names)).tolist()
+        shares = {name: round(n / len(labels), 4) for name, n in zip(names, counts, strict=True) if n}
         results.append({"file": str(path), "parts": shares, "labels": str(array), "picture": str(picture)})
     return results
+
+
+def _category(adapted: Adapted, category: str | None) -> int:
+    classes = adapted.classes
+    if category is None and len(classes) > 1:
+        raise ValueError(f"name the category of the clouds: --category, one of {', '.join(classes)}")
+    if category is not None and category not in classes:
+        raise ValueError(f"category must be one of {', '.join(classes)}, got {category!r}")
+    return 0 if category is None else classes.index(category)
+
+
+@torch.no_grad()
+def _label_parts(adapted: Adapted, points: torch.Tensor, kind: int) -> torch.Tensor:
+    """Part of every point of one cloud. [n, 3] -> int64, [n]"""
+    index = torch.tensor([kind])
+    inputs = {"category": index.to(adapted.device)} if adapted.model.num_categories else {}
+    allowed = torch.zeros(len(adapted.classes), len(adapted.metadata["parts"]), dtype=torch.bool)
+    allowed[kind, adapted.metadata["parts of"][kind]] = True
+    cloud = fit(points, adapted.num_points)[None].to(adapted.device)
+    logits = adapted.model(cloud, query=points[None].to(adapted.device), **inputs).float().cpu()
+    return predicted_parts(logits, index, allowed)[0]
 
 
 def _save_array(path: Path, labels: torch.Tensor) -> None:

@@ -55,7 +55,7 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
         config = folder.read_config(FinetuneConfig, "finetune")
     else:
         folder = None
-    task = create_task(config.task)
+    task = create_task(config.task, blocks=config.blocks)
     _check(config, task)
     train_set, test_set = (task.load(config.data, split, config.up_axis) for split in ("train", "test"))
     if tuple(train_set.classes) != tuple(test_set.classes):
@@ -132,7 +132,7 @@ def _run(
         part.require_points(group_size, f"group_size = {group_size} neighbours")
     augment_name = task.augment if config.augment == "auto" else config.augment
     augment = named(augment_name, training.up_axis)
-    voting = Voting(config.vote, config.seed)
+    voting = Voting(config.vote, config.seed, task.test_augment)
     title = None if config.quiet or not accelerator.is_main_process else config.method
 
     def batches(epoch: int) -> Any:
@@ -144,7 +144,7 @@ def _run(
 
     def test_on(name: str) -> Any:
         # Every process measures all of it: exact, and small beside training.
-        return task.test(model, parts[name], config.batch_size, voting if name == "test" else Voting())[0]
+        return task.judge(model, parts[name], config.batch_size, voting if name == "test" else Voting())
 
     def training_clouds() -> Iterator[Tensor]:
         for chunk in training.fixed().split(config.batch_size):

@@ -25,6 +25,7 @@ class PartSegmentation(Classification):
     numbers = PartMetrics.NUMBERS
     probed = False
     augment = "isotropic"
+    test_augment = "isotropic"
     page = "parts.png"
     double_step = True
 

@@ -30,6 +30,8 @@ class Classification:
     probed: ClassVar[bool] = True
     # The published recipe's augmentation.
     augment: ClassVar[str] = "scale_translate"
+    # The augmentation of a vote's passes beyond the first.
+    test_augment: ClassVar[str] = "scale_translate"
     # What a person is to look at first.
     page: ClassVar[str] = "report.html"
     # Whether the published training code steps twice per batch.
@@ -61,6 +63,10 @@ class Classification:
         """Metrics, and the answers that `report` draws."""
         logits = voted_logits(model, clouds, batch_size, voting, title)
         return measure(logits, clouds.labels), logits
+
+    def judge(self, model: PointModel, clouds: Any, batch_size: int, voting: Voting) -> Any:
+        """Metrics for the selection of an epoch."""
+        return self.test(model, clouds, batch_size, voting)[0]
 
     def report(
         self,
@@ -94,11 +100,18 @@ class Classification:
 def create_task(name: str, **options: Any) -> Any:
     """A task by its name.
 
+    Args:
+        name: One of `pointpeft.model.TASKS`.
+        options: Of semantic segmentation; None where not given.
+
     Raises:
-        ValueError: An unknown name.
+        ValueError: An unknown name, or an option of another task.
     """
     from importlib import import_module
 
+    options = {key: value for key, value in options.items() if value is not None}
+    if options and name != "semantic_segmentation":
+        raise ValueError(f"{', '.join(options)} is an option of semantic_segmentation, not of {name}")
     if name == Classification.name:
         return Classification()
     if name not in _MODULES:

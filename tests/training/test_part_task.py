@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from pointpeft.cli.main import main
 from pointpeft.data.part_loading import load_segments
 from pointpeft.training import EvaluateConfig, FinetuneConfig, evaluate, finetune
-from pointpeft.training.evaluation import load_run, predict_parts
+from pointpeft.training.evaluation import load_run, predict_points
 from pointpeft.training.part_clouds import PartClouds, random_order
 from pointpeft.training.run_folder import RunFolder
 from tests.training.conftest import TINY, TINY_MODEL
@@ -91,15 +91,15 @@ def test_a_run_learns_parts_and_can_be_evaluated(config, tmp_path):
     cloud = random.normal(size=(500, 3))
     cloud /= np.linalg.norm(cloud, axis=1, keepdims=True)
     np.save(tmp_path / "new.npy", cloud)
-    (found,) = predict_parts(adapted, [tmp_path / "new.npy"], tmp_path / "out", "ball")
+    (found,) = predict_points(adapted, [tmp_path / "new.npy"], tmp_path / "out", "ball")
     labels = np.load(found["labels"])
     assert labels.shape == (500,)
     assert set(labels) <= {0, 1}
     assert (labels == (cloud[:, 1] > 0)).mean() > 0.8
     assert set(found["parts"]) <= {"ball/low", "ball/high"}
     with pytest.raises(ValueError, match="name the category of the clouds: --category, one of ball, disc"):
-        predict_parts(adapted, [tmp_path / "new.npy"], tmp_path / "out")
-    missing = predict_parts(adapted, [tmp_path / "none.npy"], tmp_path / "out", "disc")
+        predict_points(adapted, [tmp_path / "new.npy"], tmp_path / "out")
+    missing = predict_points(adapted, [tmp_path / "none.npy"], tmp_path / "out", "disc")
     assert "none.npy" in missing[0]["error"]
 
 
@@ -169,4 +169,4 @@ def test_commands(config, tmp_path, capsys):
     assert main([*arguments, "--json"]) == 0
     (found,) = json.loads(capsys.readouterr().out)
     assert sum(found["parts"].values()) == pytest.approx(1, abs=1e-3)
-    assert (output / "new.parts.png").read_bytes().startswith(b"\x89PNG")
+    assert (output / "new.labels.png").read_bytes().startswith(b"\x89PNG")
