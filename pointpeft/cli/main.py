@@ -19,6 +19,7 @@ COMMANDS = {
     "export": ("pointpeft.cli.export", "Export"),
     "convert": ("pointpeft.cli.convert", "Convert"),
     "memory-bank": ("pointpeft.cli.memory_bank", "MemoryBankConfig"),
+    "methods": ("pointpeft.cli.methods", "Methods"),
     "data": ("pointpeft.cli.data", "Data"),
     "info": ("pointpeft.cli.info", "Info"),
 }
