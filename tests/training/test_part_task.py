@@ -160,7 +160,7 @@ def test_commands(config, tmp_path, capsys):
     assert "test instance mIoU" in capsys.readouterr().out
     assert main(["evaluate", run, "--device=cpu", "--quiet", "--votes", "2", "--densities", "32"]) == 0
     text = capsys.readouterr().out
-    assert "2 passes, test-time augmentation scale_translate" in text
+    assert "2 passes, test-time augmentation isotropic" in text
     assert "with 32 points" in text
     assert "best epoch on clouds held out" in text
     np.save(tmp_path / "new.npy", np.random.default_rng(0).normal(size=(100, 3)))
