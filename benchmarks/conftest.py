@@ -114,3 +114,9 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
         gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         python=platform.python_version(),
     )
+
+
+def pytest_benchmark_update_json(config: pytest.Config, benchmarks: Any, output_json: dict[str, Any]) -> None:
+    """Leaves the single times out: their statistics stay, and the file can be kept under version control."""
+    for row in output_json["benchmarks"]:
+        row["stats"].pop("data", None)

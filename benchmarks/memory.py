@@ -34,7 +34,6 @@ def peak_bytes(run: Callable[[], Any], device: str) -> int:
         before = torch.cuda.memory_allocated()
         run()
         return torch.cuda.max_memory_allocated() - before
-    run()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         run()
     changes = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
