@@ -53,8 +53,8 @@ def export(
         raise ValueError("fused is for .pt2: other runtimes do not know the compiled operations")
     if model.training:
         raise ValueError("model must be in evaluation mode; call eval()")
-    if model.method.inputs:
-        raise ValueError(f"a model with the inputs {', '.join(model.method.inputs)} beside xyz cannot be exported")
+    if model.inputs:
+        raise ValueError(f"a model with the inputs {', '.join(model.inputs)} beside xyz cannot be exported")
     if kind == "onnx" and any(find_spec(name) is None for name in ("onnx", "onnxscript", "onnxruntime")):
         raise ImportError(REMEDY)
     generator = torch.Generator().manual_seed(0)

@@ -16,6 +16,8 @@ COMMANDS = {
     "evaluate": ("pointpeft.cli.evaluate", "EvaluateConfig"),
     "predict": ("pointpeft.cli.predict", "Predict"),
     "pretrain": ("pointpeft.cli.pretrain", "PretrainConfig"),
+    "show": ("pointpeft.cli.show", "Show"),
+    "serve": ("pointpeft.cli.serve", "Serve"),
     "export": ("pointpeft.cli.export", "Export"),
     "convert": ("pointpeft.cli.convert", "Convert"),
     "memory-bank": ("pointpeft.cli.memory_bank", "MemoryBankConfig"),

@@ -135,6 +135,19 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     return facts | {"folder": str(output), "page": task.page, "numbers": task.numbers}
 
 
+def clouds_of_run(run: Path, adapted: Adapted) -> Any:
+    """The test clouds of the data that a run was trained on, their classes numbered as the adapter's.
+
+    Raises:
+        ValueError: An adapter alone, which does not say where its data lay, or data that has changed.
+    """
+    config = RunFolder(adapter_folder(run).parent, main=False).read_config(FinetuneConfig, "finetune")
+    task = create_task(adapted.model.task)
+    clouds = task.gather(task.load(config.data, "test", config.up_axis), adapted.num_points)
+    task.adopt(clouds, adapted.metadata, config.data)
+    return clouds
+
+
 def predict(adapted: Adapted, paths: Sequence[Path], top: int = 3) -> list[dict[str, Any]]:
     """Classifies files.
 

@@ -1,16 +1,15 @@
 """Plots of a run, and a page on which the misclassified clouds can be turned with the mouse."""
 
-import base64
 import html
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from pointpeft.checkpoints.files import write_atomically
+from pointpeft.training import viewer
 from pointpeft.training.clouds import Clouds
 from pointpeft.training.metrics import Metrics
 from pointpeft.training.run_folder import write_text
@@ -89,7 +88,7 @@ def page(clouds: Clouds, logits: Tensor, metrics: Metrics) -> str:
                 "said": clouds.classes[predicted[i]],
                 "sure": round(float(confidence[i]), 3),
                 "true_p": round(float(probabilities[i, clouds.labels[i]]), 3),
-                "points": _quantised(clouds.points[i][:POINTS]),
+                "points": viewer.quantised(clouds.points[i][:POINTS]),
             }
         )
     rows = "".join(
@@ -107,29 +106,18 @@ def page(clouds: Clouds, logits: Tensor, metrics: Metrics) -> str:
             "@SUMMARY@", f"OA {metrics.overall_accuracy:.2%} · mAcc {metrics.mean_class_accuracy:.2%} · {count}"
         )
         .replace("@ROWS@", rows)
-        .replace("@UP@", "".join(f"<option{' selected' if a == clouds.up_axis else ''}>{a}</option>" for a in "yz"))
+        .replace("@UP@", viewer.up_options(clouds.up_axis))
+        .replace("@STYLE@", viewer.STYLE)
+        .replace("@VIEWER@", viewer.SCRIPT)
         .replace("@DATA@", data)
     )
-
-
-def _quantised(points: Tensor) -> str:
-    """Centred coordinates as int8 of the largest one, base64: 3 bytes per point, a pixel or two of error. [n, 3]"""
-    centred = points - (points.amax(0) + points.amin(0)) / 2
-    scaled = (127 * centred / centred.abs().max().clamp(min=1e-12)).round().to(torch.int8)
-    return base64.b64encode(scaled.contiguous().numpy().tobytes()).decode()
 
 
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>Misclassified clouds</title>
 <meta name="viewport" content="width=device-width">
 <style>
-body{font:14px/1.4 system-ui,sans-serif;margin:1.5rem;color:#222;background:#fff}
-#grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(220px,1fr));gap:12px;margin-top:1rem}
-figure{margin:0;border:1px solid #ddd;border-radius:6px;overflow:hidden}
-canvas{display:block;width:100%;aspect-ratio:1;background:#10151c;cursor:grab;touch-action:none}
-figcaption{padding:6px 8px;overflow-wrap:anywhere}.said{color:#b3261e}.true{color:#146c2e}small{color:#666}
-table{border-collapse:collapse}td,th{padding:1px 12px 1px 0;text-align:left}
-</style></head><body>
+@STYLE@</style></head><body>
 <h1>Misclassified clouds</h1><p>@SUMMARY@</p>
 <details><summary>Accuracy by class</summary><table><tr><th>class</th><th>clouds</th><th>right</th></tr>@ROWS@</table>
 </details>
@@ -138,36 +126,10 @@ table{border-collapse:collapse}td,th{padding:1px 12px 1px 0;text-align:left}
 <div id="grid"></div>
 <script>
 "use strict";
-const clouds = @DATA@, up = document.getElementById("up"), views = [];
-function text(parent, tag, value, kind) {
-  const node = document.createElement(tag);
-  node.textContent = value; if (kind) node.className = kind;
-  parent.appendChild(node);
-}
-function draw(view) {
-  const {canvas, points} = view, pen = canvas.getContext("2d");
-  const size = Math.round(canvas.clientWidth * devicePixelRatio) || 220;
-  if (canvas.width !== size) canvas.width = canvas.height = size;
-  pen.clearRect(0, 0, size, size);
-  const cy = Math.cos(view.yaw), sy = Math.sin(view.yaw), cp = Math.cos(view.pitch), sp = Math.sin(view.pitch);
-  const scale = view.zoom * size * 0.3 / 127, dot = Math.max(1.5, size / 130), zUp = up.value === "z", seen = [];
-  for (let i = 0; i < points.length; i += 3) {
-    const x = points[i], y = zUp ? points[i + 2] : points[i + 1], z = zUp ? -points[i + 1] : points[i + 2];
-    const a = cy * x + sy * z, b = cy * z - sy * x;
-    seen.push([a, cp * y - sp * b, sp * y + cp * b]);
-  }
-  seen.sort((p, q) => p[2] - q[2]);
-  for (const [a, b, depth] of seen) {
-    const near = Math.min(1, Math.max(0, depth / 360 + 0.5));
-    pen.fillStyle = `hsl(${210 - 150 * near} 80% ${35 + 35 * near}%)`;
-    pen.fillRect(size / 2 + a * scale, size / 2 - b * scale, dot, dot);
-  }
-}
-function reset(view) { view.yaw = 0.6; view.pitch = 0.35; view.zoom = 1; draw(view); }
+@VIEWER@
+const clouds = @DATA@;
 for (const cloud of clouds) {
   const figure = document.createElement("figure"), canvas = document.createElement("canvas");
-  const bytes = atob(cloud.points), points = new Int8Array(bytes.length);
-  for (let i = 0; i < bytes.length; i++) points[i] = bytes.charCodeAt(i);
   figure.appendChild(canvas);
   const caption = document.createElement("figcaption");
   text(caption, "span", `${cloud.said} ${(100 * cloud.sure).toFixed(0)}%`, "said");
@@ -177,25 +139,8 @@ for (const cloud of clouds) {
   text(caption, "small", cloud.name);
   figure.appendChild(caption);
   document.getElementById("grid").appendChild(figure);
-  const view = {canvas, points};
-  views.push(view);
-  canvas.onpointerdown = event => canvas.setPointerCapture(event.pointerId);
-  canvas.onpointermove = event => {
-    if (!event.buttons) return;
-    view.yaw += event.movementX * 0.01;
-    view.pitch = Math.max(-1.57, Math.min(1.57, view.pitch + event.movementY * 0.01));
-    draw(view);
-  };
-  canvas.addEventListener("wheel", event => {
-    event.preventDefault();
-    view.zoom = Math.max(0.3, Math.min(8, view.zoom * Math.exp(-event.deltaY * 0.001)));
-    draw(view);
-  }, {passive: false});
-  canvas.ondblclick = () => reset(view);
-  reset(view);
+  open(canvas, cloud.points);
 }
 views.forEach(draw); // the grid is as wide as it will be
-up.onchange = () => views.forEach(draw);
-addEventListener("resize", () => views.forEach(draw));
 </script></body></html>
 """

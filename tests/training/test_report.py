@@ -15,7 +15,7 @@ def test_the_page_holds_the_misclassified_clouds_the_surest_first():
     clouds.names[3] = "</script><b>.ply"
     logits = torch.tensor([[3.0, 0], [0, 1], [0, 1], [5, 0], [2, 0], [0, 9]])  # labels 0 1 0 1 0 1: 2 and 3 are wrong
     text = page(clouds, logits, measure(logits, clouds.labels))
-    cards = json.loads(re.search(r"clouds = (\[.*?\]), up =", text).group(1))
+    cards = json.loads(re.search(r"clouds = (\[.*?\]);\n", text).group(1))
     assert [card["name"] for card in cards] == ["</script><b>.ply", "cloud 2"]
     assert text.count("</script>") == 1
     assert (cards[0]["true"], cards[0]["said"]) == ("b", "a")
