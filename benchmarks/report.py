@@ -40,12 +40,17 @@ def _table(rows: list[dict[str, Any]]) -> list[str]:
     ours = next((_milliseconds(row) for row in rows if _contender(row) == "pointpeft"), None)
     if "clouds" in rows[0]["extra_info"]:
         return _table_of_models(rows, ours)
-    lines = ["| contender | median ms | ratio to ours | bytes | of the limit |", "|---|---:|---:|---:|---:|"]
+    lines = [
+        "| contender | median ms | ratio to ours | bytes | GFLOP | of the limit |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
     for row in rows:
         ratio = f"{_milliseconds(row) / ours:.2f}" if ours else "-"
         size = row["extra_info"].get("bytes")
         moved = f"{size:,}" if size else "-"
-        lines.append(f"| {_contender(row)} | {_milliseconds(row):.3f} | {ratio} | {moved} | {_limit(row)} |")
+        flops = row["extra_info"].get("flops")
+        work = f"{flops / 1e9:.3g}" if flops else "-"
+        lines.append(f"| {_contender(row)} | {_milliseconds(row):.3f} | {ratio} | {moved} | {work} | {_limit(row)} |")
     return lines
 
 

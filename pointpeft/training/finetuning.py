@@ -147,8 +147,9 @@ def _run(
         return task.judge(model, parts[name], config.batch_size, voting if name == "test" else Voting())
 
     def training_clouds() -> Iterator[Tensor]:
-        for chunk in training.fixed().split(config.batch_size):
-            yield chunk.to(accelerator.device)
+        generator = torch.Generator().manual_seed(derive_seed(config.seed, "prepare"))
+        for points, _ in training.batches(config.batch_size, generator):
+            yield points.to(accelerator.device)
 
     model.method.prepare(model.to(accelerator.device), training_clouds())
     selector = Selector(config.select, test_on)

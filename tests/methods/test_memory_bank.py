@@ -14,6 +14,7 @@ from pointpeft.methods import build_memory_bank, load_memory_bank
 from pointpeft.training.comparison import compare
 from pointpeft.training.config import CompareConfig, FinetuneConfig
 from pointpeft.training.finetuning import finetune
+from tests.data.test_s3dis import write_rooms
 from tests.methods.tools import cloud, make
 from tests.training.conftest import TINY, TINY_MODEL, clouds_folder  # noqa: F401  the fixture is shared
 
@@ -135,3 +136,11 @@ def test_a_published_pre_training_is_what_the_bank_is_built_with():
             x = x + block.mlp(block.norm2(x))
         expected = F.normalize(backbone.norm(x).amax(1), dim=-1).T
     torch.testing.assert_close(bank, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_rooms_fill_the_bank_too(tmp_path):
+    config = FinetuneConfig(
+        data=str(write_rooms(tmp_path / "rooms")), task="semantic_segmentation", method="point_peft", set=PEFT,
+        output=tmp_path / "run", blocks=16, **QUICK, **{**TINY, "epochs": 1, "num_points": 128, "val_fraction": 0.4},
+    )  # fmt: skip
+    assert bank_of(finetune(config).folder).shape[1] > 0
