@@ -45,7 +45,7 @@ struct Problem {
 
 // kChannels 3: coordinates; 0: up to 16 channels; -1: products.
 template <class A, int P, int kChannels>
-__global__ void __launch_bounds__(kWarps * 32) nearest_kernel(const Problem<A> p) {
+__global__ void __launch_bounds__(kWarps * 32, 2) nearest_kernel(const Problem<A> p) {
   using K = Key<A>;
   __shared__ K slots[kWarps][64];
   __shared__ A tile[kChannels < 0 ? 1 : 3 * kTile];
@@ -120,11 +120,11 @@ __global__ void __launch_bounds__(kWarps * 32) nearest_kernel(const Problem<A> p
     }
     if (!active) continue;
     selection.finish();
-#pragma unroll
+#pragma unroll 1
     for (int j = 0; j < P; ++j) {
       const int rank = 32 * j + lane;
       if (rank >= selection.wanted) continue;
-      const K key = selection.best[j];
+      const K key = selection.row(j);
       // Fewer than k points, which nobody can report from here: NaN and point 0.
       const int64_t at = output + done + rank, i = key.index() < p.n ? key.index() : 0;
       if (p.sq_distance) p.sq_distance[at] = key.distance();

@@ -104,6 +104,15 @@ struct Selection {
     for (int j = 0; j < P; ++j) best[j] = K::last();
   }
 
+  // best[j] for a j known only at run time: chosen, as an index would put the array into memory.
+  __device__ __forceinline__ K row(int j) const {
+    K key = best[0];
+#pragma unroll
+    for (int i = 1; i < P; ++i)
+      if (i == j) key = best[i];
+    return key;
+  }
+
   __device__ __forceinline__ void take_32() {
     const K fresh = lane < waiting ? slots[lane] : K::last();
     const K rest = lane + 32 < waiting ? slots[lane + 32] : K::last();
@@ -112,9 +121,7 @@ struct Selection {
     __syncwarp();
     waiting = max(waiting - 32, 0);
     merge<P>(best, sort_warp(fresh, lane), lane);
-#pragma unroll
-    for (int j = 0; j < P; ++j)
-      if (j == (wanted - 1) / 32) limit = best[j].from((wanted - 1) % 32);
+    limit = row((wanted - 1) / 32).from((wanted - 1) % 32);
   }
 
   __device__ __forceinline__ void offer(const K& key, bool real, const K& floor) {
