@@ -15,6 +15,6 @@ def run(command: CompareConfig) -> int:
     for name, error in facts["failures"].items():
         print(f"pointpeft: error: {name}: {error}", file=sys.stderr)
     if facts["rows"]:
-        print(markdown(facts["rows"]), end="")
+        print(markdown(facts["rows"], command.task), end="")
         print(f"\n{command.epochs} epochs each; epoch kept: {command.select}; table and runs in {facts['folder']}")
     return 1 if facts["failures"] else 0

@@ -15,19 +15,12 @@ from pointpeft.checkpoints.files import write_json
 from pointpeft.training.config import CompareConfig, FinetuneConfig
 from pointpeft.training.run_folder import RunFolder, read_json, write_text
 
-COLUMNS = (
-    "method",
-    "trained",
-    "trained %",
-    "without head",
-    "overall accuracy",
-    "std",
-    "mean class accuracy",
-    "class std",
-    "seeds",
-    "peak memory MiB",
-    "clouds per second",
-)
+# The two numbers of each task that stand in a table, and their heads.
+SCORES = {
+    "classification": {"overall accuracy": "test accuracy", "mean class accuracy": "class accuracy"},
+    "part_segmentation": {"instance mIoU": "instance mIoU", "class mIoU": "class mIoU"},
+    "semantic_segmentation": {"mIoU": "mIoU", "mean class accuracy": "class accuracy"},
+}
 
 
 def compare(config: CompareConfig) -> dict[str, Any]:
@@ -36,7 +29,7 @@ def compare(config: CompareConfig) -> dict[str, Any]:
     A run whose result is there is not repeated, a stopped one goes on: the same command again completes the table.
 
     Returns:
-        "rows", one dict of `COLUMNS` per method in the order given; "failures", what did not run and why; "folder".
+        "rows", one dict per method in the order given; "failures", what did not run and why; "folder".
 
     Raises:
         ValueError: No method, a method twice, or a folder that holds a comparison of another kind.
@@ -58,24 +51,29 @@ def compare(config: CompareConfig) -> dict[str, Any]:
             error = _complete(run)
             if error:
                 failures[f"{entry} seed {run.seed}"] = error
-    rows = [_row(entry, wanted) for entry, wanted in runs.items() if any(_result(run).exists() for run in wanted)]
+    rows = [
+        _row(entry, wanted, tuple(SCORES[config.task]))
+        for entry, wanted in runs.items()
+        if any(_result(run).exists() for run in wanted)
+    ]
     facts = {"rows": rows, "failures": failures, "folder": str(folder.path)}
     if rows:
         write_json(folder.path / "result.json", facts)
         write_text(folder.path / "table.csv", _csv(rows))
-        write_text(folder.path / "table.md", markdown(rows))
+        write_text(folder.path / "table.md", markdown(rows, config.task))
     return facts
 
 
-def markdown(rows: list[dict[str, Any]]) -> str:
+def markdown(rows: list[dict[str, Any]], task: str = "classification") -> str:
     """The table for a README."""
+    (first, first_head), (second, second_head) = SCORES[task].items()
     lines = [
-        "| method | trained | of all | test accuracy | class accuracy | seeds | memory | clouds/s |",
+        f"| method | trained | of all | {first_head} | {second_head} | seeds | memory | clouds/s |",
         "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for row in rows:
-        overall = f"{row['overall accuracy']:.1%} ± {row['std']:.1%}"
-        by_class = f"{row['mean class accuracy']:.1%} ± {row['class std']:.1%}"
+        overall = f"{row[first]:.1%} ± {row['std']:.1%}"
+        by_class = f"{row[second]:.1%} ± {row['class std']:.1%}"
         lines.append(
             f"| {row['method']} | {row['trained']:,} | {row['trained %']:.1f} % | {overall} | {by_class} | "
             f"{row['seeds']} | {row['peak memory MiB']} MiB | {row['clouds per second']} |"
@@ -106,9 +104,11 @@ def run_config(config: Any, entry: str, seed: int, output: Path) -> FinetuneConf
             kept.append(pair)
         else:
             raise ValueError(f"a method is METHOD or METHOD:NAME=VALUE,NAME=VALUE, got {entry!r}")
+    task = getattr(config, "task", "classification")  # few-shot folds are of clouds
     shared = ("data", "backbone", "epochs", "batch_size", "num_points", "augment", "select", "device", "precision")
     return FinetuneConfig(
         **{name: getattr(config, name) for name in shared},
+        task=task,
         method=method,
         checkpoint=checkpoint,
         lr=lr,
@@ -179,19 +179,18 @@ def _finetune(config: FinetuneConfig, sender: Any) -> None:
         sender.send(traceback.format_exc())
 
 
-def _row(entry: str, runs: list[FinetuneConfig]) -> dict[str, Any]:
+def _row(entry: str, runs: list[FinetuneConfig], scores: tuple[str, ...]) -> dict[str, Any]:
     found = [read_json(_result(run), "no result") for run in runs if _result(run).exists()]
-    overall = [facts["test"]["overall accuracy"] for facts in found]
-    by_class = [facts["test"]["mean class accuracy"] for facts in found]
+    overall, by_class = ([facts["test"][name] for facts in found] for name in scores)
     first = found[0]
     return {
         "method": entry,
         "trained": first["trainable parameters"],
         "trained %": round(100 * first["trainable parameters"] / first["parameters"], 2),
         "without head": first["trainable parameters without head"],
-        "overall accuracy": round(statistics.fmean(overall), 4),
+        scores[0]: round(statistics.fmean(overall), 4),
         "std": round(statistics.stdev(overall), 4) if len(found) > 1 else 0.0,
-        "mean class accuracy": round(statistics.fmean(by_class), 4),
+        scores[1]: round(statistics.fmean(by_class), 4),
         "class std": round(statistics.stdev(by_class), 4) if len(found) > 1 else 0.0,
         "seeds": len(found),
         "peak memory MiB": max(facts["peak memory MiB"] for facts in found),
@@ -201,7 +200,7 @@ def _row(entry: str, runs: list[FinetuneConfig]) -> dict[str, Any]:
 
 def _csv(rows: list[dict[str, Any]]) -> str:
     text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS)
+    writer = csv.DictWriter(text, list(rows[0]))
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()

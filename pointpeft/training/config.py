@@ -149,6 +149,8 @@ class CompareConfig:
 
     data: Annotated[str, Positional, arg(metavar="DATA")] = "furniture"
     """Labelled clouds, as for `finetune`."""
+    task: Task = "classification"
+    """What is labelled, as for `finetune`."""
     methods: Annotated[tuple[str, ...], arg(metavar="METHOD[:NAME=VALUE,...]")] = ("linear", "dapt", "full")
     """Methods with their own options: `linear dapt dapt:rank=8,lr=1e-3 full:checkpoint=none`."""
     seeds: int = 3

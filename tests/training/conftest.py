@@ -1,5 +1,6 @@
 """A tiny labelled folder of clouds, and the arguments that make a run of seconds."""
 
+import h5py
 import numpy as np
 import pytest
 
@@ -21,6 +22,21 @@ def write_clouds(root, per_class=8, points=96, seed=0, shapes=SHAPES):
                 cloud *= np.array(axes) / np.linalg.norm(cloud, axis=1, keepdims=True)
                 np.save(folder / f"{i}.npy", cloud.astype(np.float32))
     return root
+
+
+def write_parts(path, clouds=24, points=90, seed=0):
+    """Ellipsoids of two kinds; the upper half is one part, the lower another."""
+    random = np.random.default_rng(seed)
+    category = np.arange(clouds) % 2
+    xyz = random.normal(size=(clouds, points, 3))
+    xyz /= np.linalg.norm(xyz, axis=-1, keepdims=True)
+    xyz[category == 1] *= (1.0, 0.3, 1.0)
+    parts = (xyz[..., 1] > 0).astype(int) + 2 * category[:, None]
+    with h5py.File(path, "w") as file:
+        file["xyz"], file["label"], file["category"] = xyz.astype(np.float32), parts, category
+        file["classes"] = [b"ball", b"disc"]
+        file["part_names"] = [b"ball/low", b"ball/high", b"disc/low", b"disc/high"]
+    return path
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 
 from pointpeft.training.comparison import compare
 from pointpeft.training.config import CompareConfig
-from tests.training.conftest import TINY_MODEL
+from tests.training.conftest import TINY_MODEL, write_parts
 
 BACKBONE = tuple(pair for pair in TINY_MODEL if not pair.startswith("rank"))
 
@@ -50,6 +50,18 @@ def test_a_failing_method_does_not_keep_the_others_from_their_result(clouds_fold
     facts = compare(config(clouds_folder, tmp_path / "c", methods=("nope", "linear"), seeds=1))
     assert [row["method"] for row in facts["rows"]] == ["linear"]
     assert "unknown method 'nope'" in facts["failures"]["nope seed 0"]
+
+
+def test_parts_are_compared_by_their_iou(tmp_path):
+    wanted = config(
+        write_parts(tmp_path / "parts.h5"), tmp_path / "c", task="part_segmentation", methods=("linear",), seeds=1
+    )
+    facts = compare(wanted)
+    assert not facts["failures"]
+    assert 0 < facts["rows"][0]["instance mIoU"] < 1
+    text = (tmp_path / "c" / "table.md").read_text()
+    assert "| instance mIoU | class mIoU |" in text
+    assert f"{facts['rows'][0]['class mIoU']:.1%} ± 0.0%" in text
 
 
 @pytest.mark.parametrize(

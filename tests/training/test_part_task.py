@@ -13,22 +13,7 @@ from pointpeft.training import EvaluateConfig, FinetuneConfig, evaluate, finetun
 from pointpeft.training.evaluation import load_run, predict_points
 from pointpeft.training.part_clouds import PartClouds, random_order
 from pointpeft.training.run_folder import RunFolder
-from tests.training.conftest import TINY, TINY_MODEL
-
-
-def write_parts(path, clouds=24, points=90, seed=0):
-    """Ellipsoids of two kinds; the upper half is one part, the lower another."""
-    random = np.random.default_rng(seed)
-    category = np.arange(clouds) % 2
-    xyz = random.normal(size=(clouds, points, 3))
-    xyz /= np.linalg.norm(xyz, axis=-1, keepdims=True)
-    xyz[category == 1] *= (1.0, 0.3, 1.0)
-    parts = (xyz[..., 1] > 0).astype(int) + 2 * category[:, None]
-    with h5py.File(path, "w") as file:
-        file["xyz"], file["label"], file["category"] = xyz.astype(np.float32), parts, category
-        file["classes"] = [b"ball", b"disc"]
-        file["part_names"] = [b"ball/low", b"ball/high", b"disc/low", b"disc/high"]
-    return path
+from tests.training.conftest import TINY, TINY_MODEL, write_parts
 
 
 @pytest.fixture

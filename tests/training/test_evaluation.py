@@ -1,0 +1,59 @@
+import json
+from dataclasses import replace
+
+import pytest
+
+from pointpeft.cli.main import main
+from pointpeft.training import EvaluateConfig, FinetuneConfig, evaluate, finetune
+from tests.training.conftest import TINY, TINY_MODEL, write_clouds
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    root = tmp_path_factory.mktemp("evaluation")
+    config = FinetuneConfig(
+        data=str(write_clouds(root / "scans")),
+        set=TINY_MODEL,
+        checkpoint="none",
+        select="test-best",
+        probe=False,
+        device="cpu",
+        quiet=True,
+        output=root / "run",
+        **{**TINY, "epochs": 10, "lr": 5e-3},
+    )
+    return finetune(config)
+
+
+def test_passes_augmentation_and_selection_are_part_of_the_result(run):
+    plain = EvaluateConfig(run.folder, device="cpu", quiet=True, output=run.folder / "plain")
+    facts = evaluate(plain)
+    assert facts["test"] == run.facts["test"]
+    assert (facts["vote"], facts["test-time augmentation"]) == (1, "none")
+    assert facts["selection"]["test set used to select"] is True
+    voted = evaluate(replace(plain, vote=4))
+    assert (voted["vote"], voted["test-time augmentation"]) == (4, "scale_translate")
+    turned = evaluate(replace(plain, vote=4, test_augment="rotate"))
+    assert turned["test-time augmentation"] == "rotate"
+    assert len({facts["test"]["loss"], voted["test"]["loss"], turned["test"]["loss"]}) == 3
+    written = json.loads((run.folder / "plain" / "result.json").read_text())
+    assert written["test-time augmentation"] == "rotate"
+
+
+def test_fewer_points_are_a_result_of_their_own(run):
+    facts = evaluate(EvaluateConfig(run.folder, device="cpu", quiet=True, densities=(64, 32, 8)))
+    by_points = facts["by points per cloud"]
+    assert list(by_points) == ["64", "32", "8"]
+    assert by_points["64"] == facts["test"] == run.facts["test"]
+    assert by_points["8"]["loss"] != facts["test"]["loss"]
+    for points in (7, 65):
+        with pytest.raises(ValueError, match=f"densities must be between 8 and 64 points, got {points}"):
+            evaluate(EvaluateConfig(run.folder, device="cpu", quiet=True, densities=(points,)))
+
+
+def test_the_command_says_how_it_was_measured(run, capsys):
+    assert main(["evaluate", str(run.folder), "--device=cpu", "--quiet", "--votes=2", "--densities", "64", "16"]) == 0
+    text = capsys.readouterr().out
+    assert "2 passes, test-time augmentation scale_translate" in text
+    assert "with 16 points" in text
+    assert "ON THE TEST SET" in text
