@@ -1,7 +1,6 @@
 """Methods side by side: the same data, the same recipe, several seeds, one table."""
 
 import csv
-import io
 import multiprocessing
 import re
 import statistics
@@ -11,16 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pointpeft.checkpoints.files import write_json
-from pointpeft.training.config import CompareConfig, FinetuneConfig
-from pointpeft.training.run_folder import RunFolder, read_json, write_text
+import numpy as np
 
-# The two numbers of each task that stand in a table, and their heads.
-SCORES = {
-    "classification": {"overall accuracy": "test accuracy", "mean class accuracy": "class accuracy"},
-    "part_segmentation": {"instance mIoU": "instance mIoU", "class mIoU": "class mIoU"},
-    "semantic_segmentation": {"mIoU": "mIoU", "mean class accuracy": "class accuracy"},
-}
+from pointpeft.checkpoints.files import write_json
+from pointpeft.training.comparison_report import SCORES, as_csv, caption, latex, markdown, page
+from pointpeft.training.config import CompareConfig, FinetuneConfig
+from pointpeft.training.paired import paired_p_value
+from pointpeft.training.run_folder import RunFolder, read_json, write_text
 
 
 def compare(config: CompareConfig) -> dict[str, Any]:
@@ -56,29 +52,17 @@ def compare(config: CompareConfig) -> dict[str, Any]:
         for entry, wanted in runs.items()
         if any(_result(run).exists() for run in wanted)
     ]
+    for row in rows:
+        row["p against the first"] = None if row is rows[0] else _p_value(runs[rows[0]["method"]], runs[row["method"]])
     facts = {"rows": rows, "failures": failures, "folder": str(folder.path)}
     if rows:
         write_json(folder.path / "result.json", facts)
-        write_text(folder.path / "table.csv", _csv(rows))
-        write_text(folder.path / "table.md", markdown(rows, config.task))
+        title = f"{len(rows)} methods on {config.data}, {config.epochs} epochs"
+        write_text(folder.path / "table.csv", as_csv(rows))
+        write_text(folder.path / "table.md", markdown(rows, config.task) + "\n" + caption(rows, config.select) + "\n")
+        write_text(folder.path / "table.tex", latex(rows, config.select, config.task))
+        write_text(folder.path / "table.html", page(rows, config.select, title, config.task))
     return facts
-
-
-def markdown(rows: list[dict[str, Any]], task: str = "classification") -> str:
-    """The table for a README."""
-    (first, first_head), (second, second_head) = SCORES[task].items()
-    lines = [
-        f"| method | trained | of all | {first_head} | {second_head} | seeds | memory | clouds/s |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|",
-    ]
-    for row in rows:
-        overall = f"{row[first]:.1%} ± {row['std']:.1%}"
-        by_class = f"{row[second]:.1%} ± {row['class std']:.1%}"
-        lines.append(
-            f"| {row['method']} | {row['trained']:,} | {row['trained %']:.1f} % | {overall} | {by_class} | "
-            f"{row['seeds']} | {row['peak memory MiB']} MiB | {row['clouds per second']} |"
-        )
-    return "\n".join(lines) + "\n"
 
 
 def plain_name(entry: str) -> str:
@@ -195,12 +179,27 @@ def _row(entry: str, runs: list[FinetuneConfig], scores: tuple[str, ...]) -> dic
         "seeds": len(found),
         "peak memory MiB": max(facts["peak memory MiB"] for facts in found),
         "clouds per second": round(statistics.median(facts["clouds per second"] for facts in found), 1),
+        "training seconds": round(statistics.median(facts["training seconds"] for facts in found), 1),
     }
 
 
-def _csv(rows: list[dict[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]))
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+def _p_value(first: list[FinetuneConfig], second: list[FinetuneConfig]) -> float | None:
+    """Of the paired test over the test clouds, with the seeds that both methods have; None without any."""
+    pairs = [
+        (_right(a), _right(b))
+        for a, b in zip(first, second, strict=True)
+        if _result(a).exists() and _result(b).exists()
+    ]
+    if not pairs or any(one is None or other is None for one, other in pairs):
+        return None
+    means = [np.mean([pair[i] for pair in pairs], axis=0) for i in (0, 1)]
+    return round(paired_p_value(*means), 4)
+
+
+def _right(run: FinetuneConfig) -> np.ndarray | None:
+    """Whether each test cloud was classified rightly, from the file that the run left; None without that file."""
+    path = _result(run).with_name("predictions.csv")
+    if not path.exists():
+        return None
+    with open(path, newline="") as file:
+        return np.array([row["class"] == row["predicted"] for row in csv.DictReader(file)], dtype=np.float64)

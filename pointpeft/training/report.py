@@ -1,6 +1,8 @@
 """Plots of a run, and a page on which the misclassified clouds can be turned with the mouse."""
 
+import csv
 import html
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +28,10 @@ def write_report(
     history: Sequence[dict[str, float]] = (),
     selected: int | None = None,
 ) -> None:
-    """Writes `confusion.png`, `curves.png` (where there is a history) and `report.html` into the folder."""
+    """Writes the answers and pictures of a run into the folder.
+
+    `predictions.csv` (a row per cloud), `confusion.png`, `curves.png` (where there is a history) and `report.html`.
+    """
     from matplotlib.figure import Figure  # no pyplot: it would choose a window system
 
     figure = Figure(figsize=(2.5 + 0.42 * len(clouds.classes), 2.2 + 0.42 * len(clouds.classes)), layout="constrained")
@@ -36,7 +41,18 @@ def write_report(
         curves = Figure(figsize=(8, 3.2), layout="constrained")
         draw_curves(curves, history, selected)
         write_atomically(folder / "curves.png", lambda path: curves.savefig(path, dpi=110, format="png"))
+    write_text(folder / "predictions.csv", _answers(clouds, logits))
     write_text(folder / "report.html", page(clouds, logits, metrics))
+
+
+def _answers(clouds: Clouds, logits: Tensor) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("cloud", "class", "predicted", "probability"))
+    sure, predicted = logits.softmax(1).max(1)
+    for row in zip(clouds.names, clouds.labels.tolist(), predicted.tolist(), sure.tolist(), strict=True):
+        writer.writerow((row[0], clouds.classes[row[1]], clouds.classes[row[2]], f"{row[3]:.4f}"))
+    return text.getvalue()
 
 
 def _draw_confusion(figure: Any, metrics: Metrics, classes: Sequence[str]) -> None:

@@ -5,6 +5,7 @@ import os
 import pytest
 
 from pointpeft.training.comparison import compare
+from pointpeft.training.comparison_report import caption, latex
 from pointpeft.training.config import CompareConfig
 from tests.training.conftest import TINY_MODEL, write_parts
 
@@ -42,6 +43,13 @@ def test_a_comparison_is_completed_not_repeated(clouds_folder, tmp_path):
     with open(output / "table.csv") as file:
         assert [row["method"] for row in csv.DictReader(file)] == ["linear", "dapt:rank=4"]
     assert json.loads((output / "result.json").read_text())["rows"] == second["rows"]
+    assert second["rows"][0]["p against the first"] is None
+    assert 0 < second["rows"][1]["p against the first"] <= 1
+    assert "dapt:rank=4" in (output / "table.md").read_text()
+    assert (output / "table.tex").read_text().count("\\\\") == 3  # the headings and two rows
+    page = (output / "table.html").read_text()
+    assert "data:image/png;base64," in page
+    assert "http" not in page
     with pytest.raises(ValueError, match="holds a comparison with other options"):
         compare(config(clouds_folder, output, epochs=3))
 
@@ -77,3 +85,20 @@ def test_parts_are_compared_by_their_iou(tmp_path):
 def test_wrong_arguments_are_named(change, message, clouds_folder, tmp_path):
     with pytest.raises(ValueError, match=message):
         compare(config(clouds_folder, tmp_path / "c", **change))
+
+
+def test_numbers_chosen_on_the_test_set_are_marked(clouds_folder, tmp_path):
+    facts = compare(config(clouds_folder, tmp_path / "c", methods=("linear",), seeds=1, select="test-best"))
+    assert "TEST SET CHOSE" in caption(facts["rows"], "test-best")
+    for name in ("table.md", "table.tex", "table.html"):
+        assert "TEST SET CHOSE" in (tmp_path / "c" / name).read_text()
+
+
+def test_latex_escapes_what_it_must():
+    row = {
+        "method": "a_b:lr=1e-3", "trained": 1234, "trained %": 1.5, "overall accuracy": 0.5, "std": 0.1,
+        "mean class accuracy": 0.25, "class std": 0.0, "seeds": 2, "peak memory MiB": 10, "clouds per second": 1.5,
+        "training seconds": 3.0, "p against the first": None,
+    }  # fmt: skip
+    text = latex([row], "val-best")
+    assert r"a\_b:lr=1e-3 & 1,234 & 1.5 \% & 50.0\% $\pm$ 10.0\%" in text
