@@ -1,5 +1,6 @@
 """Adaptation methods, by name: each is a frozen dataclass of its options that attaches itself to a model."""
 
+from pointpeft.methods.adalora import AdaLoRA
 from pointpeft.methods.adapter_x import AdapterX
 from pointpeft.methods.adaptformer import AdaptFormer
 from pointpeft.methods.base import Method, create_method, method_class, method_names, register_method
@@ -34,6 +35,7 @@ __all__ = [
     "SSF",
     "STAG",
     "VPT",
+    "AdaLoRA",
     "AdaptFormer",
     "AdapterX",
     "BitFit",

@@ -91,6 +91,9 @@ class Method:
             clouds: Batches of training clouds, not augmented; only iterated over where they are needed. [B, N, 3] each
         """
 
+    def after_step(self, model: "PointModel") -> None:
+        """Called after every step of the optimizer, while the gradients are still there; by default nothing."""
+
     def after_load(self, model: "PointModel") -> None:
         """Called when a pre-training has been put into an attached model: copies of its weights are stale then."""
 

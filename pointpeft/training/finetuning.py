@@ -153,7 +153,11 @@ def _run(
 
     model.method.prepare(model.to(accelerator.device), training_clouds())
     selector = Selector(config.select, test_on)
-    state = train(accelerator, model, recipe, batches, loss_of, folder, selector.after_epoch, title)
+
+    def after_step() -> None:
+        model.method.after_step(model)
+
+    state = train(accelerator, model, recipe, batches, loss_of, folder, selector.after_epoch, title, after_step)
     epoch = selector.restore(model, state)
     metrics, answers = task.test(model, test, config.batch_size, voting)
     facts: dict[str, Any] = {

@@ -94,6 +94,7 @@ def train(
     folder: RunFolder,
     after_epoch: Callable[[nn.Module, State], dict[str, float]] | None = None,
     progress_bar: str | None = None,
+    after_step: Callable[[], None] | None = None,
 ) -> State:
     """Trains what requires gradients, from the folder's checkpoint where it has one, and checkpoints every epoch.
 
@@ -107,6 +108,7 @@ def train(
             device and belongs to augmentation.
         after_epoch: (model, state) -> numbers for the log; may keep the selected weights in `state.best`.
         progress_bar: Its title, or None for none.
+        after_step: Called after every step, before the gradients are thrown away.
 
     Raises:
         ValueError: The loss is not finite.
@@ -145,6 +147,8 @@ def train(
                     optimizer.step()
                 accelerator.clip_grad_norm_(trainable, recipe.clip)
                 optimizer.step()
+                if after_step is not None:
+                    after_step()
                 optimizer.zero_grad()
             for name, value in losses.items():
                 totals[name] = totals.get(name, 0.0) + value.detach() * len(labels)

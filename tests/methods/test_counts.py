@@ -47,6 +47,7 @@ WITHOUT_HEAD = [
     ("peterrec", {}, 1_780_992),
     ("adapter_x", {}, 50_113),
     ("iconformer", {}, 413_952),
+    ("adalora", {}, 885_312),
 ]
 
 
