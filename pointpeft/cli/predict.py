@@ -15,30 +15,48 @@ class Predict:
 
     Prints one line per file: class, probability, file; for segmentation the picture and the share of each part.
     A file that cannot be read is reported on the error stream, the others are still classified, and the exit code is 1.
+
+    Folders, .tar and .h5 shards are streamed: any number of clouds at constant memory, one JSON line each in
+    `predictions.jsonl` of --output. The same command again goes on where it stopped.
     """
 
     run: Annotated[Path, Positional, arg(metavar="RUN")]
     """Run folder of `pointpeft finetune`, or its `adapter` folder alone."""
     files: Annotated[tuple[Path, ...], Positional, arg(metavar="FILE")]
-    """Files of any type that `pointpeft finetune` reads: .ply .npy .pcd .las .xyz .off .obj .stl …"""
+    """Files of any type that `pointpeft finetune` reads: .ply .npy .pcd .las .xyz .off .obj .stl …; folders; shards."""
     json: bool = False
     """Print one JSON list, with the best three classes of each file."""
     category: str | None = None
     """What the clouds are, for part segmentation of several categories."""
     output: Annotated[Path, arg(metavar="FOLDER")] = Path("predictions")
-    """Folder for the labels of points and their pictures, for segmentation."""
+    """Folder for the labels of points and their pictures, and for the predictions of a stream."""
+    batch_size: int = 32
+    """Clouds per step of a stream."""
+    quiet: bool = False
+    """No progress bar."""
     device: Annotated[str, arg(metavar="cpu|cuda|cuda:N")] = "auto"
     """Where to compute; `auto` takes a GPU where there is one."""
 
 
 def run(command: Predict) -> int:
     """Classifies the files; 1 when any of them could not be read."""
+    from pointpeft.cli.table import print_rows
+    from pointpeft.data.stream import is_many
     from pointpeft.training.evaluation import load_run, predict, predict_points
     from pointpeft.training.loop import make_accelerator
+    from pointpeft.training.streaming import predict_stream
 
     if not command.files:
         raise ValueError("name at least one file to classify")
     adapted = load_run(command.run, make_accelerator(command.device).device)
+    if any(is_many(path) for path in command.files):
+        if adapted.model.dense:
+            raise ValueError("folders and shards are streamed for classification only; name the files to segment")
+        title = None if command.quiet else "predict"
+        output = command.output / "predictions.jsonl"
+        facts = predict_stream(adapted, list(command.files), output, command.batch_size, title)
+        print_rows(facts)
+        return 1 if facts["errors"] else 0
     if adapted.model.dense:
         results = predict_points(adapted, command.files, command.output, command.category)
     else:

@@ -1,0 +1,133 @@
+"""Clouds one after another from files, folders, tar and HDF5 shards: never more of them in memory than asked for."""
+
+import tarfile
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import h5py
+import numpy as np
+import torch
+from torch import Tensor
+
+from pointpeft.data.dataset import DataError
+from pointpeft.data.folder import cloud_files
+from pointpeft.data.readers import EXTENSIONS, read_points
+from pointpeft.data.transforms import normalize
+
+TAR = (".tar", ".tar.gz", ".tgz")
+HDF5 = (".h5", ".hdf5")
+LARGEST_MEMBER = 2**30  # bytes of one file in a tar shard: a header can promise more than a disk holds
+
+
+@dataclass(frozen=True)
+class Source:
+    """A cloud that has not been read yet.
+
+    Attributes:
+        name: Unique in its stream: the file, with the member or the row where it is one of many.
+        read: Gives its points, float32 [n, 3]; raises DataError. Called before the stream goes on.
+    """
+
+    name: str
+    read: Callable[[], Tensor]
+
+
+def is_many(path: Path) -> bool:
+    """Whether a path holds more than one cloud: a folder or a shard."""
+    return path.is_dir() or path.name.lower().endswith(TAR + HDF5)
+
+
+def stream(paths: list[Path], normalized: bool) -> Iterator[Source]:
+    """The clouds of files, folders and shards, in the order of the paths and of the names in each.
+
+    A tar shard, such as WebDataset's, gives its members of a known kind; an HDF5 shard the rows of `data` [M, N, 3].
+
+    Args:
+        paths: What to read.
+        normalized: Centre the points on their mean and scale them to the unit sphere.
+
+    Raises:
+        DataError: A shard that cannot be opened, or a folder without clouds. What is wrong with one cloud is raised by
+            its `read`.
+    """
+    for path in paths:
+        name = path.name.lower()
+        if path.is_dir():
+            files = cloud_files(path)
+            if not files:
+                raise DataError(f"{path}: has no file of a known kind: {' '.join(EXTENSIONS)}")
+            for file in files:
+                yield _file(file, normalized)
+        elif name.endswith(TAR):
+            yield from _tar(path, normalized)
+        elif name.endswith(HDF5):
+            yield from _hdf5(path, normalized)
+        else:
+            yield _file(path, normalized)
+
+
+def _file(path: Path, normalized: bool) -> Source:
+    return Source(str(path), lambda: read_points(path, normalized=normalized))
+
+
+def _tar(path: Path, normalized: bool) -> Iterator[Source]:
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    try:
+        with tarfile.open(path, "r|*") as shard, tempfile.TemporaryDirectory() as folder:
+            for member in shard:
+                suffix = PurePosixPath(member.name).suffix.lower()
+                if not member.isfile() or suffix not in EXTENSIONS:
+                    continue
+                # A file of our own naming: the member's name never becomes a path.
+                yield Source(
+                    f"{path}/{member.name}", _member(shard, member, Path(folder, f"cloud{suffix}"), normalized)
+                )
+                # A stream cannot go back: what was not kept is gone.
+                shard.members = []
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise DataError(f"{path}: cannot be read: {error or type(error).__name__}") from error
+
+
+def _member(shard: tarfile.TarFile, member: tarfile.TarInfo, path: Path, normalized: bool) -> Callable[[], Tensor]:
+    def read() -> Tensor:
+        if member.size > LARGEST_MEMBER:
+            raise DataError(f"{shard.name}/{member.name}: {member.size:,} bytes, at most {LARGEST_MEMBER:,} are read")
+        file = shard.extractfile(member)
+        assert file is not None
+        path.write_bytes(file.read())
+        try:
+            return read_points(path, normalized=normalized)
+        except DataError as error:
+            raise DataError(str(error).replace(str(path), f"{shard.name}/{member.name}", 1)) from error
+
+    return read
+
+
+def _hdf5(path: Path, normalized: bool) -> Iterator[Source]:
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error}") from error
+    with file:
+        data = file.get("data")
+        if not isinstance(data, h5py.Dataset):
+            raise DataError(f"{path}: has no data, only {', '.join(file) or 'nothing'}")
+        if data.ndim != 3 or data.shape[2] < 3 or not data.shape[1] or data.dtype.kind not in "fiu":
+            raise DataError(f"{path}: data must be numbers [M, N, 3], got {data.dtype} {list(data.shape)}")
+        for row in range(data.shape[0]):
+            yield Source(f"{path}[{row}]", lambda row=row: _row(data, path, row, normalized))
+
+
+def _row(data: h5py.Dataset, path: Path, row: int, normalized: bool) -> Tensor:
+    try:
+        points = torch.from_numpy(data[row, :, :3].astype(np.float32))
+    except Exception as error:  # whatever the library makes of a broken chunk, the user needs its place
+        raise DataError(f"{path}[{row}]: cannot be read: {error or type(error).__name__}") from error
+    if not points.isfinite().all():
+        raise DataError(f"{path}[{row}]: has points that are not finite")
+    return normalize(points) if normalized else points
