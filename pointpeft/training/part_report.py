@@ -75,7 +75,7 @@ def write_prediction(
     for place, turn in enumerate((-60, 30)):
         axes = figure.add_subplot(1, 2, place + 1, projection="3d")
         handles = draw_cloud(axes, points, labels, own, up_axis, turn)
-    figure.legend(handles, [parts[part] for part in own], loc="outside right center", fontsize=8)
+    figure.legend(handles, [parts[part] for part in own], loc="outside right center", fontsize=8, markerscale=5)
     figure.suptitle(title)
     write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=110, format="png"))
 
@@ -98,6 +98,7 @@ def draw_cloud(
     middle, half = (low + high) / 2, float((high - low).max()) / 2 or 1.0
     for axis, set_limits in ((across, axes.set_xlim), (along, axes.set_ylim), (up, axes.set_zlim)):
         set_limits(float(middle[axis]) - half, float(middle[axis]) + half)
+    axes.set_box_aspect((1, 1, 1), zoom=1.6)  # the default leaves half of the picture empty
     axes.set_axis_off()
     axes.view_init(elev=20, azim=turn)
     return handles
