@@ -155,7 +155,7 @@ def picture(cards: Sequence[dict[str, Any]], names: Sequence[str], up_axis: str)
             if values is not None:
                 axes.scatter(*entry["xyz"][:, order].unbind(1), c=values, s=3, **style)
             axes.set_axis_off()
-            axes.set_box_aspect((1, 1, 1))
+            axes.set_aspect("equal")
             axes.set_title(
                 f"{entry['said']} {entry['sure']:.0%}\n{entry['name']}" if name == CLASS else name, fontsize=8
             )
