@@ -240,6 +240,7 @@ class PointPEFT(Method):
           the tokens that they are taken for.
         - The frozen feature comes from a second backbone, outside the model: the input `pooled_feature` here.
         - The bank is not in its checkpoints; give `memory_bank` to `from_published`.
+
     In both modes there is, as there: `ad_gate`, which nothing reads; prompts in blocks from `prompt_blocks` on, which
     nothing reads; no stochastic depth on the attention. The released radius mask is computed and never applied.
 
