@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from pointpeft.backbones.context import Context
 from pointpeft.backbones.layers import Block
 from pointpeft.methods.base import Method, register_method, where
-from pointpeft.methods.scale_shift import ScaleShift, fold, folds, mapped, normed
+from pointpeft.methods.scale_shift import ScaleShift, fold, folds, linear, mapped, normed
 from pointpeft.model import PointModel
 from pointpeft.ops import dynamic_adapter, scale_shift_attention, scale_shift_mlp
 
@@ -81,7 +81,7 @@ class DAPTBlock(Block):
         attn, tfts = self.attn, self.tfts_qkv
         if folds(tfts, u):
             return attn.attend(mapped(attn.qkv, tfts, u))
-        return scale_shift_attention(attn.qkv(u), tfts.gamma, tfts.beta, attn.num_heads)
+        return scale_shift_attention(linear(attn.qkv, u), tfts.gamma, tfts.beta, attn.num_heads)
 
     def _mlp(self, u: Tensor) -> Tensor:
         fc1, fc2, tfts_1, tfts_2 = self.mlp.fc1, self.mlp.fc2, self.tfts_fc1, self.tfts_fc2

@@ -3,10 +3,9 @@
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pointpeft.ops import layer_norm_scale_shift, scale_shift
+from pointpeft.ops import frozen_linear, layer_norm_scale_shift, scale_shift
 from pointpeft.ops._library import use_fused_reference
 
 
@@ -78,7 +77,14 @@ def mapped(layer: nn.Linear, after: ScaleShift | nn.Identity, x: Tensor) -> Tens
     """`after(layer(x))`, in one operation where no gradient is asked for."""
     if isinstance(after, nn.Identity):
         return layer(x)
-    return F.linear(x, *after.folded(layer)) if folds(after, x) else after(layer(x))
+    return frozen_linear(x, *after.folded(layer)) if folds(after, x) else after(linear(layer, x))
+
+
+def linear(layer: nn.Linear, x: Tensor) -> Tensor:
+    """`layer(x)`, by `frozen_linear` where the layer is a plain one and frozen."""
+    trained = torch.is_grad_enabled() and any(p.requires_grad for p in layer.parameters())
+    hooks = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
+    return layer(x) if type(layer) is not nn.Linear or trained or hooks else frozen_linear(x, layer.weight, layer.bias)
 
 
 def normed(layer: nn.LayerNorm, after: ScaleShift | nn.Identity, x: Tensor) -> Tensor:

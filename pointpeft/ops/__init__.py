@@ -6,6 +6,7 @@ from pointpeft.ops.ball_query import ball_query, ball_query_reference
 from pointpeft.ops.bottleneck_adapter import bottleneck_adapter, bottleneck_adapter_reference
 from pointpeft.ops.chamfer_distance import chamfer_distance, chamfer_distance_reference
 from pointpeft.ops.dynamic_adapter import dynamic_adapter, dynamic_adapter_reference
+from pointpeft.ops.frozen_linear import frozen_linear, frozen_linear_reference
 from pointpeft.ops.furthest_point_sample import furthest_point_sample, furthest_point_sample_reference
 from pointpeft.ops.gather import gather, gather_reference
 from pointpeft.ops.interpolate import interpolate, interpolate_reference
@@ -34,6 +35,8 @@ __all__ = [
     "dynamic_adapter",
     "dynamic_adapter_reference",
     "fold_batch_norm",
+    "frozen_linear",
+    "frozen_linear_reference",
     "furthest_point_sample",
     "furthest_point_sample_reference",
     "gather",

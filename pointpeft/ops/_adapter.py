@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pointpeft.ops import _dropout, _library, _rows, _triton
+from pointpeft.ops import _dropout, _library, _matmul, _rows, _triton
 from pointpeft.ops._dropout import kept
 
 if TYPE_CHECKING:
@@ -423,7 +423,7 @@ def _bottleneck_cpu(x, nw, nb, gw, gb, dw, db, seed, eps, multiplier, dropout_p,
     else:
         gate += gb
         s = gate.relu().mul_(multiplier)
-    z = torch.addmm(db, u, dw.t())
+    z = _matmul.linear(u, dw, db)
     return u, stats, gate, s, z, _rows.hidden(z, s, seed, dropout_p, relu)
 
 
@@ -431,7 +431,7 @@ def _cpu(x, nw, nb, gw, gb, dw, db, uw, ub, seed, eps, multiplier, dropout_p, re
     shape = x.shape
     x = _rows.packed(x.reshape(-1, shape[-1]))
     *_, s, _, hs = _bottleneck_cpu(x, nw, nb, gw, gb, dw, db, seed, eps, multiplier, dropout_p, relu)
-    a = torch.mm(hs, uw.t())
+    a = _matmul.linear(hs, uw)
     prompt = _rows.output(a, ub, s, shape[0] if with_prompt else 0)
     return a.view(shape), prompt if with_prompt else x.new_empty(0)
 
@@ -443,13 +443,13 @@ def _cpu_backward(grad, grad_prompt, x, nw, nb, gw, gb, dw, db, uw, ub, seed, ep
     u, stats, gate, s, z, hs = _bottleneck_cpu(x, *weights, seed, eps, multiplier, dropout_p, relu)
     g = grad
     if grad_prompt is not None:
-        g = torch.mm(hs, uw.t())
+        g = _matmul.linear(hs, uw)
     d_ub, to_bias = _rows.gradient(grad, grad_prompt, g, ub, s)
-    back = torch.mm(g, uw)  # [N, R]
+    back = _matmul.linear(g, uw.t())  # [N, R]
     d_uw = torch.mm(g.t(), hs)
     dz, d_db, dgate = _rows.hidden_backward(back, z, s, seed, dropout_p, relu)
     d_dw = torch.mm(dz.t(), u)
-    du = torch.mm(dz, dw)
+    du = _matmul.linear(dz, dw.t())
     d_gw = d_gb = d_nw = d_nb = none = x.new_empty(0)
     if gate is not None:
         dgate = torch.where(gate > 0, (dgate + to_bias) * multiplier, 0)

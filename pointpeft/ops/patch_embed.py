@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pointpeft.ops import _check, _library, _triton
+from pointpeft.ops import _check, _library, _matmul, _triton
 
 if TYPE_CHECKING:
     import triton.language as tl
@@ -186,12 +186,12 @@ def _cpu(patches, w1, b1, w2, b2, w3, b3, w4, b4):
     for begin in range(0, n, step):
         part = points[begin : begin + step]
         h = torch.addmm(b1, part.reshape(-1, 3), w1.t()).relu_()  # [rows, H1]
-        top = torch.mm(h, w2.t()).view(-1, size, h2).amax(1)
-        shift = torch.addmm(constant, top, w3g.t())
+        top = _matmul.linear(h, w2).view(-1, size, h2).amax(1)
+        shift = _matmul.linear(top, w3g, constant)
         # relu(y + shift) = max(y, -shift) + shift, and W4 takes the last term once per patch: one pass over y, not two.
-        y = torch.mm(h, a.t()).view(-1, size, h3)
+        y = _matmul.linear(h, a).view(-1, size, h3)
         torch.maximum(y, shift.neg()[:, None], out=y)
-        best = torch.mm(y.view(-1, h3), w4.t()).view(-1, size, c).amax(1)
+        best = _matmul.linear(y.view(-1, h3), w4).view(-1, size, c).amax(1)
         torch.add(best, torch.addmm(b4, shift, w4.t()), out=tokens[begin : begin + step])
     return tokens.view(batch, groups, c)
 

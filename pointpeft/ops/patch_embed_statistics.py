@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pointpeft.ops import _check, _library
+from pointpeft.ops import frozen_linear as _frozen_linear  # noqa: F401  declares the operation
 from pointpeft.ops.patch_embed import fold_batch_norm
 
 ROWS_PER_CHUNK = 2048  # as in patch_embed
@@ -105,7 +106,7 @@ def _fused(patches, w1, b1, gamma1, beta1, eps1, w2, b2, w3, b3, moments1):
         h = torch.addmm(b1, part, w1.t()).relu_()
         gram += h.t() @ h
         means.append(h.view(-1, size, h.shape[1]).mean(1))
-        tops.append(torch.mm(h, w2.t()).view(-1, size, h2).amax(1))
+        tops.append(torch.ops.pointpeft.frozen_linear(h, w2, None).view(-1, size, h2).amax(1))
     mean = torch.cat(means)
     shift = F.linear(torch.cat(tops), w3[:, :h2], F.linear(b2, w3[:, :h2] + w3[:, h2:], b3))  # [BG, H3]
     a = w3[:, h2:] @ w2

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pointpeft.ops import _check, _library
+from pointpeft.ops import _check, _library, _rows
 from pointpeft.ops import scale_shift as _scale_shift  # noqa: F401  declares the operation whose backward ends this one's
 
 _ATEN = torch.ops.aten
@@ -21,73 +21,95 @@ def _heads(y: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
     return y.view(batch, tokens, 3, num_heads, width // 3 // num_heads).permute(2, 0, 3, 1, 4).unbind(0)
 
 
+# On the CPU the result and the log-sum-exp of each token are kept for the backward: C + heads values a token, against
+# the 2 T C multiplications of computing them again. CUDA computes again: there a multiplication costs less than a byte.
+
+
+def _cpu(z, gamma, beta, num_heads):
+    batch, tokens, width = z.shape
+    y = z.new_empty(z.shape)
+    _rows.forward(_rows.packed(z.reshape(-1, width)), gamma, beta, False, y.view(-1, width))
+    out, lse = _ATEN._scaled_dot_product_flash_attention_for_cpu(*_heads(y, num_heads))
+    return out.transpose(1, 2).reshape(batch, tokens, width // 3), lse.contiguous()
+
+
+def _cpu_backward(grad, z, gamma, beta, out, lse, num_heads):
+    batch, tokens, width = z.shape
+    c = width // 3
+    rows = _rows.packed(z.reshape(-1, width))
+    y, dz = z.new_empty(z.shape), z.new_empty(batch * tokens, width)
+    _rows.forward(rows, gamma, beta, False, y.view(-1, width))
+    grad, out = (t.reshape(batch, tokens, num_heads, -1).transpose(1, 2) for t in (grad, out))
+    grads = _ATEN._scaled_dot_product_flash_attention_for_cpu_backward(
+        grad, *_heads(y, num_heads), out, lse, 0.0, False
+    )
+    sums = []
+    for dy, part, gamma_part, dz_part in zip(grads, rows.split(c, 1), gamma.split(c), dz.split(c, 1), strict=True):
+        sums.append(_rows.backward(dy.transpose(1, 2).reshape(-1, c), part, gamma_part, None, dz_part))
+    d_gamma, d_beta = (torch.cat(parts).to(gamma.dtype) for parts in zip(*sums, strict=True))
+    return dz.view(z.shape), d_gamma, d_beta
+
+
 def _attend(q, k, v):
-    """Mixed values, and what the backward of the device's fused attention needs."""
-    if q.device.type == "cpu":
-        out, lse = _ATEN._scaled_dot_product_flash_attention_for_cpu(q, k, v)
-        return out, (lse,)
-    out, lse, seed, offset = _ATEN._scaled_dot_product_efficient_attention(q, k, v, None, True)
-    return out, (lse, seed, offset)
+    """Mixed values, and what their backward needs."""
+    out, *facts = _ATEN._scaled_dot_product_efficient_attention(q, k, v, None, True)
+    return out, facts
 
 
-def _forward(z, gamma, beta, num_heads):
+def _cuda(z, gamma, beta, num_heads):
     batch, tokens, width = z.shape
-    if not z.numel():  # the fused attention divides by the number of tokens
-        return z.new_empty((batch, tokens, width // 3))
-    out, _ = _attend(*_heads(_adapted(z, gamma, beta), num_heads))
-    return out.transpose(1, 2).reshape(batch, tokens, width // 3)
+    out, _ = _attend(*_heads(torch.addcmul(beta, z, gamma), num_heads))
+    return out.transpose(1, 2).reshape(batch, tokens, width // 3), z.new_empty(0)
 
 
-def _backward(grad, z, gamma, beta, num_heads):
+def _cuda_backward(grad, z, gamma, beta, _out, _lse, num_heads):
     batch, tokens, width = z.shape
-    if not z.numel():
-        return z.new_empty(z.shape), gamma.new_zeros(gamma.shape), beta.new_zeros(beta.shape)
-    q, k, v = _heads(_adapted(z, gamma, beta), num_heads)
+    q, k, v = _heads(torch.addcmul(beta, z, gamma), num_heads)
     out, facts = _attend(q, k, v)
     grad = grad.view(batch, tokens, num_heads, -1).transpose(1, 2)
-    if z.device.type == "cpu":
-        grads = _ATEN._scaled_dot_product_flash_attention_for_cpu_backward(grad, q, k, v, out, *facts, 0.0, False)
-    else:
-        lse, seed, offset = facts
-        grads = _ATEN._scaled_dot_product_efficient_attention_backward(
-            grad, q, k, v, None, out, lse, seed, offset, 0.0, [True, True, True, False]
-        )[:3]
+    grads = _ATEN._scaled_dot_product_efficient_attention_backward(
+        grad, q, k, v, None, out, *facts, 0.0, [True, True, True, False]
+    )[:3]
     dy = torch.stack(grads).permute(1, 3, 0, 2, 4).reshape(batch * tokens, width)
     dz, d_gamma, d_beta = torch.ops.pointpeft.scale_shift_backward(dy, z.reshape(-1, width), gamma)
     return dz.view(z.shape), d_gamma, d_beta
 
 
 def _fake(z, gamma, beta, num_heads):
-    return z.new_empty((z.shape[0], z.shape[1], z.shape[2] // 3))
+    batch, tokens, width = z.shape
+    wide = torch.float64 if z.dtype == torch.float64 else torch.float32
+    kept = z.new_empty(0) if z.device.type == "cuda" else z.new_empty((batch, num_heads, tokens), dtype=wide)
+    return z.new_empty((batch, tokens, width // 3)), kept
 
 
-def _fake_backward(grad, z, gamma, beta, num_heads):
+def _fake_backward(grad, z, gamma, beta, out, lse, num_heads):
     return z.new_empty(z.shape), gamma.new_empty(gamma.shape), gamma.new_empty(gamma.shape)
 
 
 _op = _library.define(
-    "scale_shift_attention(Tensor z, Tensor gamma, Tensor beta, int num_heads) -> Tensor",
-    cpu=_forward,
-    cuda=_forward,
+    "scale_shift_attention(Tensor z, Tensor gamma, Tensor beta, int num_heads) -> (Tensor, Tensor)",
+    cpu=_cpu,
+    cuda=_cuda,
     fake=_fake,
 )
 _backward_op = _library.define(
-    "scale_shift_attention_backward(Tensor grad, Tensor z, Tensor gamma, Tensor beta, int num_heads) "
-    "-> (Tensor, Tensor, Tensor)",
-    cpu=_backward,
-    cuda=_backward,
+    "scale_shift_attention_backward(Tensor grad, Tensor z, Tensor gamma, Tensor beta, Tensor? out, Tensor lse, "
+    "int num_heads) -> (Tensor, Tensor, Tensor)",
+    cpu=_cpu_backward,
+    cuda=_cuda_backward,
     fake=_fake_backward,
 )
 
 
 class _ScaleShiftAttention(torch.autograd.Function):
-    """Keeps z, γ and β."""
+    """Keeps z, γ and β; on the CPU also the result and its log-sum-exp."""
 
     @staticmethod
     def forward(ctx, z, gamma, beta, num_heads):
-        ctx.save_for_backward(z, gamma, beta)
+        out, lse = _op(z, gamma, beta, num_heads)
+        ctx.save_for_backward(z, gamma, beta, None if z.device.type == "cuda" else out, lse)
         ctx.num_heads = num_heads
-        return _op(z, gamma, beta, num_heads)
+        return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -98,7 +120,7 @@ class _ScaleShiftAttention(torch.autograd.Function):
 def scale_shift_attention(z: Tensor, gamma: Tensor, beta: Tensor, num_heads: int) -> Tensor:
     """Multi-head self-attention over tokens of [q, k, v] = γ ⊙ z + β, differentiable in z, γ and β.
 
-    For the backward z alone is kept; the attention is computed again: 2 T C multiplications per token.
+    For the backward z is kept, and on the CPU the result; CUDA computes the attention again.
 
     Args:
         z: Output of the map to queries, keys and values; under autocast all three are cast to its type. [B, T, 3C]
@@ -128,7 +150,7 @@ def scale_shift_attention(z: Tensor, gamma: Tensor, beta: Tensor, num_heads: int
         return scale_shift_attention_reference(z, gamma, beta, num_heads)
     if torch.is_grad_enabled() and (z.requires_grad or gamma.requires_grad or beta.requires_grad):
         return _ScaleShiftAttention.apply(z, gamma, beta, num_heads)
-    return _op(z, gamma, beta, num_heads)
+    return _op(z, gamma, beta, num_heads)[0]
 
 
 def scale_shift_attention_reference(z: Tensor, gamma: Tensor, beta: Tensor, num_heads: int) -> Tensor:

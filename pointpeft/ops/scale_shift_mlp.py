@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pointpeft.ops import _check, _library, _rows
+from pointpeft.ops import _check, _library, _matmul, _rows
 
+KEPT_SHARE = 0.0  # CPU: of the rows, whose first map's output is kept for the backward: 0.25 are as many bytes as x
 ROWS_PER_CHUNK = 512  # CPU: rows whose hidden layer (3 MB in float32 at the published size) stays in cache
 
 _ATEN = torch.ops.aten
 
 
-def _forward(x, w1, b1, gamma1, beta1, w2, b2, gamma2, beta2):
+def _cuda(x, w1, b1, gamma1, beta1, w2, b2, gamma2, beta2, _keep):
     # γ and β of the first map go into its weight: cheaper than a pass over the hidden layer for more than C tokens.
     w1, b1 = w1 * gamma1[:, None], torch.addcmul(beta1, b1, gamma1)
     z = torch.mm(_ATEN.gelu_(torch.addmm(b1, x, w1.t())), w2.t())
-    return torch.addcmul(torch.addcmul(beta2, b2, gamma2), z, gamma2), z
+    return torch.addcmul(torch.addcmul(beta2, b2, gamma2), z, gamma2), z, x.new_empty(0, w1.shape[0])
 
 
-def _backward(grad, x, z, w1, b1, gamma1, beta1, w2, b2, gamma2):
+def _cuda_backward(grad, x, z, _kept, w1, b1, gamma1, beta1, w2, b2, gamma2):
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     d_beta2 = grad.sum(0, dtype=wide)
     d_gamma2 = torch.addcmul((grad * z).sum(0, dtype=wide), d_beta2, b2)
@@ -33,75 +36,83 @@ def _backward(grad, x, z, w1, b1, gamma1, beta1, w2, b2, gamma2):
 
 
 # z is kept without its bias: γ2 b2 goes into β2, and what it adds to the gradient of γ2 follows from that of β2. On the
-# CPU the first map is treated likewise, so that the products write without reading.
+# CPU the first map is treated likewise, so that the products have no bias to add.
 
 
-def _cpu(x, w1, b1, gamma1, beta1, w2, b2, gamma2, beta2):
-    x = _rows.packed(x)
+def _chunks(n: int, kept: int) -> list[tuple[int, int]]:
+    """First row and row behind the last of each chunk; those of the first `kept` rows end there."""
+    bounds = [*range(0, kept, ROWS_PER_CHUNK), *range(kept, n, ROWS_PER_CHUNK), n]
+    return list(pairwise(bounds))
+
+
+def _cpu(x, w1, b1, gamma1, beta1, w2, b2, gamma2, beta2, keep):
+    x = x.contiguous()
+    n, (h, c) = x.shape[0], w1.shape
     shift1, shift2 = torch.addcmul(beta1, b1, gamma1), torch.addcmul(beta2, b2, gamma2)
-    z = x.new_empty(x.shape[0], w2.shape[0])
-    y = torch.empty_like(z)
-    hidden = x.new_empty(min(ROWS_PER_CHUNK, x.shape[0]), w1.shape[0])
-    for part, z_part, y_part in zip(*(t.split(ROWS_PER_CHUNK) for t in (x, z, y)), strict=True):
-        h = hidden[: part.shape[0]]
-        torch.mm(part, w1.t(), out=h)
-        _rows.forward(h, gamma1, shift1, True, h)
-        torch.mm(h, w2.t(), out=z_part)
-        _rows.forward(z_part, gamma2, shift2, False, y_part)
-    return y, z
+    y, z, kept = x.new_empty(n, c), x.new_empty(n, c), x.new_empty(keep, h)
+    for begin, end in _chunks(n, keep):
+        t = _matmul.linear(x[begin:end], w1)
+        if end <= keep:
+            kept[begin:end] = t
+        _rows.forward(t, gamma1, shift1, True, t)
+        z[begin:end] = _matmul.linear(t, w2)
+        _rows.forward(z[begin:end], gamma2, shift2, False, y[begin:end])
+    return y, z, kept
 
 
-def _cpu_backward(grad, x, z, w1, b1, gamma1, beta1, w2, b2, gamma2):
-    x, grad = _rows.packed(x), _rows.packed(grad)
+def _cpu_backward(grad, x, z, kept, w1, b1, gamma1, beta1, w2, b2, gamma2):
+    x, grad = x.contiguous(), _rows.packed(grad)
+    n, c, keep = *x.shape, kept.shape[0]
     shift1 = torch.addcmul(beta1, b1, gamma1)
-    dz, dx = torch.empty_like(z), x.new_empty(x.shape)
-    d_gamma2, d_beta2 = _rows.backward(grad, z, gamma2, None, dz)
-    d_gamma1, d_beta1 = (d_beta2.new_zeros(gamma1.shape) for _ in range(2))
-    t, dy = (x.new_empty(min(ROWS_PER_CHUNK, x.shape[0]), w1.shape[0]) for _ in range(2))
-    for part, dz_part, out in zip(*(t.split(ROWS_PER_CHUNK) for t in (x, dz, dx)), strict=True):
-        t, dy = t[: part.shape[0]], dy[: part.shape[0]]
-        torch.mm(part, w1.t(), out=t)  # computed again
-        torch.mm(dz_part, w2, out=dy)
-        part_gamma, part_beta = _rows.backward(dy, t, gamma1, shift1, dy)
-        d_gamma1 += part_gamma
-        d_beta1 += part_beta
-        torch.mm(dy, w1, out=out)
-    d_gamma1.addcmul_(b1, d_beta1)
-    d_gamma2.addcmul_(b2, d_beta2)
-    return dx, *(d.to(x.dtype) for d in (d_gamma1, d_beta1, d_gamma2, d_beta2))
+    dz, dx = x.new_empty(min(ROWS_PER_CHUNK, n), c), x.new_empty(n, c)
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    sums = [x.new_zeros(t.shape, dtype=wide) for t in (gamma1, gamma1, gamma2, gamma2)]
+    for begin, end in _chunks(n, keep):
+        t = kept[begin:end] if end <= keep else _matmul.linear(x[begin:end], w1)
+        second = _rows.backward(grad[begin:end], z[begin:end], gamma2, None, dz[: end - begin])
+        dy = _matmul.linear(dz[: end - begin], w2.t())
+        first = _rows.backward(dy, t, gamma1, shift1, dy)
+        dx[begin:end] = _matmul.linear(dy, w1.t())
+        for total, part in zip(sums, (*first, *second), strict=True):
+            total += part
+    sums[0].addcmul_(b1, sums[1])
+    sums[2].addcmul_(b2, sums[3])
+    return dx, *(total.to(x.dtype) for total in sums)
 
 
-def _fake(x, w1, b1, gamma1, beta1, w2, b2, gamma2, beta2):
-    return tuple(x.new_empty((x.shape[0], w2.shape[0])) for _ in range(2))
+def _fake(x, w1, b1, gamma1, beta1, w2, b2, gamma2, beta2, keep):
+    n, h, c = x.shape[0], *w1.shape
+    return x.new_empty((n, c)), x.new_empty((n, c)), x.new_empty((keep, h))
 
 
-def _fake_backward(grad, x, z, w1, b1, gamma1, beta1, w2, b2, gamma2):
+def _fake_backward(grad, x, z, kept, w1, b1, gamma1, beta1, w2, b2, gamma2):
     return x.new_empty(x.shape), *(x.new_empty(t.shape) for t in (gamma1, beta1, gamma2, gamma2))
 
 
 _op = _library.define(
     "scale_shift_mlp(Tensor x, Tensor w1, Tensor b1, Tensor gamma1, Tensor beta1, Tensor w2, Tensor b2, "
-    "Tensor gamma2, Tensor beta2) -> (Tensor, Tensor)",
+    "Tensor gamma2, Tensor beta2, SymInt keep) -> (Tensor, Tensor, Tensor)",
     cpu=_cpu,
-    cuda=_forward,
+    cuda=_cuda,
     fake=_fake,
 )
 _backward_op = _library.define(
-    "scale_shift_mlp_backward(Tensor grad, Tensor x, Tensor z, Tensor w1, Tensor b1, Tensor gamma1, Tensor beta1, "
-    "Tensor w2, Tensor b2, Tensor gamma2) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "scale_shift_mlp_backward(Tensor grad, Tensor x, Tensor z, Tensor kept, Tensor w1, Tensor b1, Tensor gamma1, "
+    "Tensor beta1, Tensor w2, Tensor b2, Tensor gamma2) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     cpu=_cpu_backward,
-    cuda=_backward,
+    cuda=_cuda_backward,
     fake=_fake_backward,
 )
 
 
 class _ScaleShiftMlp(torch.autograd.Function):
-    """Keeps x, the second map's output and the weights."""
+    """Keeps x, the second map's output and the weights; on the CPU also a share of the first map's output."""
 
     @staticmethod
     def forward(ctx, x, w1, b1, gamma1, beta1, w2, b2, gamma2, beta2):
-        y, z = _op(x, w1, b1, gamma1, beta1, w2, b2, gamma2, beta2)
-        ctx.save_for_backward(x, z, w1, b1, gamma1, beta1, w2, b2, gamma2)
+        keep = 0 if x.device.type == "cuda" else int(KEPT_SHARE * x.shape[0])
+        y, z, kept = _op(x, w1, b1, gamma1, beta1, w2, b2, gamma2, beta2, keep)
+        ctx.save_for_backward(x, z, kept, w1, b1, gamma1, beta1, w2, b2, gamma2)
         return y
 
     @staticmethod
@@ -125,7 +136,7 @@ def scale_shift_mlp(
     """An MLP whose maps are adapted: y = γ2 ⊙ (W2 GELU(γ1 ⊙ (W1 x + b1) + β1) + b2) + β2, with frozen maps.
 
     Differentiable in x, γ and β, not in the maps. For the backward x and the second map's output are kept; the hidden
-    layer, four times as wide, is computed again.
+    layer, four times as wide, is computed again, on the CPU all but `KEPT_SHARE` of it.
 
     Args:
         x: Any strides; under autocast all tensors are cast to its type. [..., C]
@@ -162,7 +173,7 @@ def scale_shift_mlp(
     rows = x.reshape(-1, c)
     if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *weights)):
         return _ScaleShiftMlp.apply(rows, *weights).view(x.shape)
-    return _op(rows, *weights)[0].view(x.shape)
+    return _op(rows, *weights, 0)[0].view(x.shape)
 
 
 def scale_shift_mlp_reference(

@@ -46,6 +46,21 @@ def test_chunks_do_not_matter(generator, monkeypatch):
     fused.assert_all_close(fused.results(scale_shift_mlp, inputs, grad, TRAINED), whole, torch.float64)
 
 
+@pytest.mark.parametrize("share", [0, 0.3, 1])
+def test_how_much_is_kept_does_not_matter(share, generator, monkeypatch):
+    inputs, grad = case(SIZES[3], generator)
+    expected = fused.results(scale_shift_mlp_reference, inputs, grad, TRAINED)
+    monkeypatch.setattr(module, "ROWS_PER_CHUNK", 37)
+    monkeypatch.setattr(module, "KEPT_SHARE", share)
+    fused.assert_all_close(fused.results(scale_shift_mlp, inputs, grad, TRAINED), expected, torch.float64)
+    (rows, c), h = inputs[0].shape, inputs[1].shape[0]
+
+    def frozen_maps(*inputs):
+        return scale_shift_mlp(*(t if i in TRAINED else t.detach() for i, t in enumerate(inputs)))
+
+    assert fused.kept_bytes(frozen_maps, inputs) == 4 * (rows * c + int(share * rows) * h)
+
+
 def test_strides_and_offsets_do_not_matter(device, generator):
     fused.assert_strides_do_not_matter(scale_shift_mlp, *case(SIZES[2], generator), device, TRAINED)
 
@@ -54,8 +69,11 @@ def test_opcheck(device, generator):
     inputs, grad = case(SIZES[1], generator)
     x, w1, b1, g1, s1, w2, b2, g2, s2 = (t.to(device, torch.float32) for t in inputs)
     grad = grad.to(device, torch.float32)
-    torch.library.opcheck(torch.ops.pointpeft.scale_shift_mlp, (x, w1, b1, g1, s1, w2, b2, g2, s2))
-    torch.library.opcheck(torch.ops.pointpeft.scale_shift_mlp_backward, (grad, x, x, w1, b1, g1, s1, w2, b2, g2))
+    keep = 0 if device.type == "cuda" else 2
+    args = (x, w1, b1, g1, s1, w2, b2, g2, s2, keep)
+    torch.library.opcheck(torch.ops.pointpeft.scale_shift_mlp, args)
+    _, z, kept = torch.ops.pointpeft.scale_shift_mlp(*args)
+    torch.library.opcheck(torch.ops.pointpeft.scale_shift_mlp_backward, (grad, x, z, kept, w1, b1, g1, s1, w2, b2, g2))
 
 
 def test_compiles_with_its_backward_without_graph_breaks(device, generator):

@@ -1,0 +1,72 @@
+import re
+
+import pytest
+import torch
+
+from pointpeft.ops import _matmul, frozen_linear, frozen_linear_reference
+from tests.ops import fused
+
+# leading sizes and C, O; the last is worth the other matrix library
+SIZES = [((1, 1), 1), ((3, 7), 5), ((2, 40, 33), 70), ((2, 300, 96), 130)]
+
+
+def case(size, generator, bias=True):
+    """x, weight and bias, and a gradient for the result."""
+    lead, o = size
+    x, weight = fused.draw(generator, *lead), fused.draw(generator, o, lead[-1], fan=lead[-1])
+    return [x, weight, *([fused.draw(generator, o)] if bias else [])], fused.draw(generator, *lead[:-1], o)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("dtype", fused.TOLERANCE)
+@pytest.mark.parametrize("bias", [True, False])
+def test_result_and_gradient_equal_the_reference(size, dtype, bias, device, generator):
+    pair = (frozen_linear, frozen_linear_reference)
+    fused.assert_equals_reference(*pair, *case(size, generator, bias), dtype, device, [0])
+
+
+def test_gradients_are_those_of_finite_differences(generator):
+    (x, weight, bias), _ = case(SIZES[1], generator)
+    assert torch.autograd.gradcheck(lambda x: frozen_linear(x, weight, bias), [x.requires_grad_()])
+
+
+def test_strides_and_offsets_do_not_matter(device, generator):
+    fused.assert_strides_do_not_matter(frozen_linear, *case(SIZES[3], generator), device, [0])
+
+
+@pytest.mark.parametrize("kind", ["whole", "transposed", "columns", "rows"])
+def test_any_layout_of_the_weight_goes_to_either_library(kind, generator, monkeypatch):
+    x, big = torch.randn(400, 96, generator=generator), torch.randn(260, 260, generator=generator)
+    weight = {"whole": big[:130, :96].contiguous(), "transposed": big[:96, :130].t()}
+    weight = {**weight, "columns": big[:130, 7:103], "rows": big.contiguous()[::2, :96]}[kind]
+    expected = x.double() @ weight.double().t()
+    for least in (0, 2**62):
+        monkeypatch.setattr(_matmul, "_LEAST", least)
+        assert (_matmul.linear(x, weight) - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+def test_opcheck(device, generator):
+    (x, weight, bias), _ = case(SIZES[1], generator)
+    x, weight, bias = (t.to(device, torch.float32) for t in (x, weight, bias))
+    torch.library.opcheck(torch.ops.pointpeft.frozen_linear, (x, weight, bias))
+    torch.library.opcheck(torch.ops.pointpeft.frozen_linear, (x, weight, None))
+
+
+def test_compiles_with_its_backward_without_graph_breaks(device, generator):
+    fused.assert_compiles(frozen_linear, *case(SIZES[2], generator), device, [0])
+
+
+@pytest.mark.parametrize(
+    ("index", "value", "message"),
+    [
+        (0, torch.zeros(3, 7, dtype=torch.int64), "x must be float32"),
+        (1, torch.zeros(5, 6), "weight must have shape (5, 7), got (5, 6)"),
+        (1, torch.zeros(5, 7, requires_grad=True), "weight must be frozen, but it requires a gradient"),
+        (2, torch.zeros(5, dtype=torch.float64), "bias is torch.float64, but x is torch.float32"),
+    ],
+)
+def test_bad_input_names_the_argument(index, value, message, generator):
+    inputs = [t.float() for t in case(SIZES[1], generator)[0]]
+    inputs[index] = value
+    with pytest.raises(ValueError, match=re.escape(message)):
+        frozen_linear(*inputs)
