@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import re
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+# A .pth file that unpacks to more than so many times its size is made to fill the memory.
+MOST_GROWTH = 20
 # Where published files keep their tensors among optimiser state and metrics.
 CONTAINERS = ("base_model", "state_dict", "model", "model_state_dict")
 
@@ -32,6 +35,11 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
                 return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})
         except SafetensorError as error:
             raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            size, have = sum(entry.file_size for entry in archive.infolist()), path.stat().st_size
+        if size > MOST_GROWTH * have:  # torch does not compress
+            raise ValueError(f"{path} is refused: it would unpack to {size} bytes, {size // have} times its size")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can ask for anything: IndexError, KeyError, ...
@@ -87,7 +95,11 @@ def _digest(file: Any) -> str:  # Python 3.10
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Calls `write` with a temporary name beside `path`, makes it durable and renames it."""
+    """Calls `write` with a temporary name beside `path`, makes it durable and renames it.
+
+    Raises:
+        OSError: The disk is full, the folder cannot be written to, and the like; names `path`, which stays as it was.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write(temporary)
@@ -97,8 +109,24 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)  # safetensors writes files that others may not read
         os.replace(temporary, path)
+    except Exception as error:
+        cause = _os_error(error)
+        if cause is None:
+            raise
+        raise OSError(cause.errno, f"cannot be written, {cause.strerror}", str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _os_error(error: BaseException | None) -> OSError | None:
+    """The system's error among those that led to `error`: a library may cover it with its own."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno is not None:
+            return error
+        if told := re.search(r"\(os error (\d+)\)", str(error)):  # as safetensors tells it
+            return OSError(int(told[1]), os.strerror(int(told[1])))
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pointpeft.data.bounds import require_h5
 from pointpeft.data.dataset import DataError
 
 
@@ -27,6 +28,7 @@ def read_h5(path: Path, num_classes: int) -> tuple[Tensor, Tensor, list[str]]:
         raise DataError(f"{path}: no such file")
     try:
         with h5py.File(path, "r") as file:
+            require_h5(path, file)
             missing = [key for key in ("data", "label") if not isinstance(file.get(key), h5py.Dataset)]
             if missing:
                 raise DataError(f"has no {' and no '.join(missing)}, only {', '.join(file) or 'nothing'}")

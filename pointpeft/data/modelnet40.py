@@ -131,9 +131,15 @@ def read_cache(path: Path, num_classes: int) -> tuple[list[Tensor], Tensor]:
     points = []
     for i, cloud in enumerate(clouds):
         try:
+            if not hasattr(cloud, "__array__"):  # lists that hold one another unfold to any size
+                raise DataError(f"must be an array of numbers, got {type(cloud).__name__}")
             points.append(torch.from_numpy(coordinates(np.asarray(cloud)).astype(np.float32)))
         except DataError as error:
             raise DataError(f"{path}: cloud {i}: {error}") from None
+    if any(
+        isinstance(label, list | tuple) and (len(label) != 1 or isinstance(label[0], list | tuple)) for label in labels
+    ):
+        raise DataError(f"{path}: every label must be one whole number")
     numbers = [np.asarray(label) for label in labels]
     if any(number.dtype.kind not in "iu" or number.size != 1 for number in numbers):
         raise DataError(f"{path}: every label must be one whole number")

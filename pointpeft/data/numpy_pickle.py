@@ -66,7 +66,14 @@ def _scalar(kind: Any, content: Any) -> Any:
     return _values(content, kind, (), "C")[()]
 
 
-_STANDS_FOR = {("numpy", "ndarray"): _Array, ("numpy", "dtype"): _Kind}
+def _bytes(text: Any, encoding: Any) -> bytes:
+    """Stands for `_codecs.encode`, by which Python 3 writes bytes in protocols 0 to 2."""
+    if not isinstance(text, str) or encoding != "latin1":
+        raise DataError("refused: it asks for an encoding that an array of numbers does not need")
+    return text.encode("latin1")
+
+
+_STANDS_FOR = {("numpy", "ndarray"): _Array, ("numpy", "dtype"): _Kind, ("_codecs", "encode"): _bytes}
 for _core in ("numpy.core", "numpy._core"):  # as NumPy 1 and NumPy 2 write it
     _STANDS_FOR[_core + ".multiarray", "_reconstruct"] = _Array
     _STANDS_FOR[_core + ".multiarray", "scalar"] = _scalar

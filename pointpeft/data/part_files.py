@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pointpeft.data.bounds import require_h5, require_zip
 from pointpeft.data.dataset import DataError
 from pointpeft.data.folder import SEED, TEST_FRACTION
 from pointpeft.data.segments import SegmentDataset
@@ -155,9 +156,11 @@ def _read(path: Path) -> _File:
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:
     if path.suffix.lower() == ".npz":
+        require_zip(path)
         with np.load(path, allow_pickle=False) as file:
             return {key: file[key] for key in file.files}
     with h5py.File(path, "r") as file:
+        require_h5(path, file)
         return {key: item[()] for key, item in file.items() if isinstance(item, h5py.Dataset)}
 
 

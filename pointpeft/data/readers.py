@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pointpeft.data.bounds import require_zip
 from pointpeft.data.dataset import DataError
 from pointpeft.data.las import read_las
 from pointpeft.data.meshes import Mesh, read_off, read_ply, read_surface, sample_surface
@@ -117,6 +118,7 @@ def _read_npy(path: Path) -> np.ndarray:
 def _read_npz(path: Path) -> np.ndarray:
     if not zipfile.is_zipfile(path):
         raise DataError("is not a .npz file")
+    require_zip(path)
     with np.load(path, allow_pickle=False) as file:
         key = next((key for key in _KEYS if key in file.files), None)
         if key is None and len(file.files) != 1:

@@ -1,6 +1,7 @@
 """What a run leaves on disk, written so that a kill at any moment leaves either the old file or the new one."""
 
 import csv
+import hashlib
 import io
 import json
 from dataclasses import asdict, fields
@@ -9,10 +10,11 @@ from typing import Any, TypeVar
 
 import torch
 
-from pointpeft.checkpoints.files import write_atomically, write_json
+from pointpeft.checkpoints.files import sha256, write_atomically, write_json
 
 Config = TypeVar("Config")
 CHECKPOINT = "checkpoint.pt"
+_SEAL = b"sha256:"
 
 
 def write_text(path: Path, text: str) -> None:
@@ -80,15 +82,30 @@ class RunFolder:
         return kind(**entries)
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
-        """Replaces the checkpoint: tensors and plain values alone, so that it loads without unpickling code."""
+        """Replaces the checkpoint: tensors and plain values alone, so that it loads without unpickling code.
+
+        Behind them stands their SHA-256, which `torch.load` passes over.
+        """
         if self.main:
-            write_atomically(self.path / CHECKPOINT, lambda temporary: torch.save(state, temporary))
+            write_atomically(self.path / CHECKPOINT, lambda temporary: _write_sealed(temporary, state))
 
     def load_checkpoint(self, device: torch.device) -> dict[str, Any] | None:
-        """The last checkpoint, or None when the run was stopped before its first."""
+        """The last checkpoint, or None when the run was stopped before its first.
+
+        Raises:
+            ValueError: It is cut off, or not as it was written.
+        """
+        if self.main:  # what a killed process left half-written
+            for rest in self.path.glob(".*.tmp"):
+                rest.unlink(missing_ok=True)
         path = self.path / CHECKPOINT
         if not path.exists():
             return None
+        if not _seal_holds(path):
+            raise ValueError(
+                f"{path} is damaged: its content and its checksum differ. Put a copy back, or remove it to start the "
+                "run again from its first epoch"
+            )
         return torch.load(path, map_location=device, weights_only=True)
 
     def log(self, history: list[dict[str, float]]) -> None:
@@ -122,6 +139,27 @@ class RunFolder:
         if self._board is not None:
             self._board.close()
             self._board = None
+
+
+def _write_sealed(path: Path, state: dict[str, Any]) -> None:
+    with open(path, "wb") as file:  # opened here, so that a full disk is the system's error, not the library's
+        torch.save(state, file)
+    seal = _SEAL + sha256(path).encode()
+    with open(path, "ab") as file:
+        file.write(seal)
+
+
+def _seal_holds(path: Path) -> bool:
+    """Whether the file ends in the checksum of what stands before it."""
+    length = path.stat().st_size - len(_SEAL) - 64
+    if length < 0:
+        return False
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while length and (part := file.read(min(length, 1 << 20))):
+            digest.update(part)
+            length -= len(part)
+        return file.read() == _SEAL + digest.hexdigest().encode()
 
 
 def read_json(path: Path, missing: str) -> dict[str, Any]:

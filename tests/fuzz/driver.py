@@ -28,7 +28,7 @@ def main(module: str, about: str, case: Callable[[int, int], tuple[str, str]], m
         about: One line of meaning.
         case: Runs case number n of a seed; gives its group and its outcome, or raises what is a failure.
         memory: Bytes of address space a worker may take beyond what it has at its start.
-        patience: Seconds a case may take.
+        patience: Seconds of processor time a case may take.
     """
     parser = argparse.ArgumentParser(prog=f"python -m {module}", description=about)
     parser.add_argument("--seconds", type=float, help="stop after so long")
@@ -93,6 +93,10 @@ def run(
     failures: list[dict[str, Any]] = []
     number = first
 
+    def failed(**what: Any) -> None:
+        failures.append({"seed": seed, **what})
+        print(json.dumps(failures[-1]), file=sys.stderr, flush=True)  # a long run is watched
+
     def over() -> bool:
         return (stop is not None and number >= stop) or (until is not None and time.monotonic() >= until)
 
@@ -104,14 +108,14 @@ def run(
                 slow = patience
                 if line is None:
                     why = worker.end()
-                    failures.append({"case": number, "seed": seed, "why": why})
+                    failed(case=number, why=why)
                     counts["hang" if "no answer" in why else "crash"] += 1
                     number += 1
                     break
                 counts[line["outcome"]] += 1
                 groups.setdefault(line["group"], Counter())[line["outcome"]] += 1
                 if line["outcome"] == FAILED:
-                    failures.append({"case": line["case"], "seed": seed, "group": line["group"], "why": line["why"]})
+                    failed(case=line["case"], group=line["group"], why=line["why"])
                 number = line["case"] + 1
     return {
         "what": module,
@@ -145,18 +149,27 @@ class _Worker:
         os.close(self.errors)
 
     def line(self, patience: float) -> dict[str, Any] | None:
-        """The next line, or None where the process has ended or says nothing for so many seconds."""
-        until = time.monotonic() + patience
+        """The next line, or None where the process has ended, or works for so many seconds without one.
+
+        Its own time counts, not the clock's: a busy machine is no hang. A process that sleeps has ten times as long.
+        """
+        until, most = time.monotonic() + 10 * patience, self.busy() + patience
         while b"\n" not in self.buffer:
-            left = until - time.monotonic()
-            if left <= 0 or not select.select([self.process.stdout], [], [], left)[0]:
-                return None
+            if not select.select([self.process.stdout], [], [], 0.5)[0]:
+                if time.monotonic() > until or self.busy() > most:
+                    return None
+                continue
             part = os.read(self.process.stdout.fileno(), 1 << 16)
             if not part:
                 return None
             self.buffer += part
         line, _, self.buffer = self.buffer.partition(b"\n")
         return json.loads(line)
+
+    def busy(self) -> float:
+        """Seconds of processor time so far."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def end(self) -> str:
         """Why there is no line: a signal, an exit, or silence; with the end of what it wrote to standard error."""

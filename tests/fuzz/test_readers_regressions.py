@@ -9,6 +9,13 @@ import torch
 from pointpeft.data import DataError, load_dataset, read_points
 from tests.data.test_readers import cloud, write_las
 from tests.fuzz.files import write_csv
+from tests.fuzz.readers import originals, verdict
+
+
+def test_every_file_is_valid_before_it_is_damaged():
+    # Arrays in pickles of protocol 2 were refused.
+    _, files, _ = originals()
+    assert {name: verdict(path) for name, path in files.items()} == dict.fromkeys(files, "read")
 
 
 def patched(path, form, at, *values):

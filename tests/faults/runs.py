@@ -1,0 +1,145 @@
+"""Training runs in processes that can be hurt, forked from one that has everything imported: a run is a second."""
+
+import contextlib
+import io
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from pointpeft.cli.main import main as command_line
+from tests.training.conftest import TINY, TINY_MODEL
+
+EPOCHS = 8
+OPTIONS = [
+    *(f"--set={pair}" for pair in TINY_MODEL),
+    *(f"--{name.replace('_', '-')}={value}" for name, value in {**TINY, "epochs": EPOCHS}.items()),
+    *("--checkpoint=none", "--device=cpu", "--no-probe", "--quiet"),
+]
+
+
+class Child:
+    """`pointpeft ARGUMENTS` in a forked process.
+
+    Args:
+        arguments: Of the command line.
+        prepare: Called in the child before the command: limits, another user, sabotage.
+    """
+
+    def __init__(self, arguments: list[str], prepare: Callable[[], None] = lambda: None) -> None:
+        self.said = os.memfd_create("said")
+        self.started = time.monotonic()
+        self.pid = os.fork()
+        if self.pid == 0:
+            code = 70
+            try:
+                signal.signal(signal.SIGINT, signal.default_int_handler)
+                os.dup2(self.said, 1)
+                os.dup2(self.said, 2)
+                prepare()
+                code = command_line(arguments)
+            except SystemExit as end:
+                code = end.code if isinstance(end.code, int) else 71
+            except BaseException as error:
+                os.write(2, f"escaped: {type(error).__name__}: {error}\n".encode())
+            finally:
+                with contextlib.suppress(Exception):
+                    import sys
+
+                    sys.stdout.flush()
+                    sys.stderr.flush()
+                os._exit(code)
+
+    def wait(self, seconds: float = 240.0) -> int:
+        """Its exit code, or minus the signal that ended it.
+
+        Raises:
+            TimeoutError: It does not end.
+        """
+        until = time.monotonic() + seconds
+        while True:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                return os.waitstatus_to_exitcode(status)
+            if time.monotonic() > until:
+                os.kill(self.pid, signal.SIGKILL)
+                os.waitpid(self.pid, 0)
+                raise TimeoutError(f"a run did not end: {self.output()[-2000:]}")
+            time.sleep(0.002)
+
+    def kill(self, number: int) -> None:
+        """Sends a signal, where the process still is."""
+        os.kill(self.pid, number)
+
+    def output(self) -> str:
+        """What it wrote to standard output and standard error."""
+        return os.pread(self.said, 1 << 20, 0).decode(errors="replace")
+
+    def close(self) -> None:
+        os.close(self.said)
+
+
+def run(arguments: list[str], prepare: Callable[[], None] = lambda: None) -> tuple[int, str, float]:
+    """Runs to the end; gives the exit code, the output and the seconds."""
+    child = Child(arguments, prepare)
+    code, said = child.wait(), child.output()
+    child.close()
+    return code, said, time.monotonic() - child.started
+
+
+def sound(folder: Path) -> list[str]:
+    """What is wrong with a run folder that was left at any moment; every file is whole or not there."""
+    wrong = []
+    for name in ("config.json", "result.json", "adapter/adapter_config.json"):
+        path = folder / name
+        if path.exists():
+            try:
+                json.loads(path.read_text())
+            except ValueError as error:
+                wrong.append(f"{name}: {error}")
+    log = folder / "log.csv"
+    if log.exists():
+        rows = log.read_text().splitlines()
+        if len({row.count(",") for row in rows}) != 1 or not log.read_text().endswith("\n"):
+            wrong.append("log.csv is cut off")
+    checkpoint = folder / "checkpoint.pt"
+    if checkpoint.exists():
+        try:
+            torch.load(checkpoint, weights_only=True)
+        except Exception as error:
+            wrong.append(f"checkpoint.pt: {error}")
+    weights = folder / "adapter" / "adapter_model.safetensors"
+    if weights.exists():
+        try:
+            load_file(weights)
+        except Exception as error:
+            wrong.append(f"adapter: {error}")
+    return wrong
+
+
+def outcome(folder: Path) -> tuple[dict[str, torch.Tensor], object]:
+    """The trained weights and the result of a finished run."""
+    facts = json.loads((folder / "result.json").read_text())
+    return load_file(folder / "adapter" / "adapter_model.safetensors"), [facts[name] for name in ("test", "selection")]
+
+
+def same(first: Path, second: Path) -> str | None:
+    """How two finished runs differ, to the bit."""
+    (a, facts_a), (b, facts_b) = outcome(first), outcome(second)
+    if a.keys() != b.keys():
+        return f"other tensors: {sorted(a.keys() ^ b.keys())}"
+    for name in a:
+        if not torch.equal(a[name], b[name]):
+            return f"{name} differs"
+    return None if facts_a == facts_b else f"other results: {facts_a} and {facts_b}"
+
+
+def quietly(function: Callable[[], object]) -> None:
+    """Calls a function, its output unheard: what is imported and compiled in the parent is there in every child."""
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        function()
