@@ -32,15 +32,16 @@ class Child:
     """
 
     def __init__(self, arguments: list[str], prepare: Callable[[], None] = lambda: None) -> None:
-        self.said = os.memfd_create("said")
+        self.said, says = os.pipe()  # no file: its size would be limited too
+        os.set_blocking(self.said, False)
         self.started = time.monotonic()
         self.pid = os.fork()
         if self.pid == 0:
             code = 70
             try:
                 signal.signal(signal.SIGINT, signal.default_int_handler)
-                os.dup2(self.said, 1)
-                os.dup2(self.said, 2)
+                os.dup2(says, 1)
+                os.dup2(says, 2)
                 prepare()
                 code = command_line(arguments)
             except SystemExit as end:
@@ -54,6 +55,7 @@ class Child:
                     sys.stdout.flush()
                     sys.stderr.flush()
                 os._exit(code)
+        os.close(says)
 
     def wait(self, seconds: float = 240.0) -> int:
         """Its exit code, or minus the signal that ended it.
@@ -77,8 +79,12 @@ class Child:
         os.kill(self.pid, number)
 
     def output(self) -> str:
-        """What it wrote to standard output and standard error."""
-        return os.pread(self.said, 1 << 20, 0).decode(errors="replace")
+        """What it wrote to standard output and standard error, and was not yet asked for."""
+        parts = []
+        with contextlib.suppress(BlockingIOError):
+            while part := os.read(self.said, 1 << 16):
+                parts.append(part)
+        return b"".join(parts).decode(errors="replace")
 
     def close(self) -> None:
         os.close(self.said)
