@@ -79,6 +79,8 @@ class FinetuneConfig:
     """Where to compute; `auto` takes a GPU where there is one."""
     precision: Precision = "float32"
     """`bf16` computes the transformer in bfloat16; weights stay float32."""
+    deterministic: bool = False
+    """Repeat to the bit on CUDA too, at a cost in speed; refused where something cannot. The CPU always does."""
     quirks: Quirks = "none"
     """`published` repeats what published training code does by mistake: in segmentation two steps per batch."""
     output: Annotated[Path | None, arg(metavar="FOLDER")] = None
@@ -132,6 +134,8 @@ class PretrainConfig:
     """Where to compute; `auto` takes a GPU where there is one."""
     precision: Precision = "float32"
     """`bf16` computes the transformer in bfloat16; weights stay float32."""
+    deterministic: bool = False
+    """Repeat to the bit on CUDA too, at a cost in speed; refused where something cannot. The CPU always does."""
     output: Annotated[Path | None, arg(metavar="FOLDER")] = None
     """Run folder; None: `runs/pretrain-BACKBONE`, numbered if it exists."""
     resume: Annotated[Path | None, arg(metavar="RUN")] = None

@@ -16,6 +16,7 @@ from pointpeft.checkpoints.files import write_json
 from pointpeft.data import split_validation
 from pointpeft.data.transforms import named
 from pointpeft.training.config import FinetuneConfig
+from pointpeft.training.determinism import determinism
 from pointpeft.training.inference import Voting
 from pointpeft.training.loop import Recipe, derive_seed, make_accelerator, seed_everything, train
 from pointpeft.training.memory import peak_memory
@@ -55,6 +56,12 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
         config = folder.read_config(FinetuneConfig, "finetune")
     else:
         folder = None
+    with determinism(config.deterministic):
+        return _finetune(accelerator, config, folder)
+
+
+def _finetune(accelerator: Accelerator, config: FinetuneConfig, folder: RunFolder | None) -> FinetuneResult:
+    main = accelerator.is_main_process
     task = create_task(config.task, blocks=config.blocks)
     _check(config, task)
     train_set, test_set = (task.load(config.data, split, config.up_axis) for split in ("train", "test"))

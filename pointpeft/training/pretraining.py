@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from safetensors.torch import save_file
 
 from pointpeft.backbones import create_backbone
@@ -15,6 +16,7 @@ from pointpeft.data import load_dataset
 from pointpeft.data.transforms import named
 from pointpeft.training.clouds import Clouds
 from pointpeft.training.config import PretrainConfig
+from pointpeft.training.determinism import determinism
 from pointpeft.training.loop import Recipe, State, derive_seed, make_accelerator, seed_everything, train
 from pointpeft.training.memory import peak_memory
 from pointpeft.training.models import backbone_options
@@ -56,6 +58,12 @@ def pretrain(config: PretrainConfig) -> PretrainResult:
         if config.data is None:
             raise ValueError("name the clouds to pre-train on: pointpeft pretrain DATA")
         folder = RunFolder.new(config.output, f"pretrain-{config.backbone}", main)
+    with determinism(config.deterministic):
+        return _pretrain(accelerator, config, folder)
+
+
+def _pretrain(accelerator: Accelerator, config: PretrainConfig, folder: RunFolder) -> PretrainResult:
+    main = accelerator.is_main_process
     if config.max_clouds is not None and config.max_clouds < 1:
         raise ValueError(f"max_clouds must be at least 1, got {config.max_clouds}")
     recipe = Recipe(

@@ -1,0 +1,34 @@
+"""Runs that repeat to the bit, or say why they cannot."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+@contextmanager
+def determinism(wanted: bool) -> Iterator[None]:
+    """Inside, PyTorch takes deterministic algorithms alone, where `wanted`.
+
+    The CPU's are so in any case. On CUDA this costs speed: sums over indices are sorted, and matrix products keep to
+    one workspace, which must be known before the first of them.
+
+    Raises:
+        ValueError: Something in the run has no deterministic algorithm; says what.
+    """
+    if not wanted:
+        yield
+        return
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    except RuntimeError as error:
+        if "use_deterministic_algorithms" not in str(error):
+            raise
+        reason = str(error).split(", but you set")[0].rstrip(".")
+        raise ValueError(f"deterministic cannot be kept here: {reason}; run without it") from error
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
