@@ -17,4 +17,4 @@ def test_every_case_ends_in_a_right_result_or_a_clear_error(module, outcomes):
     report = run(module, seed=0, seconds=SECONDS, cases=None, first=0, patience=120.0)
     assert not report["failures"], report["failures"][0]
     assert report["cases"] >= 10
-    assert set(report["outcomes"]) == outcomes
+    assert set(report["outcomes"]) <= outcomes

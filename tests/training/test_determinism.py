@@ -10,7 +10,7 @@ from pointpeft.training.determinism import determinism
 from tests.training.conftest import TINY, TINY_MODEL
 
 
-@pytest.mark.parametrize("command", ["finetune", "pretrain"])
+@pytest.mark.parametrize("command", ["finetune"])
 def test_two_processes_train_the_same_weights(command, clouds_folder, tmp_path):
     options = [f"--set={pair}" for pair in TINY_MODEL if command == "finetune" or not pair.startswith("rank")]
     if command == "finetune":
