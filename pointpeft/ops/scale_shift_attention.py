@@ -146,7 +146,7 @@ def scale_shift_attention(z: Tensor, gamma: Tensor, beta: Tensor, num_heads: int
     for name, tensor in (("gamma", gamma), ("beta", beta)):
         _check.shaped(name, tensor, z.shape[-1:])
         _check.same(name, tensor, "z", z)
-    if _library.use_fused_reference(z):
+    if not z.numel() or _library.use_fused_reference(z):  # the fused attention divides by the number of tokens
         return scale_shift_attention_reference(z, gamma, beta, num_heads)
     if torch.is_grad_enabled() and (z.requires_grad or gamma.requires_grad or beta.requires_grad):
         return _ScaleShiftAttention.apply(z, gamma, beta, num_heads)
