@@ -1,11 +1,62 @@
 """`pointpeft finetune`: from labelled clouds to an adapter and its accuracy."""
 
+import sys
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from pointpeft.cli.table import print_rows
 from pointpeft.training.config import FinetuneConfig
 
-__all__ = ["FinetuneConfig", "run"]
+__all__ = ["FinetuneConfig", "revise", "run"]
+
+
+def revise(command: FinetuneConfig, parse: Callable[..., Any]) -> FinetuneConfig:
+    """The command with the published recipe that it names as its defaults.
+
+    Args:
+        command: As parsed with the usual defaults.
+        parse: Parses the command line again with `default` in their place.
+
+    Raises:
+        ValueError: Both a preset and a file, or one that is not there or cannot be read.
+    """
+    if (command.preset is None and command.config is None) or command.resume is not None:
+        return command
+    if command.preset is not None and command.config is not None:
+        raise ValueError(f"give a preset or a config, got both: {command.preset} and {command.config}")
+    if command.preset is not None:
+        from pointpeft.training.presets import find_preset
+
+        recipe = find_preset(command.preset)
+    else:
+        from pointpeft.training.published_recipe import read_recipe
+
+        recipe = read_recipe(command.config)
+    from pointpeft.training.presets import pairs
+
+    command = parse(default=recipe.config())
+    for note in recipe.notes:
+        print(f"{recipe.name}: {note}", file=sys.stderr)
+    if command.method != recipe.method:  # another method under the same recipe: it has options of its own
+        backbone, method = pairs(recipe.backbone_options), pairs(recipe.method_options)
+        command = replace(command, set=(*backbone, *command.set[len(backbone) + len(method) :]))
+    if recipe.variant is not None and command.task == "classification":
+        command = replace(command, data=_variant(command.data, recipe.variant))
+    return command
+
+
+def _variant(data: str, variant: str) -> str:
+    """The data with the recipe's variant of ScanObjectNN, where it is that and names none."""
+    from pointpeft.data.loading import resolve
+    from pointpeft.data.scanobjectnn import VARIANTS
+
+    if data.startswith("few_shot:"):
+        return data
+    layout, path, _ = resolve(data)
+    if layout != "scanobjectnn" or data.endswith(tuple(f":{name}" for name in VARIANTS)):
+        return data
+    return f"scanobjectnn:{path}:{variant}"
 
 
 def run(command: FinetuneConfig) -> int:

@@ -22,6 +22,7 @@ COMMANDS = {
     "convert": ("pointpeft.cli.convert", "Convert"),
     "memory-bank": ("pointpeft.cli.memory_bank", "MemoryBankConfig"),
     "methods": ("pointpeft.cli.methods", "Methods"),
+    "presets": ("pointpeft.cli.presets", "Presets"),
     "data": ("pointpeft.cli.data", "Data"),
     "info": ("pointpeft.cli.info", "Info"),
 }
@@ -34,6 +35,7 @@ First steps:
   pointpeft finetune                     embedded furniture data, minutes on a CPU
   pointpeft data check scans/            is my folder readable?
   pointpeft finetune scans/              one sub-folder of clouds per class
+  pointpeft finetune DATA --preset dapt/scanobjectnn_hardest --checkpoint pretrain.pth
   pointpeft compare scans/ --methods linear dapt full
   pointpeft few-shot scans/ --ways 5 --shots 10 --methods linear dapt
   pointpeft predict RUN cloud.ply        classify with the adapter of a run folder
@@ -87,9 +89,14 @@ def _parse(arguments: list[str]) -> tuple[Any, Any]:
     modules = {name: import_module(module) for name, (module, _) in chosen.items()}
     kinds = {name: getattr(modules[name], kind) for name, (_, kind) in chosen.items()}
     if named in COMMANDS and arguments[0] == named:
-        command = tyro.cli(
-            kinds[named], args=arguments[1:], prog=f"pointpeft {named}", config=(tyro.conf.OmitArgPrefixes,)
-        )
+
+        def parse(**default: Any) -> Any:
+            config = (tyro.conf.OmitArgPrefixes,)
+            return tyro.cli(kinds[named], args=arguments[1:], prog=f"pointpeft {named}", config=config, **default)
+
+        command = parse()
+        if hasattr(modules[named], "revise"):  # an option of the command may stand for defaults of others
+            command = modules[named].revise(command, parse)
         return command, modules[named].run
     subcommands = tuple(
         Annotated[kind, tyro.conf.subcommand(name, description=(kind.__doc__ or "").split("\n")[0])]

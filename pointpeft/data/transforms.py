@@ -168,6 +168,8 @@ _NAMED: dict[str, Callable[[str], Transform]] = {
     "scale_translate": lambda up_axis: ScaleTranslate(),
     "isotropic": lambda up_axis: Isotropic(),
     "rotate": RotateUp,
+    # The recipe of Point-PEFT for ScanObjectNN.
+    "scale_rotate": lambda up_axis: Compose(ScaleTranslate((0.9, 1.1), 0.0), RotateUp(up_axis)),
     "jitter": lambda up_axis: Jitter(),
     "dropout": lambda up_axis: PointDropout(),
 }
@@ -177,8 +179,8 @@ def named(name: str, up_axis: str) -> Transform:
     """An augmentation by its name on the command line.
 
     Args:
-        name: "none", "scale_translate", "isotropic", "rotate", "jitter" or "dropout"; several joined by "+" are applied
-            in order.
+        name: "none", "scale_translate", "isotropic", "rotate", "scale_rotate", "jitter" or "dropout"; several joined by
+            "+" are applied in order.
         up_axis: The axis that "rotate" keeps.
 
     Raises:

@@ -11,9 +11,11 @@ _LAZY = {
     "PretrainConfig": "pointpeft.training.config",
     "evaluate": "pointpeft.training.evaluation",
     "few_shot": "pointpeft.training.folds",
+    "find_preset": "pointpeft.training.presets",
     "finetune": "pointpeft.training.finetuning",
     "predict": "pointpeft.training.evaluation",
     "pretrain": "pointpeft.training.pretraining",
+    "read_recipe": "pointpeft.training.published_recipe",
 }
 
 __all__ = sorted(_LAZY)

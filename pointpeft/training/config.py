@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, UseAppendAction, arg
 
 Augmentation = Literal["scale_translate", "isotropic", "rotate", "none"]
-TaskAugmentation = Literal["auto", "scale_translate", "isotropic", "rotate", "none"]
+TaskAugmentation = Literal["auto", "scale_translate", "isotropic", "rotate", "scale_rotate", "none"]
 Selection = Literal["val-best", "last", "test-best"]
 Precision = Literal["float32", "bf16"]
 Task = Literal["classification", "part_segmentation", "semantic_segmentation"]
@@ -32,6 +32,11 @@ class FinetuneConfig:
     task: Task = "classification"
     """What is labelled: clouds, or their points (`part_segmentation`: ShapeNetPart, .h5 or .npz with a part per
     point; `semantic_segmentation`: rooms of S3DIS, PATH or PATH:AREA, where area 5 is tested by default)."""
+    preset: Annotated[str | None, arg(metavar="NAME")] = None
+    """Published recipe, such as `dapt/scanobjectnn_hardest`; other options overrule it. `pointpeft presets` lists them.
+    The command line fills in what it sets; from Python: `pointpeft.training.find_preset(NAME).config(data=...)`."""
+    config: Annotated[Path | None, arg(metavar="YAML")] = None
+    """The same from a YAML file as published repositories ship it."""
     backbone: str = "point_mae_tiny"
     """Architecture: point_mae_tiny, point_mae_small, point_mae (published size)."""
     checkpoint: Annotated[str | None, arg(metavar="FILE|NAME")] = None
@@ -60,7 +65,7 @@ class FinetuneConfig:
     """Columns of rooms per epoch, for `semantic_segmentation`. None: as many as have room for all points."""
     augment: TaskAugmentation = "auto"
     """Of training clouds. `auto` is the published recipe: `scale_translate`, for points `isotropic`. `rotate` turns
-    about the up axis: for clouds whose heading is arbitrary."""
+    about the up axis: for clouds whose heading is arbitrary; `scale_rotate` scales a little too."""
     up_axis: Literal["x", "y", "z"] | None = None
     """Axis that points up, for `rotate` and the pictures. None: z for folders, as the data set says for others."""
     val_fraction: float = 0.15

@@ -90,6 +90,11 @@ def _check(config: FinetuneConfig, task: Any) -> None:
     for name in ("repeats", "vote", "batch_size", "num_points", "epochs"):
         if getattr(config, name) < 1:
             raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")
+    if (config.preset or config.config) and not config.set:  # every recipe sets some options
+        raise ValueError(
+            f"preset and config only name a recipe, which is not filled in: got {config.preset or config.config}; "
+            "give find_preset(NAME).config(...) or read_recipe(FILE).config(...)"
+        )
     if config.warmup_epochs < 0:
         raise ValueError(f"warmup_epochs must be at least 0, got {config.warmup_epochs}")
     if not 0 < config.val_fraction < 1:
@@ -179,6 +184,7 @@ def _run(
             "test set used to select": config.select == "test-best",
         },
         "task": config.task,
+        "preset": config.preset or (config.config and str(config.config)),
         "method": config.method,
         "backbone": config.backbone,
         "model": model.config(),
