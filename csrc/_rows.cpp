@@ -20,7 +20,7 @@ struct Rows {
 template <class T>
 Rows<const T> rows_of(const char* name, const Tensor& tensor, int64_t n, int64_t c) {
   require(tensor.dim() == 2 && tensor.size(0) == n && tensor.size(1) == c, name, " must have shape (", n, ", ", c, ")");
-  require(c < 2 || tensor.stride(1) == 1, name, " must have its channels side by side");
+  require(n == 0 || c < 2 || tensor.stride(1) == 1, name, " must have its channels side by side");
   return {static_cast<const T*>(tensor.const_data_ptr()), tensor.stride(0)};
 }
 
@@ -547,8 +547,8 @@ Tensor adapter_output(Tensor a, const Tensor& up_bias, const Tensor& s, int64_t 
 std::tuple<Tensor, Tensor> adapter_gradient(const Tensor& grad, const std::optional<Tensor>& grad_prompt, Tensor a,
                                             const Tensor& up_bias, const Tensor& s) {
   const int64_t n = grad.size(0), c = grad.size(1), clouds = grad_prompt ? grad_prompt->size(0) : 1;
-  require(clouds > 0 && n % clouds == 0, "grad_prompt must have a divisor of N = ", n, " clouds, got ", clouds);
-  const int64_t tokens = std::max<int64_t>(1, n / clouds);
+  require(clouds > 0 ? n % clouds == 0 : n == 0, "grad_prompt must have a divisor of N = ", n, " clouds, got ", clouds);
+  const int64_t tokens = std::max<int64_t>(1, n / std::max<int64_t>(1, clouds));
   Tensor d_up_bias = grad, to_bias = grad;
   dispatch_floating("grad", grad.scalar_type(), [&](auto type) {
     using T = decltype(type);

@@ -35,11 +35,13 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
                 return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})
         except SafetensorError as error:
             raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            size, have = sum(entry.file_size for entry in archive.infolist()), path.stat().st_size
-        if size > MOST_GROWTH * have:  # torch does not compress
-            raise ValueError(f"{path} is refused: it would unpack to {size} bytes, {size // have} times its size")
+    try:
+        size = _unpacked_size(path)
+    except Exception as error:  # zipfile raises whatever a damaged table of contents leads it to
+        raise ValueError(f"{path} is not a readable PyTorch file, or damaged: {error}") from error
+    have = path.stat().st_size
+    if size > MOST_GROWTH * have:  # torch does not compress
+        raise ValueError(f"{path} is refused: it would unpack to {size} bytes, {size // have} times its size")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can ask for anything: IndexError, KeyError, ...
@@ -54,6 +56,14 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             f"code: {_first_sentence(blocked[0])}. Where you trust it, keep only its tensors and save those."
         ) from error
     return tensors_of(content, str(path)), {}
+
+
+def _unpacked_size(path: Path) -> int:
+    """Bytes that a zip archive promises; 0 for a file that is none."""
+    if not zipfile.is_zipfile(path):
+        return 0
+    with zipfile.ZipFile(path) as archive:
+        return sum(entry.file_size for entry in archive.infolist())
 
 
 def _first_sentence(text: str) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pointpeft.data.bounds import require_h5
 from pointpeft.data.dataset import DataError
 from pointpeft.data.folder import cloud_files
 from pointpeft.data.readers import EXTENSIONS, read_points
@@ -114,6 +115,10 @@ def _hdf5(path: Path, normalized: bool) -> Iterator[Source]:
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
     with file:
+        try:
+            require_h5(path, file)
+        except DataError as error:
+            raise DataError(f"{path}: {error}") from None
         data = file.get("data")
         if not isinstance(data, h5py.Dataset):
             raise DataError(f"{path}: has no data, only {', '.join(file) or 'nothing'}")

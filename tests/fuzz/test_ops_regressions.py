@@ -177,3 +177,21 @@ def test_layer_norm_names_a_weight_of_another_dtype(change, message):
     weights = {name: torch.ones(4) for name in ("weight", "bias", "gamma", "beta")} | change
     with pytest.raises(ValueError, match=re.escape(message)):
         ops.layer_norm_scale_shift(torch.zeros(2, 4), **weights)
+
+
+def test_an_adapter_over_no_clouds_has_zero_gradients(generator):
+    # The prompt's gradient was refused, as zero clouds divide nothing.
+    sizes = [(12,), (12,), (1, 12), (1,), (4, 12), (4,), (12, 4), (12,)]
+    weights = [draw(generator, *size).float().requires_grad_() for size in sizes]
+    x = torch.zeros(0, 5, 12, requires_grad=True)
+    a, prompt = ops.dynamic_adapter(x, *weights, with_prompt=True)
+    assert a.shape == (0, 5, 12)
+    assert prompt.shape == (0, 12)
+    for weight, grad in zip(weights, torch.autograd.grad(a.sum() + prompt.sum(), weights), strict=True):
+        assert grad.shape == weight.shape
+        assert not grad.any()
+
+
+def test_no_rows_may_have_any_strides():
+    x = torch.empty_strided((0, 32), (134, 2))
+    assert ops.scale_shift(x, torch.ones(32), torch.zeros(32)).shape == (0, 32)

@@ -6,6 +6,7 @@ import laspy
 import pytest
 import torch
 
+from pointpeft.checkpoints.files import read_weights
 from pointpeft.data import DataError, load_dataset, read_points
 from tests.data.test_readers import cloud, write_las
 from tests.fuzz.files import write_csv
@@ -73,3 +74,14 @@ def test_a_list_with_a_name_that_no_file_has_is_refused(name, tmp_path):
     path.write_text(path.read_text() + f"{name},chair,train\n")
     with pytest.raises(DataError, match=r"list\.csv"):
         load_dataset(path, "train")
+
+
+def test_a_pth_with_a_damaged_table_of_contents_is_named(tmp_path):
+    path = tmp_path / "weights.pth"
+    torch.save({"weight": torch.zeros(3)}, path)
+    content = bytearray(path.read_bytes())
+    at = content.rindex(b"PK\x01\x02")  # an entry of the table
+    content[at + 2] ^= 0x40
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"weights\.pth is not a readable PyTorch file, or damaged"):
+        read_weights(path)

@@ -164,3 +164,12 @@ def test_a_folder_without_clouds_and_hdf5_without_data(adapted, tmp_path):
         file["points"] = np.zeros((2, 4, 3))
     with pytest.raises(DataError, match="has no data, only points"):
         predict_stream(adapted, [tmp_path / "s.h5"], tmp_path / "out.jsonl")
+
+
+def test_hdf5_that_leads_elsewhere_is_refused(adapted, clouds, tmp_path):
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file["data"] = clouds
+    with h5py.File(tmp_path / "s.h5", "w") as file:
+        file["data"] = h5py.ExternalLink("other.h5", "data")
+    with pytest.raises(DataError, match=r"s\.h5: refused: data lies in another file"):
+        predict_stream(adapted, [tmp_path / "s.h5"], tmp_path / "out.jsonl")
