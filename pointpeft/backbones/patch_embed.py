@@ -68,7 +68,7 @@ class PatchEmbed(nn.Module):
         batch, groups, size, _ = patches.shape
         h = self.hidden
         reference = use_fused_reference(patches)
-        if not (reference or self._differentiates(patches)):
+        if not (reference or self._differentiates(patches) or self._synced()):
             return self._frozen(patches)
         if self.published_order or reference:
             x = self.first_conv(patches.reshape(-1, size, 3).transpose(1, 2))  # [BG, 2H, S]
@@ -89,6 +89,11 @@ class PatchEmbed(nn.Module):
 
     def _differentiates(self, patches: Tensor) -> bool:
         return torch.is_grad_enabled() and (patches.requires_grad or any(p.requires_grad for p in self.parameters()))
+
+    def _synced(self) -> bool:
+        """Whether a BatchNorm measures more than this process's patches: the fused statistics know the plain one."""
+        norms = (self.first_conv[1], self.second_conv[1])
+        return any(norm.training and type(norm) is not nn.BatchNorm1d for norm in norms)
 
     @torch.no_grad()
     def _frozen(self, patches: Tensor) -> Tensor:

@@ -9,8 +9,11 @@ __all__ = ["EvaluateConfig", "run"]
 def run(command: EvaluateConfig) -> int:
     """Evaluates and prints the accuracy, the weakest classes and where the report is."""
     from pointpeft.training.evaluation import evaluate
+    from pointpeft.training.processes import rank_and_world
 
     facts = evaluate(command)
+    if rank_and_world()[0] > 0:
+        return 0
     test, (first, *others) = facts["test"], facts["numbers"]
     key = "accuracy" if facts["task"] == "classification" else "mIoU"
     each = {name: entry for name, entry in facts["per class"].items() if entry[key] is not None}

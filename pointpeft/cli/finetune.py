@@ -62,9 +62,12 @@ def _variant(data: str, variant: str) -> str:
 def run(command: FinetuneConfig) -> int:
     """Adapts and prints the result."""
     from pointpeft.training.finetuning import finetune
+    from pointpeft.training.processes import rank_and_world
     from pointpeft.training.tasks import create_task
 
     result = finetune(command)
+    if rank_and_world()[0] > 0:
+        return 0
     facts, folder = result.facts, result.folder
     task = create_task(facts["task"])
     numbers, probed = task.numbers, task.probed

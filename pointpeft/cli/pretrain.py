@@ -8,8 +8,11 @@ __all__ = ["PretrainConfig", "run"]
 def run(command: PretrainConfig) -> int:
     """Pre-trains and prints where the weights are."""
     from pointpeft.training.pretraining import pretrain
+    from pointpeft.training.processes import rank_and_world
 
     result = pretrain(command)
+    if rank_and_world()[0] > 0:
+        return 0
     for name in ("clouds", "epochs", "training minutes", "clouds per second", "first loss", "last loss"):
         print(f"{name:20} {result.facts[name]}")
     print(f"{'weights':20} {result.weights}")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pointpeft.ops import furthest_point_sample
+from pointpeft.training.processes import require_clouds, share
 
 # A training batch draws its points at random from this many times as many, spread over the cloud by farthest point
 # sampling: the published recipe (1200 of which 1024 are drawn, 2400 of which 2048).
@@ -94,45 +95,56 @@ class Clouds:
         """One epoch: every cloud once in random order, with a random part of its points.
 
         Args:
-            batch_size: Largest batch. The epoch is cut into batches of equal size up to one cloud, since a last batch
-                of one or two clouds would spoil the statistics of batch normalisation.
+            batch_size: Largest batch, of all processes together. The epoch is cut into batches of equal size up to one
+                cloud, since a last batch of one or two clouds would spoil the statistics of batch normalisation.
             generator: Source of the order and of the points, on the CPU, in the same state on all processes.
             rank: This process.
-            world: How many processes share the epoch; up to world - 1 clouds are left out so that all have as many.
+            world: How many processes share every batch. Their rows in order are the batch of a single process.
+
+        Raises:
+            ValueError: Batches too small to go round.
         """
         return Batches(self, batch_size, generator, rank, world)
 
 
 class Batches:
-    """One epoch of training batches, (points [B, N, 3], labels [B]); its length is known beforehand."""
+    """One epoch of training batches, this process's rows of (points [B, N, 3], labels [B]).
+
+    Attributes:
+        sizes: Clouds of each batch, of all processes together.
+    """
 
     def __init__(self, clouds: Clouds, batch_size: int, generator: torch.Generator, rank: int, world: int) -> None:
         order = torch.randperm(len(clouds), generator=generator)
-        share = order[: len(order) - len(order) % world][rank::world]
-        if not len(share):
-            raise ValueError(f"{len(clouds)} training clouds do not go round {world} processes")
-        self.chunks = torch.tensor_split(share, math.ceil(len(share) / batch_size))
+        self.chunks = torch.tensor_split(order, math.ceil(len(order) / batch_size))
+        self.sizes = [len(chunk) for chunk in self.chunks]
+        require_clouds(min(self.sizes), world)
+        self.rank, self.world = rank, world
         self.clouds = clouds
-        self.generator = torch.Generator().manual_seed(
-            int(torch.randint(2**62, (world,), generator=generator)[rank])  # each process draws its own points
-        )
+        # All processes draw the points of all clouds, so that a cloud's points depend on no number of processes.
+        self.generator = torch.Generator().manual_seed(int(torch.randint(2**62, (1,), generator=generator)))
 
     def __len__(self) -> int:
         return len(self.chunks)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         for chunk in self.chunks:
-            yield self._points(chunk), self.clouds.labels[chunk]
+            yield self._points(chunk), self.clouds.labels[chunk[self._mine(chunk)]]
+
+    def _mine(self, chunk: Tensor) -> slice:
+        return share(len(chunk), self.rank, self.world)
 
     def _points(self, chunk: Tensor) -> Tensor:
+        mine = self._mine(chunk)
         n = self.clouds.num_points
         clouds = [self.clouds.points[i] for i in chunk.tolist()]
         if all(len(points) == len(clouds[0]) for points in clouds) and len(clouds[0]) >= n:
-            stacked = torch.stack(clouds)  # drawing for all at once is many times faster than cloud by cloud
-            keys = torch.rand(stacked.shape[:2], generator=self.generator)
+            # Drawing for all at once is many times faster than cloud by cloud.
+            keys = torch.rand(len(clouds), len(clouds[0]), generator=self.generator)[mine]
+            stacked = torch.stack(clouds[mine])
             pick = keys.argsort(1)[:, :n]
             return stacked.gather(1, pick[..., None].expand(-1, -1, 3))
-        return torch.stack([draw(points, n, self.generator) for points in clouds])
+        return torch.stack([draw(points, n, self.generator) for points in clouds][mine])
 
 
 def draw(points: Tensor, n: int, generator: torch.Generator) -> Tensor:

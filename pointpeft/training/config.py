@@ -48,7 +48,7 @@ class FinetuneConfig:
     epochs: int = 60
     """Passes over the training clouds."""
     batch_size: int = 32
-    """Clouds per step and process, at most: an epoch is cut into equal batches."""
+    """Clouds per step, of all processes together, at most: an epoch is cut into equal batches."""
     accumulate: int = 1
     """Batches whose gradients are summed before a step."""
     lr: float = 5e-4
@@ -86,6 +86,8 @@ class FinetuneConfig:
     """`bf16` computes the transformer in bfloat16; weights stay float32."""
     deterministic: bool = False
     """Repeat to the bit on CUDA too, at a cost in speed; refused where something cannot. The CPU always does."""
+    sync_batchnorm: bool = False
+    """Of several processes: BatchNorm measures the batch of all, as one process would, and not each its own part."""
     quirks: Quirks = "none"
     """`published` repeats what published training code does by mistake: in segmentation two steps per batch."""
     output: Annotated[Path | None, arg(metavar="FOLDER")] = None
@@ -114,7 +116,7 @@ class PretrainConfig:
     time_limit_minutes: Annotated[float | None, arg(metavar="MINUTES")] = None
     """Finish within this time: the cosine follows the part of the time used where that is ahead of the epochs."""
     batch_size: int = 128
-    """Clouds per step and process, at most."""
+    """Clouds per step, of all processes together, at most."""
     accumulate: int = 1
     """Batches whose gradients are summed before a step."""
     lr: float = 1e-3

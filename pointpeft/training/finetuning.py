@@ -24,6 +24,7 @@ from pointpeft.training.models import build, build_probe
 from pointpeft.training.probe import probe
 from pointpeft.training.run_folder import RunFolder
 from pointpeft.training.selection import MEANING, Selector
+from pointpeft.training.sync_batch_norm import sync_batch_norm
 from pointpeft.training.tasks import create_task
 from pointpeft.training.versions import versions
 
@@ -69,7 +70,8 @@ def _finetune(accelerator: Accelerator, config: FinetuneConfig, folder: RunFolde
         raise ValueError(f"train and test of {config.data} name different classes")
     parts = _parts(config, task, train_set, test_set)
     if folder is None:
-        folder = RunFolder.new(config.output, f"finetune-{Path(config.data.split(':')[-1]).name}-{config.method}", main)
+        stem = f"finetune-{Path(config.data.split(':')[-1]).name}-{config.method}"
+        folder = RunFolder.shared(config.output, stem, main)
         folder.write_config(config, "finetune")
     if config.repeats == 1:
         facts = _run(accelerator, config, task, folder, parts(config.seed))
@@ -151,11 +153,10 @@ def _run(
         generator = torch.Generator().manual_seed(derive_seed(config.seed, epoch, "batches"))
         return training.batches(config.batch_size, generator, accelerator.process_index, accelerator.num_processes)
 
-    def loss_of(wrapped: nn.Module, points: Tensor, targets: Any, generator: torch.Generator) -> dict[str, Tensor]:
-        return task.losses(wrapped, model, augment(points, generator), targets)
+    def loss_of(wrapped: nn.Module, points: Tensor, targets: Any) -> dict[str, Tensor]:
+        return task.losses(wrapped, model, points, targets)
 
     def test_on(name: str) -> Any:
-        # Every process measures all of it: exact, and small beside training.
         return task.judge(model, parts[name], config.batch_size, voting if name == "test" else Voting())
 
     def training_clouds() -> Iterator[Tensor]:
@@ -163,13 +164,17 @@ def _run(
         for points, _ in training.batches(config.batch_size, generator):
             yield points.to(accelerator.device)
 
+    if config.sync_batchnorm and accelerator.num_processes > 1:
+        sync_batch_norm(model)
     model.method.prepare(model.to(accelerator.device), training_clouds())
     selector = Selector(config.select, test_on)
 
     def after_step() -> None:
         model.method.after_step(model)
 
-    state = train(accelerator, model, recipe, batches, loss_of, folder, selector.after_epoch, title, after_step)
+    state = train(
+        accelerator, model, recipe, batches, loss_of, folder, selector.after_epoch, title, after_step, augment
+    )
     epoch = selector.restore(model, state)
     metrics, answers = task.test(model, test, config.batch_size, voting)
     facts: dict[str, Any] = {

@@ -11,6 +11,7 @@ from tqdm import tqdm
 from pointpeft.data.transforms import named
 from pointpeft.training.clouds import Clouds, draw
 from pointpeft.training.loop import derive_seed
+from pointpeft.training.processes import deal
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,17 @@ def forward_all(
     return torch.cat([forward(chunk.to(device)).float().cpu() for chunk in bar])
 
 
+@torch.no_grad()
+def forward_shared(
+    forward: Callable[[Tensor], Tensor], inputs: Tensor, batch_size: int, device: torch.device, title: str | None = None
+) -> Tensor:
+    """As `forward_all`, each batch computed by one of the processes, which must all call this; all get all rows."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    chunks = inputs.split(batch_size)
+    return torch.cat(deal(chunks, lambda chunk: forward(chunk.to(device)).float().cpu(), title, "batch"))
+
+
 def voted_logits(
     model: nn.Module, clouds: Clouds, batch_size: int, voting: Voting | None = None, title: str | None = None
 ) -> Tensor:
@@ -81,5 +93,5 @@ def voted_logits(
     model.eval()
     device = next(model.parameters()).device
     voting = Voting() if voting is None else voting
-    total = sum(forward_all(model, points, batch_size, device, title) for points in voting.views(clouds))
+    total = sum(forward_shared(model, points, batch_size, device, title) for points in voting.views(clouds))
     return total / voting.vote

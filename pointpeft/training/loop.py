@@ -5,7 +5,6 @@ import math
 import os
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +16,9 @@ from tqdm import tqdm
 
 from pointpeft.training.clouds import Batches
 from pointpeft.training.memory import keep_freed_memory, peak_memory
+from pointpeft.training.processes import augment_share, broadcast_trained, largest, sum_gradients, total_of
 from pointpeft.training.run_folder import RunFolder
+from pointpeft.training.sync_batch_norm import average_statistics
 
 FLOOR = 1e-6  # learning rate at the very start and end
 
@@ -90,11 +91,12 @@ def train(
     model: nn.Module,
     recipe: Recipe,
     batches: Callable[[int], Batches],
-    loss_of: Callable[[nn.Module, Tensor, Tensor, torch.Generator], dict[str, Tensor]],
+    loss_of: Callable[[nn.Module, Tensor, Tensor], dict[str, Tensor]],
     folder: RunFolder,
     after_epoch: Callable[[nn.Module, State], dict[str, float]] | None = None,
     progress_bar: str | None = None,
     after_step: Callable[[], None] | None = None,
+    augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
 ) -> State:
     """Trains what requires gradients, from the folder's checkpoint where it has one, and checkpoints every epoch.
 
@@ -103,12 +105,13 @@ def train(
 
     Args:
         model: The bare model; changed in place.
-        batches: The batches of an epoch.
-        loss_of: (model, points, labels, generator) -> named losses, whose sum is minimised; the generator is on the
-            device and belongs to augmentation.
+        batches: The batches of an epoch: of several processes each gets its rows, `share`, of the same batch, and the
+            sum of losses, each weighted by its part of the clouds, is minimised.
+        loss_of: (model, points, labels) -> named losses, means over the clouds, whose sum is minimised.
         after_epoch: (model, state) -> numbers for the log; may keep the selected weights in `state.best`.
         progress_bar: Its title, or None for none.
         after_step: Called after every step, before the gradients are thrown away.
+        augment: Changes points, with a generator on the device; the same numbers for any number of processes.
 
     Raises:
         ValueError: The loss is not finite.
@@ -117,7 +120,12 @@ def train(
     model.to(device)
     optimizer = torch.optim.AdamW(parameter_groups(model, recipe.weight_decay), lr=recipe.lr)
     state = _restore(folder, model, optimizer, device)
-    wrapped, optimizer = accelerator.prepare(model, optimizer)
+    world = accelerator.num_processes
+    if world > 1:
+        broadcast_trained(model)
+    # In evaluation mode accelerate puts no DistributedDataParallel around it: see sum_gradients.
+    wrapped = accelerator.prepare_model(model, evaluation_mode=world > 1)
+    optimizer = accelerator.prepare_optimizer(optimizer)
     trainable = [p for p in model.parameters() if p.requires_grad]
     bar = tqdm(
         total=recipe.epochs,
@@ -127,22 +135,32 @@ def train(
         disable=progress_bar is None or not accelerator.is_main_process,
     )
     while state.epoch < recipe.epochs and _progress(recipe, state, 0.0, 0.0) < 1.0:
-        generator = seed_everything(device, recipe.seed, state.epoch, accelerator.process_index)
+        generator = seed_everything(device, recipe.seed, state.epoch, 0)  # of augmentation, on all processes the same
+        if world > 1:  # masks of dropout are each process's own
+            torch.manual_seed(derive_seed(recipe.seed, state.epoch, accelerator.process_index))
         epoch_batches = batches(state.epoch)
         started, totals, seen = time.perf_counter(), {}, 0
         wrapped.train()
         for step, (points, labels) in enumerate(epoch_batches):
             within = (step + 1) / len(epoch_batches)
             progress = _progress(recipe, state, within, time.perf_counter() - started)
+            if recipe.time_limit is not None:
+                progress = largest(progress, device)
             for group in optimizer.param_groups:
                 group["lr"] = recipe.rate(progress)
             boundary = (step + 1) % recipe.accumulate == 0 or step + 1 == len(epoch_batches)
-            with nullcontext() if boundary else accelerator.no_sync(wrapped):
-                with accelerator.autocast():
-                    losses = loss_of(wrapped, points.to(device), labels.to(device), generator)
-                    loss = sum(losses.values()) / recipe.accumulate
-                accelerator.backward(loss)
+            points, total = points.to(device), epoch_batches.sizes[step]
+            with accelerator.autocast():
+                if augment is not None:
+                    points = augment_share(augment, points, total, generator)
+                losses = loss_of(wrapped, points, labels.to(device))
+                loss = sum(losses.values()) / recipe.accumulate
+                if world > 1:
+                    loss = loss * (len(labels) / total)
+            accelerator.backward(loss)
             if boundary:
+                if world > 1:
+                    sum_gradients(trainable)
                 if recipe.double_step:
                     optimizer.step()
                 accelerator.clip_grad_norm_(trainable, recipe.clip)
@@ -152,23 +170,25 @@ def train(
                 optimizer.zero_grad()
             for name, value in losses.items():
                 totals[name] = totals.get(name, 0.0) + value.detach() * len(labels)
-            seen += len(labels)
+            seen += total
             bar.set_postfix_str(f"step {step + 1}/{len(epoch_batches)}", refresh=False)
             bar.update(0)
-            if recipe.time_limit is not None and _agree(accelerator, progress >= 1.0):
+            if recipe.time_limit is not None and progress >= 1.0:
                 break
         row = {"epoch": float(state.epoch), "lr": recipe.rate(progress)}
-        row |= {name: float(accelerator.reduce(value, "mean")) / seen for name, value in totals.items()}
+        row |= {name: float(total_of(value)) / seen for name, value in totals.items()}
         if not all(math.isfinite(value) for value in row.values()):
             raise ValueError(f"the loss is not finite in epoch {state.epoch}: {row}; try a smaller lr than {recipe.lr}")
         state.epoch += 1
-        state.samples += seen * accelerator.num_processes
+        state.samples += seen
         state.busy += time.perf_counter() - started
         state.peak_memory = max(state.peak_memory, peak_memory(device))
+        if world > 1:
+            average_statistics(model)
         if after_epoch is not None:
             wrapped.eval()
             row |= after_epoch(model, state)
-        state.elapsed += time.perf_counter() - started
+        state.elapsed += largest(time.perf_counter() - started, device)
         row["seconds"] = state.elapsed
         state.history.append(row)
         folder.save_checkpoint(_snapshot(model, optimizer, state))
@@ -186,14 +206,6 @@ def _progress(recipe: Recipe, state: State, within: float, seconds: float) -> fl
     by_epochs = (state.epoch + 1) / (recipe.epochs + 1) if recipe.per_epoch else (state.epoch + within) / recipe.epochs
     by_time = 0.0 if recipe.time_limit is None else (state.elapsed + seconds) / recipe.time_limit
     return max(by_epochs, by_time)
-
-
-def _agree(accelerator: Accelerator, stop: bool) -> bool:
-    """Whether any process wants to stop: clocks differ, and all must leave the epoch together."""
-    if accelerator.num_processes == 1:
-        return stop
-    flag = torch.tensor(float(stop), device=accelerator.device)
-    return bool(accelerator.reduce(flag, "sum") > 0)
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

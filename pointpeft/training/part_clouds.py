@@ -125,9 +125,11 @@ class PartBatches(Batches):
     def __iter__(self) -> Iterator[tuple[Tensor, Any]]:
         for chunk in self.chunks:
             picks = [random_order(self.clouds.sizes[i], self.clouds.num_points, self.generator) for i in chunk.tolist()]
-            points = [self.clouds.points[i][pick] for i, pick in zip(chunk.tolist(), picks, strict=True)]
-            parts = [self.clouds.point_labels[i][pick] for i, pick in zip(chunk.tolist(), picks, strict=True)]
-            yield torch.stack(points), Targets(self.clouds.labels[chunk], torch.stack(parts))
+            mine = self._mine(chunk)
+            chosen, picks = chunk[mine].tolist(), picks[mine]
+            points = [self.clouds.points[i][pick] for i, pick in zip(chosen, picks, strict=True)]
+            parts = [self.clouds.point_labels[i][pick] for i, pick in zip(chosen, picks, strict=True)]
+            yield torch.stack(points), Targets(self.clouds.labels[chosen], torch.stack(parts))
 
 
 def random_order(size: int, n: int, generator: torch.Generator) -> Tensor:

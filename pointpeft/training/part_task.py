@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from tqdm import tqdm
 
 from pointpeft.data.part_loading import load_segments
 from pointpeft.model import PointModel
@@ -15,6 +14,7 @@ from pointpeft.training.inference import Voting
 from pointpeft.training.part_clouds import PartClouds
 from pointpeft.training.part_metrics import PartMetrics, measure_parts, predicted_parts
 from pointpeft.training.part_report import write_part_report
+from pointpeft.training.processes import deal
 from pointpeft.training.tasks import Classification
 
 
@@ -61,9 +61,9 @@ class PartSegmentation(Classification):
         model.eval()
         device = next(model.parameters()).device
         xyz, parts, counted, allowed = clouds.fixed(), clouds.fixed_parts(), clouds.counted(), clouds.allowed
-        predicted, loss = [], 0.0
         views = list(voting.dense_views(clouds))
-        for chunk in tqdm(torch.arange(len(clouds)).split(batch_size), desc=title, disable=title is None, leave=False):
+
+        def answer(chunk: Tensor) -> tuple[Tensor, float]:
             category = clouds.labels[chunk]
             inputs = {"category": category.to(device)} if model.num_categories else {}
             logits = torch.zeros(())
@@ -71,10 +71,12 @@ class PartSegmentation(Classification):
                 logits = logits + model(cloud[chunk].to(device), query=query[chunk].to(device), **inputs).float().cpu()
             logits = logits / len(views)
             within = torch.arange(xyz.shape[1]) < counted[chunk][:, None]
-            loss += float(cross_entropy(logits[within], parts[chunk][within], reduction="sum"))
-            predicted.append(predicted_parts(logits, category, allowed))
+            loss = float(cross_entropy(logits[within], parts[chunk][within], reduction="sum"))
+            return predicted_parts(logits, category, allowed), loss
+
+        predicted, losses = zip(*deal(torch.arange(len(clouds)).split(batch_size), answer, title), strict=True)
         answers = torch.cat(predicted)
-        loss /= int(counted.sum())
+        loss = sum(losses) / int(counted.sum())
         return measure_parts(answers, parts, counted, clouds.labels, clouds.parts_of, loss), answers
 
     def report(

@@ -57,7 +57,7 @@ def pretrain(config: PretrainConfig) -> PretrainResult:
     else:
         if config.data is None:
             raise ValueError("name the clouds to pre-train on: pointpeft pretrain DATA")
-        folder = RunFolder.new(config.output, f"pretrain-{config.backbone}", main)
+        folder = RunFolder.shared(config.output, f"pretrain-{config.backbone}", main)
     with determinism(config.deterministic):
         return _pretrain(accelerator, config, folder)
 
@@ -94,11 +94,11 @@ def _pretrain(accelerator: Accelerator, config: PretrainConfig, folder: RunFolde
         generator = torch.Generator().manual_seed(derive_seed(config.seed, epoch, "batches"))
         return clouds.batches(config.batch_size, generator, accelerator.process_index, accelerator.num_processes)
 
-    def loss_of(model: Any, points: torch.Tensor, labels: torch.Tensor, generator: torch.Generator) -> Any:
-        return {"loss": model(augment(points, generator))}
+    def loss_of(model: Any, points: torch.Tensor, labels: torch.Tensor) -> Any:
+        return {"loss": model(points)}
 
     title = None if config.quiet else f"pretrain {config.backbone}"
-    state = train(accelerator, model, recipe, batches, loss_of, folder, progress_bar=title)
+    state = train(accelerator, model, recipe, batches, loss_of, folder, progress_bar=title, augment=augment)
     facts = _facts(config, state, clouds, backbone, peak_memory(accelerator.device))
     weights = folder.path / WEIGHTS
     if main:

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from pointpeft.model import PointModel
 from pointpeft.training.clouds import Clouds
-from pointpeft.training.inference import Voting, forward_all
+from pointpeft.training.inference import Voting, forward_all, forward_shared
 from pointpeft.training.loop import Recipe, derive_seed, train
 from pointpeft.training.metrics import Metrics, measure
+from pointpeft.training.processes import rank_and_world, require_clouds, share
 from pointpeft.training.run_folder import RunFolder
 from pointpeft.training.selection import Selector
 
@@ -25,7 +26,11 @@ class FeatureBatches:
 
     def __init__(self, features: Tensor, labels: Tensor, batch_size: int, generator: torch.Generator) -> None:
         order = torch.randperm(len(labels), generator=generator)
-        self.chunks = torch.tensor_split(order, -(-len(order) // batch_size))
+        chunks = torch.tensor_split(order, -(-len(order) // batch_size))
+        self.sizes = [len(chunk) for chunk in chunks]
+        rank, world = rank_and_world()
+        require_clouds(min(self.sizes), world)
+        self.chunks = [chunk[share(len(chunk), rank, world)] for chunk in chunks]
         self.features, self.labels = features, labels
 
     def __len__(self) -> int:
@@ -64,7 +69,7 @@ def probe(
     model.to(device).eval()
 
     def features(points: Tensor) -> Tensor:
-        return forward_all(model.forward_features, points, batch_size, device, title)
+        return forward_shared(model.forward_features, points, batch_size, device, title)
 
     cached = []
     for view in range(min(VIEWS, recipe.epochs)):
@@ -82,7 +87,7 @@ def probe(
         generator = torch.Generator().manual_seed(derive_seed(seed, epoch, "probe batches"))
         return FeatureBatches(inputs, labels, batch_size, generator)
 
-    def loss_of(module: nn.Module, inputs: Tensor, labels: Tensor, _: torch.Generator) -> dict[str, Tensor]:
+    def loss_of(module: nn.Module, inputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
         return {"loss": nn.functional.cross_entropy(module(inputs), labels)}
 
     def test(name: str) -> Metrics:

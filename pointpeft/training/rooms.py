@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pointpeft.training.part_clouds import random_order
+from pointpeft.training.processes import require_clouds, share
 
 BLOCK = 1.0  # metres, side of a column; all of these are the published values
 STRIDE = 0.5
@@ -126,7 +127,7 @@ class Rooms:
         return torch.stack([points for points, _ in self.columns(len(self), 0)])
 
     def batches(self, batch_size: int, generator: torch.Generator, rank: int = 0, world: int = 1) -> "RoomBatches":
-        """One epoch of random columns, this process's share of it."""
+        """One epoch of random columns, this process's share of every batch; which columns depends on `world`."""
         return RoomBatches(self, batch_size, generator, rank, world)
 
 
@@ -134,11 +135,11 @@ class RoomBatches:
     """One epoch of training batches, (points [B, N, 3], targets)."""
 
     def __init__(self, rooms: Rooms, batch_size: int, generator: torch.Generator, rank: int, world: int) -> None:
-        count = rooms.num_blocks // world
-        if count < 1:
-            raise ValueError(f"{rooms.num_blocks} blocks per epoch do not go round {world} processes")
-        self.rooms, self.weights = rooms, rooms.class_weights()
+        count = rooms.num_blocks
         self.sizes = [len(part) for part in torch.tensor_split(torch.arange(count), math.ceil(count / batch_size))]
+        require_clouds(min(self.sizes), world)
+        self.rooms, self.weights, self.rank, self.world = rooms, rooms.class_weights(), rank, world
+        # Each process searches columns of its own: to find a column costs more than to draw numbers.
         self.generator = torch.Generator().manual_seed(int(torch.randint(2**62, (world,), generator=generator)[rank]))
 
     def __len__(self) -> int:
@@ -146,7 +147,8 @@ class RoomBatches:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Any]]:
         for size in self.sizes:
-            columns = [self.rooms.column(self.generator) for _ in range(size)]
+            mine = range(size)[share(size, self.rank, self.world)]
+            columns = [self.rooms.column(self.generator) for _ in mine]
             points, labels = (torch.stack(part) for part in zip(*columns, strict=True))
             yield points, RoomTargets(labels, self.weights)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from accelerate.utils import broadcast_object_list
 
 from pointpeft.checkpoints.files import sha256, write_atomically, write_json
 
@@ -53,6 +54,13 @@ class RunFolder:
         elif (Path(output) / "config.json").exists():
             raise ValueError(f"output {output} already holds a run; give another folder, or --resume {output}")
         return cls(output, main)
+
+    @classmethod
+    def shared(cls, output: Path | None, stem: str, main: bool) -> "RunFolder":
+        """As `new`, by one of several processes; all of them call this and get the same folder."""
+        folder = cls.new(output, stem) if main else None
+        path = broadcast_object_list([None if folder is None else str(folder.path)])[0]
+        return cls(Path(path), False) if folder is None else folder
 
     def write_config(self, config: Any, command: str) -> None:
         """Writes the run's configuration, from which `--resume` and `evaluate` rebuild it."""

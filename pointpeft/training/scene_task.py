@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from tqdm import tqdm
 
 from pointpeft.checkpoints.files import write_atomically
 from pointpeft.data import s3dis
@@ -17,6 +16,7 @@ from pointpeft.model import PointModel
 from pointpeft.training.inference import Voting
 from pointpeft.training.loop import derive_seed
 from pointpeft.training.part_report import draw_cloud
+from pointpeft.training.processes import deal
 from pointpeft.training.report import draw_curves
 from pointpeft.training.rooms import Rooms, windows
 from pointpeft.training.tasks import Classification
@@ -179,16 +179,17 @@ class SemanticSegmentation(Classification):
         """Metrics for selection, on random columns: the sliding window would take longer than an epoch."""
         model.eval()
         device, classes = next(model.parameters()).device, len(clouds.classes)
-        counts, loss, columns = torch.zeros(classes, classes, dtype=torch.int64), 0.0, []
         total = clouds.num_blocks
-        for number, column in enumerate(clouds.columns(total, derive_seed(voting.seed, "judge"))):
-            columns.append(column)
-            if len(columns) == batch_size or number + 1 == total:
-                points, labels = (torch.stack(part) for part in zip(*columns, strict=True))
-                logits = model(points.to(device)).float().cpu().flatten(0, 1)
-                counts += confusion(labels.flatten(), logits.argmax(-1), classes)
-                loss += float(cross_entropy(logits, labels.flatten())) * len(columns)
-                columns.clear()
+        columns = list(clouds.columns(total, derive_seed(voting.seed, "judge")))
+
+        def answer(batch: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, float]:
+            points, labels = (torch.stack(part) for part in zip(*batch, strict=True))
+            logits = model(points.to(device)).float().cpu().flatten(0, 1)
+            mean = float(cross_entropy(logits, labels.flatten()))
+            return confusion(labels.flatten(), logits.argmax(-1), classes), mean * len(batch)
+
+        answers = deal([columns[i : i + batch_size] for i in range(0, total, batch_size)], answer)
+        counts, loss = sum(count for count, _ in answers), sum(loss for _, loss in answers)
         return SceneMetrics(counts, loss / total, len(clouds))
 
     def test(
@@ -198,9 +199,12 @@ class SemanticSegmentation(Classification):
         model.eval()
         classes = len(clouds.classes)
         counts, loss, answers = torch.zeros(classes, classes, dtype=torch.int64), 0.0, []
-        rooms = zip(clouds.points, clouds.point_labels, strict=True)
-        for xyz, labels in tqdm(rooms, total=len(clouds), desc=title, disable=title is None, leave=False):
-            said, mean = classify_room(model, xyz, clouds.num_points, batch_size, voting, labels)
+
+        def answer(room: tuple[Tensor, Tensor]) -> tuple[Tensor, float]:
+            return classify_room(model, room[0], clouds.num_points, batch_size, voting, room[1])
+
+        rooms = list(zip(clouds.points, clouds.point_labels, strict=True))
+        for (xyz, labels), (said, mean) in zip(rooms, deal(rooms, answer, title, "room"), strict=True):
             counts += confusion(labels, said, classes)
             loss += mean * len(xyz)
             answers.append(said)

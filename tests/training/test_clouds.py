@@ -37,14 +37,23 @@ def test_batches_depend_on_the_generator_alone():
     assert not torch.equal(epoch(1), epoch(2))
 
 
-def test_processes_share_an_epoch_without_overlap():
-    clouds = Clouds(FakeDataset([12] * 11), num_points=12)
-    parts = []
-    for rank in range(2):
-        batches = clouds.batches(2, torch.Generator().manual_seed(5), rank, 2)
-        parts.append([frozenset(rows(cloud)) for points, _ in batches for cloud in points])
-    assert len(parts[0]) == len(parts[1]) == 5
-    assert not set(parts[0]) & set(parts[1])
+@pytest.mark.parametrize("sizes", [[12] * 11, [5, 12, 30] * 4])
+@pytest.mark.parametrize("world", [2, 3])
+def test_processes_share_the_batches_of_one(sizes, world):
+    clouds = Clouds(FakeDataset(sizes), num_points=10)
+    whole = list(clouds.batches(4, torch.Generator().manual_seed(5)))
+    parts = [list(clouds.batches(4, torch.Generator().manual_seed(5), rank, world)) for rank in range(world)]
+    for (points, labels), *shares in zip(whole, *parts, strict=True):
+        assert torch.equal(torch.cat([part for part, _ in shares]), points)
+        assert torch.equal(torch.cat([part for _, part in shares]), labels)
+        counts = [len(part) for _, part in shares]
+        assert max(counts) - min(counts) <= 1
+
+
+def test_a_batch_smaller_than_the_processes_is_refused():
+    clouds = Clouds(FakeDataset([12] * 7), num_points=10)
+    with pytest.raises(ValueError, match=r"batch_size must give each of 4 processes a cloud.* got a batch of 3"):
+        clouds.batches(4, torch.Generator(), 0, 4)
 
 
 def test_fixed_clouds_depend_on_no_other_cloud():

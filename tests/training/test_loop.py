@@ -40,15 +40,17 @@ def run(folder, epochs=4, accumulate=1, after_epoch=None, lr=1e-2, **recipe):
     torch.manual_seed(0)
     model = Small()
 
-    def loss_of(model, points, labels, generator):
-        noise = torch.rand(points.shape, generator=generator)
-        return {"loss": nn.functional.cross_entropy(model(points + 0.1 * noise), labels)}
+    def loss_of(model, points, labels):
+        return {"loss": nn.functional.cross_entropy(model(points), labels)}
+
+    def augment(points, generator):
+        return points + 0.1 * torch.rand(points.shape, generator=generator)
 
     def batches(epoch):
         return clouds.batches(5, torch.Generator().manual_seed(derive_seed(0, epoch)))
 
     recipe = Recipe(epochs=epochs, lr=lr, accumulate=accumulate, **recipe)
-    return model, train(accelerator, model, recipe, batches, loss_of, RunFolder(folder), after_epoch)
+    return model, train(accelerator, model, recipe, batches, loss_of, RunFolder(folder), after_epoch, augment=augment)
 
 
 def test_the_rate_rises_linearly_and_falls_as_a_cosine():
