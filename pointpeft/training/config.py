@@ -86,6 +86,12 @@ class FinetuneConfig:
     """`bf16` computes the transformer in bfloat16; weights stay float32."""
     deterministic: bool = False
     """Repeat to the bit on CUDA too, at a cost in speed; refused where something cannot. The CPU always does."""
+    ema: Annotated[float | None, arg(metavar="DECAY")] = None
+    """Measure and keep an exponential moving average of the trained weights, with this decay per step: `0.99`."""
+    patience: Annotated[int | None, arg(metavar="EPOCHS")] = None
+    """Stop when so many epochs were no better than the selected one; the learning rate keeps to its cosine."""
+    checkpoint_blocks: bool = False
+    """Compute the insides of blocks again in the backward pass instead of keeping them: less memory, more time."""
     sync_batchnorm: bool = False
     """Of several processes: BatchNorm measures the batch of all, as one process would, and not each its own part."""
     quirks: Quirks = "none"

@@ -22,6 +22,7 @@ from pointpeft.training.loop import Recipe, derive_seed, make_accelerator, seed_
 from pointpeft.training.memory import peak_memory
 from pointpeft.training.models import build, build_probe
 from pointpeft.training.probe import probe
+from pointpeft.training.recompute import checkpoint_blocks
 from pointpeft.training.run_folder import RunFolder
 from pointpeft.training.selection import MEANING, Selector
 from pointpeft.training.sync_batch_norm import sync_batch_norm
@@ -99,6 +100,10 @@ def _check(config: FinetuneConfig, task: Any) -> None:
         )
     if config.warmup_epochs < 0:
         raise ValueError(f"warmup_epochs must be at least 0, got {config.warmup_epochs}")
+    if config.checkpoint_blocks and config.method == "dyt":
+        raise ValueError("checkpoint_blocks must be off for dyt, whose loss runs the blocks again in another mode")
+    if config.patience is not None and config.select == "last":
+        raise ValueError("patience must be None where the last epoch is kept: --select val-best says which is better")
     if not 0 < config.val_fraction < 1:
         raise ValueError(f"val_fraction must be between 0 and 1, got {config.val_fraction}")
     if config.quirks != "none" and not task.double_step:
@@ -137,6 +142,8 @@ def _run(
         accumulate=config.accumulate,
         seed=config.seed,
         double_step=config.quirks == "published",
+        ema=config.ema,
+        patience=config.patience,
     )
     seed_everything(accelerator.device, config.seed, "initial weights")
     outputs = task.outputs(training)
@@ -164,7 +171,10 @@ def _run(
         for points, _ in training.batches(config.batch_size, generator):
             yield points.to(accelerator.device)
 
-    if config.sync_batchnorm and accelerator.num_processes > 1:
+    synced = config.sync_batchnorm and accelerator.num_processes > 1
+    if config.checkpoint_blocks:
+        checkpoint_blocks(model.backbone.blocks)
+    if synced:
         sync_batch_norm(model)
     model.method.prepare(model.to(accelerator.device), training_clouds())
     selector = Selector(config.select, test_on)
@@ -208,6 +218,7 @@ def _run(
         "vote": config.vote,
         "quirks": config.quirks,
         "epochs": config.epochs,
+        "epochs trained": state.epoch,
         "batch size": config.batch_size,
         "training seconds": round(state.elapsed, 1),
         "clouds per second": round(state.samples / max(1e-9, state.busy), 1),
@@ -219,6 +230,8 @@ def _run(
     if config.probe and task.probed and config.method != "linear":
         seed_everything(accelerator.device, config.seed, "initial weights")
         head = build_probe(config, outputs["num_classes"])
+        if synced:
+            sync_batch_norm(head)
         probed = probe(
             accelerator, head, recipe, config.batch_size, parts, config.select, augment, voting, folder,
             None if title is None else "linear probe",

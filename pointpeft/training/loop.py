@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from pointpeft.training.clouds import Batches
+from pointpeft.training.ema import averaged, follow, load
 from pointpeft.training.memory import keep_freed_memory, peak_memory
 from pointpeft.training.processes import augment_share, broadcast_trained, largest, sum_gradients, total_of
 from pointpeft.training.run_folder import RunFolder
@@ -33,6 +34,8 @@ class Recipe:
         per_epoch: Whether the learning rate changes between epochs alone, as published, or at every step.
         double_step: Steps twice per batch with one gradient, before clipping and after, as the published segmentation
             code does.
+        ema: Decay per step of the average of the trained weights which is measured and kept; None: of none.
+        patience: Epochs without a better one after which training stops; None: never.
         time_limit: Seconds of training after which the schedule has ended, whatever the epochs; None: no limit.
     """
 
@@ -46,11 +49,17 @@ class Recipe:
     time_limit: float | None = None
     seed: int = 0
     double_step: bool = False
+    ema: float | None = None
+    patience: int | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("epochs", 1), ("accumulate", 1), ("lr", 0), ("weight_decay", 0), ("warmup", 0)):
             if not getattr(self, name) >= least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if self.ema is not None and not 0 <= self.ema < 1:
+            raise ValueError(f"ema must be at least 0 and below 1, got {self.ema}")
+        if self.patience is not None and self.patience < 1:
+            raise ValueError(f"patience must be at least 1, got {self.patience}")
         for name in ("clip", "time_limit"):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
@@ -74,6 +83,7 @@ class State:
         busy: Seconds of `elapsed` in forward, backward and step.
         peak_memory: Largest bytes in use so far.
         history: One row per epoch.
+        ema: The average of the trained weights, by name.
         best: What `after_epoch` keeps of the selected epoch.
     """
 
@@ -84,6 +94,7 @@ class State:
     peak_memory: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
     best: dict[str, Any] = field(default_factory=dict)
+    ema: dict[str, Tensor] = field(default_factory=dict)
 
 
 def train(
@@ -134,7 +145,7 @@ def train(
         unit="epoch",
         disable=progress_bar is None or not accelerator.is_main_process,
     )
-    while state.epoch < recipe.epochs and _progress(recipe, state, 0.0, 0.0) < 1.0:
+    while state.epoch < recipe.epochs and _progress(recipe, state, 0.0, 0.0) < 1.0 and not _stalled(recipe, state):
         generator = seed_everything(device, recipe.seed, state.epoch, 0)  # of augmentation, on all processes the same
         if world > 1:  # masks of dropout are each process's own
             torch.manual_seed(derive_seed(recipe.seed, state.epoch, accelerator.process_index))
@@ -167,6 +178,8 @@ def train(
                 optimizer.step()
                 if after_step is not None:
                     after_step()
+                if recipe.ema is not None:
+                    follow(state.ema, model, recipe.ema)
                 optimizer.zero_grad()
             for name, value in losses.items():
                 totals[name] = totals.get(name, 0.0) + value.detach() * len(labels)
@@ -187,7 +200,8 @@ def train(
             average_statistics(model)
         if after_epoch is not None:
             wrapped.eval()
-            row |= after_epoch(model, state)
+            with averaged(state.ema, model):
+                row |= after_epoch(model, state)
         state.elapsed += largest(time.perf_counter() - started, device)
         row["seconds"] = state.elapsed
         state.history.append(row)
@@ -195,6 +209,7 @@ def train(
         folder.log(state.history)
         bar.set_postfix({name: f"{value:.4g}" for name, value in row.items() if name not in ("epoch", "seconds")})
         bar.update(1)
+    load(state.ema, model)
     bar.close()
     accelerator.wait_for_everyone()
     accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False).eval()
@@ -206,6 +221,13 @@ def _progress(recipe: Recipe, state: State, within: float, seconds: float) -> fl
     by_epochs = (state.epoch + 1) / (recipe.epochs + 1) if recipe.per_epoch else (state.epoch + within) / recipe.epochs
     by_time = 0.0 if recipe.time_limit is None else (state.elapsed + seconds) / recipe.time_limit
     return max(by_epochs, by_time)
+
+
+def _stalled(recipe: Recipe, state: State) -> bool:
+    """Whether the last `patience` epochs were no better than the one that `after_epoch` keeps."""
+    if recipe.patience is None or not state.best:
+        return False
+    return state.epoch - 1 - state.best["epoch"] >= recipe.patience
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

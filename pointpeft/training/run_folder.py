@@ -114,7 +114,8 @@ class RunFolder:
                 f"{path} is damaged: its content and its checksum differ. Put a copy back, or remove it to start the "
                 "run again from its first epoch"
             )
-        return torch.load(path, map_location=device, weights_only=True)
+        # Of several processes each calls the CPU cpu:N, which storages do not know.
+        return torch.load(path, map_location="cpu" if device.type == "cpu" else device, weights_only=True)
 
     def log(self, history: list[dict[str, float]]) -> None:
         """Rewrites `log.csv` from the whole history and adds the last row to TensorBoard where that is installed."""

@@ -181,6 +181,8 @@ def test_voting_is_repeatable_whatever_the_batches(config):
         ({"backbone": "nope"}, "nope"),
         ({"epochs": 0}, "epochs must be at least 1"),
         ({"vote": 0}, "vote must be at least 1"),
+        ({"patience": 2, "select": "last"}, "patience must be None"),
+        ({"checkpoint_blocks": True, "method": "dyt", "set": TINY_MODEL[:-1]}, "checkpoint_blocks must be off for dyt"),
         ({"val_fraction": 1.5}, "val_fraction must be between 0 and 1"),
         ({"checkpoint": "missing.pth"}, "missing.pth"),
         ({"set": ("group_size=97",)}, "has 96 points, at least 97 are needed"),

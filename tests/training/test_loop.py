@@ -1,4 +1,5 @@
 import math
+from unittest import mock
 
 import pytest
 import torch
@@ -65,7 +66,9 @@ def test_the_rate_rises_linearly_and_falls_as_a_cosine():
     assert rates == sorted(rates, reverse=True)
 
 
-@pytest.mark.parametrize(("name", "value"), [("epochs", 0), ("lr", -1.0), ("lr", math.nan), ("clip", 0.0)])
+@pytest.mark.parametrize(
+    ("name", "value"), [("epochs", 0), ("lr", -1.0), ("lr", math.nan), ("clip", 0.0), ("ema", 1.0), ("patience", 0)]
+)
 def test_a_wrong_recipe_names_its_argument(name, value):
     with pytest.raises(ValueError, match=name):
         Recipe(**{"epochs": 1, "lr": 1e-3, name: value})
@@ -119,6 +122,55 @@ def test_a_run_stopped_in_any_epoch_resumes_to_the_same_weights(tmp_path, when):
         assert torch.equal(value, resumed.state_dict()[name]), name
     for first, second in zip(state.history, again.history, strict=True):
         assert {**first, "seconds": 0} == {**second, "seconds": 0}
+
+
+def test_what_is_measured_and_kept_is_the_average_of_the_weights(tmp_path):
+    measured = []
+    decay, after = 0.8, []
+    original = torch.optim.AdamW.step
+
+    def step(self, *args, **kwargs):
+        original(self, *args, **kwargs)
+        after.append(self.param_groups[0]["params"][0].detach().clone())  # out.weight
+
+    with mock.patch.object(torch.optim.AdamW, "step", step):
+        model, _ = run(
+            tmp_path, epochs=2, ema=decay, after_epoch=lambda m, _: measured.append(m.out.weight.detach().clone()) or {}
+        )
+    expected = after[0]
+    for number, weight in enumerate(after):
+        expected = decay * expected + (1 - decay) * weight if number else weight
+        if number == 2:  # three steps per epoch
+            torch.testing.assert_close(measured[0], expected)
+    torch.testing.assert_close(model.out.weight.detach(), expected)
+    assert not torch.allclose(model.out.weight, after[-1])
+    plain, _ = run(tmp_path / "plain", epochs=2)
+    assert torch.equal(plain.out.weight, after[-1])  # the average changes nothing of the training
+
+
+def test_a_run_stops_when_it_gets_no_better_and_resumes_to_the_same_end(tmp_path):
+    def after_epoch(model, state):
+        score = min(state.epoch, 2)
+        if not state.best or score > state.best["score"]:
+            state.best = {"epoch": state.epoch - 1, "score": score}
+        return {}
+
+    whole, state = run(tmp_path / "whole", epochs=9, patience=3, after_epoch=after_epoch, ema=0.9)
+    assert state.epoch == 5  # the second epoch was the best, and three followed
+    calls = []
+
+    def stop(model, state):
+        calls.append(1)
+        if len(calls) == 4:
+            raise Killed
+        return after_epoch(model, state)
+
+    with pytest.raises(Killed):
+        run(tmp_path / "part", epochs=9, patience=3, after_epoch=stop, ema=0.9)
+    resumed, again = run(tmp_path / "part", epochs=9, patience=3, after_epoch=after_epoch, ema=0.9)
+    assert again.epoch == 5
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
 
 
 def test_accumulated_batches_make_one_step(tmp_path):

@@ -52,7 +52,7 @@ def launch(world, work):
         child.start()
     try:
         for child in children:
-            child.join(240)
+            child.join(600)
         codes = [child.exitcode for child in children]
         assert codes == [0] * world, "no error" if errors.empty() else errors.get()
     finally:
