@@ -50,6 +50,11 @@ def _cpu_backward(grad, z, gamma, beta, out, lse, num_heads):
     return dz.view(z.shape), d_gamma, d_beta
 
 
+def _adapted(z, gamma, beta):
+    # The fused attention reads rows whose channels lie side by side, whatever the strides say.
+    return torch.addcmul(beta, z, gamma).contiguous()
+
+
 def _attend(q, k, v):
     """Mixed values, and what their backward needs."""
     out, *facts = _ATEN._scaled_dot_product_efficient_attention(q, k, v, None, True)
@@ -58,13 +63,13 @@ def _attend(q, k, v):
 
 def _cuda(z, gamma, beta, num_heads):
     batch, tokens, width = z.shape
-    out, _ = _attend(*_heads(torch.addcmul(beta, z, gamma), num_heads))
+    out, _ = _attend(*_heads(_adapted(z, gamma, beta), num_heads))
     return out.transpose(1, 2).reshape(batch, tokens, width // 3), z.new_empty(0)
 
 
 def _cuda_backward(grad, z, gamma, beta, _out, _lse, num_heads):
     batch, tokens, width = z.shape
-    q, k, v = _heads(torch.addcmul(beta, z, gamma), num_heads)
+    q, k, v = _heads(_adapted(z, gamma, beta), num_heads)
     out, facts = _attend(q, k, v)
     grad = grad.view(batch, tokens, num_heads, -1).transpose(1, 2)
     grads = _ATEN._scaled_dot_product_efficient_attention_backward(
