@@ -77,14 +77,22 @@ def mapped(layer: nn.Linear, after: ScaleShift | nn.Identity, x: Tensor) -> Tens
     """`after(layer(x))`, in one operation where no gradient is asked for."""
     if isinstance(after, nn.Identity):
         return layer(x)
-    return frozen_linear(x, *after.folded(layer)) if folds(after, x) else after(linear(layer, x))
+    if folds(after, x):
+        return frozen_linear(x, *after.folded(layer))
+    if _is_frozen(layer):
+        return frozen_linear(x, layer.weight, layer.bias, after.gamma, after.beta)
+    return after(layer(x))
 
 
 def linear(layer: nn.Linear, x: Tensor) -> Tensor:
     """`layer(x)`, by `frozen_linear` where the layer is a plain one and frozen."""
+    return frozen_linear(x, layer.weight, layer.bias) if _is_frozen(layer) else layer(x)
+
+
+def _is_frozen(layer: nn.Linear) -> bool:
     trained = torch.is_grad_enabled() and any(p.requires_grad for p in layer.parameters())
     hooks = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
-    return layer(x) if type(layer) is not nn.Linear or trained or hooks else frozen_linear(x, layer.weight, layer.bias)
+    return type(layer) is nn.Linear and not trained and not hooks
 
 
 def normed(layer: nn.LayerNorm, after: ScaleShift | nn.Identity, x: Tensor) -> Tensor:

@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pointpeft.ops import _check, _library, _matmul
+from pointpeft.ops.scale_shift import _backward_op as _scale_shift_backward_op
+from pointpeft.ops.scale_shift import _op as _scale_shift_op
 
 
 def _cpu(x, weight, bias):
@@ -41,38 +43,84 @@ class _FrozenLinear(torch.autograd.Function):
         return _op(grad, weight.t(), None), None, None
 
 
-def frozen_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Maps y = W x + b over the last axis, differentiable in x alone: on the CPU by the faster matrix library.
+class _FrozenLinearScaleShift(torch.autograd.Function):
+    """Keeps x, the weights and γ; the map's output, which the gradient of γ reads, is computed again."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, gamma, beta):
+        ctx.save_for_backward(x, weight, bias, gamma)
+        return _scale_shift_op(_op(x, weight, bias), gamma, beta)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        x, weight, bias, gamma = ctx.saved_tensors
+        dz, d_gamma, d_beta = _scale_shift_backward_op(grad.contiguous(), _op(x, weight, bias), gamma)
+        return _op(dz, weight.t(), None), None, None, d_gamma, d_beta
+
+
+def frozen_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    gamma: Tensor | None = None,
+    beta: Tensor | None = None,
+) -> Tensor:
+    """Maps y = W x + b over the last axis with a frozen map: on the CPU by the faster matrix library.
+
+    With γ and β gives γ ⊙ y + β, differentiable in x, γ and β; without them in x alone. The gradient of γ computes the
+    map again from x, which an operation before this one often keeps anyway.
 
     Args:
         x: Any strides; under autocast all tensors are cast to its type. [..., C]
         weight: [O, C]
         bias: [O]
+        gamma: Together with `beta`, or neither. [O]
+        beta: [O]
 
     Returns:
         [..., O]
 
     Raises:
-        ValueError: A wrong shape, dtype or device, or a weight or bias that asks for a gradient.
+        ValueError: A wrong shape, dtype or device, one of `gamma` and `beta` alone, or a weight or bias that asks for a
+            gradient.
+
+    Source of γ and β: Lian et al., "Scaling & shifting your features", NeurIPS 2022, Eq. 2.
     """
     _check.last("x", x)
-    names = ("weight",) if bias is None else ("weight", "bias")
-    x, *tensors = _library.autocast(x, weight, *(() if bias is None else (bias,)))
+    if (gamma is None) != (beta is None):
+        raise ValueError(f"gamma and beta must be given together, got {'beta' if gamma is None else 'gamma'} alone")
     rows = _check.rows(weight)
-    for name, tensor, shape in zip(names, tensors, ((rows, x.shape[-1]), (rows,)), strict=False):
-        _check.shaped(name, tensor, shape)
+    given = {"weight": weight, "bias": bias, "gamma": gamma, "beta": beta}
+    given = {name: tensor for name, tensor in given.items() if tensor is not None}
+    x, *cast = _library.autocast(x, *given.values())
+    tensors = dict(zip(given, cast, strict=True))
+    for name, tensor in tensors.items():
+        _check.shaped(name, tensor, (rows, x.shape[-1]) if name == "weight" else (rows,))
         _check.same(name, tensor, "x", x)
-        if tensor.requires_grad and torch.is_grad_enabled():
+        if name in ("weight", "bias") and tensor.requires_grad and torch.is_grad_enabled():
             raise ValueError(f"{name} must be frozen, but it requires a gradient")
-    weight, bias = tensors[0], None if bias is None else tensors[1]
+    weight, bias, gamma, beta = tensors["weight"], tensors.get("bias"), tensors.get("gamma"), tensors.get("beta")
     if _library.use_fused_reference(x) or torch.compiler.is_compiling():  # compilers choose their own library
-        return frozen_linear_reference(x, weight, bias)
+        return frozen_linear_reference(x, weight, bias, gamma, beta)
     flat = x.reshape(-1, x.shape[-1])
-    wanted = torch.is_grad_enabled() and x.requires_grad
-    y = _FrozenLinear.apply(flat, weight, bias) if wanted else _op(flat, weight, bias)
+    wanted = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, gamma, beta))
+    if gamma is None or beta is None:
+        y = _FrozenLinear.apply(flat, weight, bias) if wanted else _op(flat, weight, bias)
+    elif wanted:
+        y = _FrozenLinearScaleShift.apply(flat, weight, bias, gamma, beta)
+    else:
+        y = _scale_shift_op(_op(flat, weight, bias), gamma, beta)
     return y.view(*x.shape[:-1], rows)
 
 
-def frozen_linear_reference(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def frozen_linear_reference(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    gamma: Tensor | None = None,
+    beta: Tensor | None = None,
+) -> Tensor:
     """The definition in plain PyTorch; arguments and result as in `frozen_linear`."""
-    return F.linear(x, weight, bias)
+    y = F.linear(x, weight, bias)
+    return y if gamma is None or beta is None else gamma * y + beta

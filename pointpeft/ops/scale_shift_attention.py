@@ -50,11 +50,6 @@ def _cpu_backward(grad, z, gamma, beta, out, lse, num_heads):
     return dz.view(z.shape), d_gamma, d_beta
 
 
-def _adapted(z, gamma, beta):
-    # The fused attention reads rows whose channels lie side by side, whatever the strides say.
-    return torch.addcmul(beta, z, gamma).contiguous()
-
-
 def _attend(q, k, v):
     """Mixed values, and what their backward needs."""
     out, *facts = _ATEN._scaled_dot_product_efficient_attention(q, k, v, None, True)

@@ -25,6 +25,36 @@ def test_result_and_gradient_equal_the_reference(size, dtype, bias, device, gene
     fused.assert_equals_reference(*pair, *case(size, generator, bias), dtype, device, [0])
 
 
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("dtype", fused.TOLERANCE)
+def test_scaled_and_shifted_it_equals_the_reference(size, dtype, device, generator):
+    inputs, grad = case(size, generator)
+    inputs += [fused.draw(generator, size[1]), fused.draw(generator, size[1])]
+    fused.assert_equals_reference(frozen_linear, frozen_linear_reference, inputs, grad, dtype, device, [0, 3, 4])
+
+
+def test_scaled_and_shifted_gradients_are_those_of_finite_differences(generator):
+    (x, weight, bias), _ = case(SIZES[1], generator)
+    trained = [t.requires_grad_() for t in (x, fused.draw(generator, 5), fused.draw(generator, 5))]
+    assert torch.autograd.gradcheck(lambda x, *after: frozen_linear(x, weight, bias, *after), trained)
+
+
+def test_scaled_and_shifted_it_keeps_its_input_alone(generator):
+    (x, weight, bias), _ = case(SIZES[2], generator)
+    x.requires_grad_()
+    kept = set()
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.add(t.data_ptr()) or t, lambda t: t):
+        frozen_linear(x, weight, bias, torch.ones(70, dtype=x.dtype), torch.zeros(70, dtype=x.dtype))
+    gamma = kept - {x.data_ptr(), weight.data_ptr(), bias.data_ptr()}
+    assert len(gamma) == 1
+
+
+def test_gamma_and_beta_come_together(generator):
+    x, weight, _ = (t.float() for t in case(SIZES[1], generator)[0])
+    with pytest.raises(ValueError, match="gamma and beta must be given together, got gamma alone"):
+        frozen_linear(x, weight, None, torch.ones(5))
+
+
 def test_gradients_are_those_of_finite_differences(generator):
     (x, weight, bias), _ = case(SIZES[1], generator)
     assert torch.autograd.gradcheck(lambda x: frozen_linear(x, weight, bias), [x.requires_grad_()])
