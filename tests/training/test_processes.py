@@ -30,6 +30,9 @@ def _child(work, rank, world, port, errors):
     names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "MASTER_PORT": port}
     if world > 1:  # what torch.distributed.run and accelerate launch set
         os.environ.update({name: str(value) for name, value in names.items()}, MASTER_ADDR="127.0.0.1")
+    # GNU's OpenMP hangs in the first parallel region of a fork whose parent has had one.
+    os.environ["OMP_NUM_THREADS"] = "1"  # or accelerate sets as many as there are cores
+    torch.set_num_threads(1)
     AcceleratorState._reset_state(reset_partial_state=True)
     try:
         work(rank)
@@ -52,7 +55,7 @@ def launch(world, work):
         child.start()
     try:
         for child in children:
-            child.join(600)
+            child.join(300)
         codes = [child.exitcode for child in children]
         assert codes == [0] * world, "no error" if errors.empty() else errors.get()
     finally:
