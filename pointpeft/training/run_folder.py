@@ -104,7 +104,7 @@ class RunFolder:
             ValueError: It is cut off, or not as it was written.
         """
         if self.main:  # what a killed process left half-written
-            for rest in self.path.glob(".*.tmp"):
+            for rest in (*self.path.glob(".*.tmp"), *self.path.glob("*/.*.tmp")):
                 rest.unlink(missing_ok=True)
         path = self.path / CHECKPOINT
         if not path.exists():

@@ -72,6 +72,8 @@ def test_a_sound_checkpoint_comes_back_and_torch_reads_it_too(tmp_path):
 
 def test_what_a_killed_process_left_half_written_is_cleared(tmp_path):
     folder = RunFolder(tmp_path)
-    (tmp_path / ".checkpoint.pt.4711.tmp").write_bytes(b"half")
+    (tmp_path / "adapter").mkdir()
+    for place in (tmp_path, tmp_path / "adapter"):
+        (place / ".weights.4711.tmp").write_bytes(b"half")
     assert folder.load_checkpoint(torch.device("cpu")) is None
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.rglob("*")) == [tmp_path / "adapter"]
