@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# PyTorch gives float32 products to MKL, which holds back on AMD processors: x Wᵀ at 2150 x 384 x 1536 on one core of an
-# EPYC with AVX-512 takes 2 to 2.7 times as long as oneDNN's, which torch.compile's CPU code calls by this name.
+# PyTorch gives float32 products to MKL, which holds back on AMD processors: on two cores of an EPYC with AVX-512 it
+# takes twice as long as oneDNN (benchmarks/bench_frozen_linear.py), which torch.compile's CPU code calls by this name.
 _ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 _LEAST = 1 << 20  # multiplications that are worth oneDNN's longer way to its kernel
 
