@@ -12,7 +12,7 @@ from pointpeft.backbones.layers import Block
 from pointpeft.methods.base import Method, register_method, where
 from pointpeft.methods.scale_shift import ScaleShift, fold, folds, linear, mapped, normed
 from pointpeft.model import PointModel
-from pointpeft.ops import dynamic_adapter, scale_shift_attention, scale_shift_mlp
+from pointpeft.ops import adapted_mlp, dynamic_adapter, scale_shift_attention
 
 
 class DynamicAdapter(nn.Module):
@@ -38,13 +38,20 @@ class DynamicAdapter(nn.Module):
         nn.init.zeros_(self.down.bias)
         nn.init.zeros_(self.up.bias)
 
+    @property
+    def weights(self) -> list[Tensor]:
+        """Weight and bias of each layer, as the operations take them."""
+        layers = (self.norm, self.scale, self.down, self.up)
+        return [tensor for layer in layers for tensor in (layer.weight, layer.bias)]
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The numbers that the operations take."""
+        return {"eps": self.norm.eps, "dropout_p": self.dropout.p, "training": self.training}
+
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The result a and its prompt, the mean over tokens of GELU(a). [B, T, C] -> [B, T, C], [B, C]"""
-        layers = (self.norm, self.scale, self.down, self.up)
-        weights = (tensor for layer in layers for tensor in (layer.weight, layer.bias))
-        return dynamic_adapter(
-            x, *weights, eps=self.norm.eps, dropout_p=self.dropout.p, training=self.training, with_prompt=True
-        )
+        return dynamic_adapter(x, *self.weights, **self.options, with_prompt=True)
 
 
 class DAPTBlock(Block):
@@ -72,9 +79,8 @@ class DAPTBlock(Block):
         ctx.pos = None
         y = self._attend(normed(self.norm1, self.tfts_1, x))
         x = x + self.drop_path(mapped(self.attn.proj, self.tfts_proj, y))
-        u = normed(self.norm2, self.tfts_2, x)
-        a, prompt = self.adapter(u)
-        x = x + self.drop_path(self._mlp(u) + a)
+        y, prompt = self._adapted_mlp(x)
+        x = x + self.drop_path(y)
         return ctx.insert_prompts(x, self.tfts_3(prompt)[:, None])  # over all tokens, prompts included
 
     def _attend(self, u: Tensor) -> Tensor:
@@ -83,12 +89,19 @@ class DAPTBlock(Block):
             return attn.attend(mapped(attn.qkv, tfts, u))
         return scale_shift_attention(linear(attn.qkv, u), tfts.gamma, tfts.beta, attn.num_heads)
 
-    def _mlp(self, u: Tensor) -> Tensor:
-        fc1, fc2, tfts_1, tfts_2 = self.mlp.fc1, self.mlp.fc2, self.tfts_fc1, self.tfts_fc2
-        if folds(tfts_1, u):
-            return mapped(fc2, tfts_2, F.gelu(mapped(fc1, tfts_1, u)))
-        first, second = (fc1.weight, fc1.bias, tfts_1.gamma, tfts_1.beta), (fc2.weight, fc2.bias)
-        return scale_shift_mlp(u, *first, *second, tfts_2.gamma, tfts_2.beta)
+    def _adapted_mlp(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """MLP(u) + A(u) with u = LN(x), and the prompt of A."""
+        norm, tfts, fc1, fc2, tfts_1, tfts_2 = (
+            self.norm2, self.tfts_2, self.mlp.fc1, self.mlp.fc2, self.tfts_fc1, self.tfts_fc2
+        )  # fmt: skip
+        if folds(tfts_1, x):
+            u = normed(norm, tfts, x)
+            a, prompt = self.adapter(u)
+            return mapped(fc2, tfts_2, F.gelu(mapped(fc1, tfts_1, u))) + a, prompt
+        first = (fc1.weight, fc1.bias, tfts_1.gamma, tfts_1.beta)
+        second = (fc2.weight, fc2.bias, tfts_2.gamma, tfts_2.beta)
+        norms, adapter = (norm.weight, norm.bias, tfts.gamma, tfts.beta), self.adapter
+        return adapted_mlp(x, norms, first + second, adapter.weights, norm_eps=norm.eps, **adapter.options)
 
     def fold(self) -> None:
         """Folds the transforms into the layers before them; the prompt's stays."""

@@ -1,6 +1,7 @@
 """Point operations: on the CPU and CUDA, under autograd, autocast, torch.compile and export."""
 
 from pointpeft.ops._library import backend
+from pointpeft.ops.adapted_mlp import adapted_mlp, adapted_mlp_reference
 from pointpeft.ops.aggregate_neighbors import aggregate_neighbors, aggregate_neighbors_reference
 from pointpeft.ops.ball_query import ball_query, ball_query_reference
 from pointpeft.ops.bottleneck_adapter import bottleneck_adapter, bottleneck_adapter_reference
@@ -23,6 +24,8 @@ from pointpeft.ops.scale_shift_mlp import scale_shift_mlp, scale_shift_mlp_refer
 __all__ = [
     "Groups",
     "PatchEmbedWeights",
+    "adapted_mlp",
+    "adapted_mlp_reference",
     "aggregate_neighbors",
     "aggregate_neighbors_reference",
     "backend",
