@@ -1,7 +1,6 @@
 // What a lane of furthest_point_sample computes, and the winner of a warp.
 //
-// Nothing here but lanes, shuffles and arithmetic, so that a host with 32 emulated lanes can run it too
-// (tests/csrc/test_device_functions.py).
+// Nothing here but lanes, shuffles and arithmetic, so that a host with emulated lanes can run it too (tests/csrc).
 #pragma once
 
 #include <cmath>

@@ -1,174 +1,283 @@
-// Farthest point sampling on CUDA. One block a cloud, points and running distances in registers, one barrier a step:
-// the warps' winners go through shared slots, two sets of them, because a fast warp may be one step ahead of a slow
-// one. Clouds too large for one block take a cluster of eight where there are clusters (sm_90 on), with a second
-// exchange through distributed shared memory and a cluster barrier; still larger ones keep their distances in global
-// memory.
+// Farthest point sampling on CUDA, in one of three ways (furthest_point_plan.h).
+//   held     points and running distances in registers: one block a small cloud, a cluster of up to 16 a larger one
+//            (sm_90 on; 196 608 points in float32)
+//   buckets  beyond: buckets along a Morton curve, of which a step reads only those that its pick can change
+//            (furthest_point_buckets.cuh), by a cluster, or by one block where there are none
+//   memory   few samples of a large cloud: distances in global memory, every point in every step
+// One barrier a step in a block: the warps' winners go through shared slots, two sets of them, because a fast warp may
+// be one step ahead of a slow one. A cluster exchanges its blocks' winners through distributed shared memory as well,
+// and a cluster barrier.
 #include <cooperative_groups.h>
 
-#include "furthest_point_lanes.cuh"
+#include <mutex>
+
+#include "furthest_point_buckets.cuh"
+#include "furthest_point_plan.h"
 #include "pointpeft.h"
 
 namespace pointpeft {
 namespace {
 
-constexpr int kClusterBlocks = 8;  // the most that every device with clusters offers
-template <class A>
-struct Task {
-  const A* xyz;
-  int64_t stride_b, stride_n, stride_c, n, num_samples;
-  const int64_t *lengths, *starts;
-  int64_t start;
-  A min_sq_norm;
-  A* distances;  // (B, N), where registers do not hold them
-  int64_t* idx;
+constexpr int kMostBlocks = 16;  // of a cluster; above 8 only where the device says so
+
+// The threads of a block, or of the blocks of a cluster, that sample one cloud together.
+template <class A, class Index, int kThreads, bool kCluster>
+struct Team {
+  using Candidate = Best<typename Types<A>::Bits, Index>;
+  struct Slots {
+    Candidate warps[2][kThreads / 32], blocks[2][kCluster ? kMostBlocks : 1];
+  };
+  Slots& slots;
+  const int rank, blocks;  // of the cluster
+  const int64_t thread, threads;
+
+  __device__ __forceinline__ Team(Slots& slots, int blocks)
+      : slots(slots),
+        rank(kCluster ? blockIdx.x % blocks : 0),
+        blocks(kCluster ? blocks : 1),
+        thread(rank * kThreads + threadIdx.x),
+        threads(this->blocks * kThreads) {
+#if __CUDA_ARCH__ >= 900
+    if constexpr (kCluster) cooperative_groups::this_cluster().sync();  // no block writes to one that has not begun
+#else
+    if constexpr (kCluster) __trap();  // never launched: the host asks the device first
+#endif
+  }
+  __device__ __forceinline__ int lane() const { return threadIdx.x % 32; }
+  __device__ __forceinline__ int warp() const { return threadIdx.x / 32 * blocks + rank; }
+  __device__ __forceinline__ int warps() const { return kThreads / 32 * blocks; }
+
+  __device__ __forceinline__ Candidate best(Candidate mine, int slot) {
+    const Candidate none = nobody<A, Index>();
+    mine = warp_best(mine);
+    if (lane() == 0) slots.warps[slot][threadIdx.x / 32] = mine;
+    __syncthreads();
+    mine = warp_best(lane() < kThreads / 32 ? slots.warps[slot][lane()] : none);
+#if __CUDA_ARCH__ >= 900
+    if constexpr (kCluster) {
+      const auto cluster = cooperative_groups::this_cluster();
+      if (threadIdx.x < blocks) *cluster.map_shared_rank(&slots.blocks[slot][rank], threadIdx.x) = mine;
+      cluster.sync();
+      mine = warp_best(lane() < blocks ? slots.blocks[slot][lane()] : none);
+    }
+#endif
+    return mine;
+  }
 };
 
-// kPoints > 0: so many points a thread, in registers. kPoints = 0: any number, in global memory; each thread reads only
-// the distances that it wrote, so that needs no barrier.
-template <class A, class Index, int kThreads, int kPoints, int kBlocks>
-__device__ __forceinline__ void sample(const Task<A>& task) {
-  namespace cg = cooperative_groups;
-  using Bits = typename Types<A>::Bits;
-  using Candidate = Best<Bits, Index>;
-  constexpr int kWarps = kThreads / 32;
-  __shared__ Candidate warp_slots[2][kWarps];
-  __shared__ Candidate block_slots[2][kBlocks];
-  const int64_t b = blockIdx.x / kBlocks, rank = blockIdx.x % kBlocks;
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const int64_t thread = rank * kThreads + threadIdx.x;
-  constexpr int64_t kAllThreads = int64_t{kThreads} * kBlocks;
-  const Cloud<A> cloud{task.xyz + b * task.stride_b, task.stride_n, task.stride_c,
-                       task.lengths ? task.lengths[b] : task.n};
-  A* distances = kPoints > 0 ? nullptr : task.distances + b * task.n;
-  constexpr int kHeld = kPoints > 0 ? kPoints : 1;
-  A x[kHeld], y[kHeld], z[kHeld], distance[kHeld];
-  if constexpr (kPoints > 0) {
-#pragma unroll
-    for (int k = 0; k < kPoints; ++k) {
-      const int64_t i = point_of<int64_t>(k, thread, kAllThreads);
-      const bool real = i < cloud.length;
-      x[k] = real ? cloud.at(i, 0) : A(0);
-      y[k] = real ? cloud.at(i, 1) : A(0);
-      z[k] = real ? cloud.at(i, 2) : A(0);
-      distance[k] = real ? first_distance(x[k], y[k], z[k], task.min_sq_norm) : kPadding<A>;
-    }
-  } else {
-    for (int64_t i = thread; i < cloud.length; i += kAllThreads)
-      distances[i] = first_distance(cloud.at(i, 0), cloud.at(i, 1), cloud.at(i, 2), task.min_sq_norm);
-  }
-#if __CUDA_ARCH__ >= 900
-  if constexpr (kBlocks > 1) cg::this_cluster().sync();  // no block writes to one that has not begun
-#endif
-  int64_t pick = task.starts ? task.starts[b] : task.start;
-  for (int64_t m = 0; m < task.num_samples; ++m) {
-    if (thread == 0) task.idx[b * task.num_samples + m] = pick;
-    if (m + 1 == task.num_samples) break;  // the same for all threads of all blocks
-    const A cx = cloud.at(pick, 0), cy = cloud.at(pick, 1), cz = cloud.at(pick, 2);
-    Candidate best{Types<A>::bits(kPadding<A>), static_cast<Index>(-1)};
-    if constexpr (kPoints > 0) {
-      int held = 0;
-      best.bits = Types<A>::bits(distance[0] = nearer(distance[0], x[0], y[0], z[0], cx, cy, cz));
-#pragma unroll
-      for (int k = 1; k < kPoints; ++k) {
-        distance[k] = nearer(distance[k], x[k], y[k], z[k], cx, cy, cz);
-        const Bits bits = Types<A>::bits(distance[k]);
-        if (bits > best.bits) {
-          best.bits = bits;
-          held = k;
-        }
-      }
-      best.index = point_of<Index>(held, static_cast<Index>(thread), static_cast<Index>(kAllThreads));
-    } else {
-      for (int64_t i = thread; i < cloud.length; i += kAllThreads) {
-        const A d = nearer(distances[i], cloud.at(i, 0), cloud.at(i, 1), cloud.at(i, 2), cx, cy, cz);
-        distances[i] = d;
-        const Bits bits = Types<A>::bits(d);
-        if (bits > best.bits) best = {bits, static_cast<Index>(i)};
-      }
-    }
-    best = warp_best(best);
-    const int slot = m & 1;
-    if (lane == 0) warp_slots[slot][warp] = best;
-    __syncthreads();
-    const Candidate none{Types<A>::bits(kPadding<A>), static_cast<Index>(-1)};
-    best = warp_best(lane < kWarps ? warp_slots[slot][lane] : none);
-#if __CUDA_ARCH__ >= 900
-    if constexpr (kBlocks > 1) {
-      cg::cluster_group cluster = cg::this_cluster();
-      if (threadIdx.x < kBlocks) *cluster.map_shared_rank(&block_slots[slot][rank], threadIdx.x) = best;
-      cluster.sync();
-      best = warp_best(lane < kBlocks ? block_slots[slot][lane] : none);
-    }
-#endif
-    pick = static_cast<int64_t>(best.index);
-  }
+template <class A, class Index, int kThreads, int kPoints, bool kCluster>
+__global__ void __launch_bounds__(kThreads) held_kernel(Task<A> task, int blocks) {
+  using Threads = Team<A, Index, kThreads, kCluster>;
+  __shared__ typename Threads::Slots slots;
+  Threads team(slots, blocks);
+  sample_held<Index, kPoints>(task, blockIdx.x / team.blocks, team);
 }
 
-template <class A, class Index, int kThreads, int kPoints>
-__global__ void __launch_bounds__(kThreads) block_kernel(Task<A> task) {
-  sample<A, Index, kThreads, kPoints, 1>(task);
+template <class A, int kThreads, bool kCluster>
+__global__ void __launch_bounds__(kThreads) memory_kernel(Task<A> task, int blocks) {
+  using Index = unsigned long long;
+  using Threads = Team<A, Index, kThreads, kCluster>;
+  __shared__ typename Threads::Slots slots;
+  Threads team(slots, blocks);
+  sample_in_memory<Index>(task, blockIdx.x / team.blocks, team);
 }
 
-template <class A, class Index, int kThreads, int kPoints>
-__global__ void __launch_bounds__(kThreads) cluster_kernel(Task<A> task) {
-#if __CUDA_ARCH__ >= 900
-  sample<A, Index, kThreads, kPoints, kClusterBlocks>(task);
-#else
-  __trap();  // never launched: the host asks the device first
-#endif
+template <class A, int kThreads, bool kCluster>
+__global__ void __launch_bounds__(kThreads, 1) bucket_kernel(Task<A> task, Buckets<A> buckets, int blocks) {
+  using Threads = Team<A, uint32_t, kThreads, kCluster>;
+  __shared__ typename Threads::Slots slots;
+  Threads team(slots, blocks);
+  sample_in_buckets(task, buckets, blockIdx.x / team.blocks, team);
 }
 
-template <class A, int kThreads, int kPoints>
-void launch_block(const Task<A>& task, int64_t batch, cudaStream_t stream) {
-  using Index = std::conditional_t<sizeof(A) == 4 && kPoints != 0, uint32_t, unsigned long long>;
-  block_kernel<A, Index, kThreads, kPoints><<<batch, kThreads, 0, stream>>>(task);
+// ---- the buckets: bounds, keys, a sort, the points in order ----
+
+constexpr int kThreads = 256;
+
+__device__ __forceinline__ int64_t warp_of_grid() {
+  return (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) / 32;
 }
 
-template <class A, int kThreads, int kPoints>
-void launch_cluster(const Task<A>& task, int64_t batch, cudaStream_t stream) {
-  using Index = std::conditional_t<sizeof(A) == 4 && kPoints != 0, uint32_t, unsigned long long>;
+// A warp a part of a cloud; a part is every `parts`-th 32 points.
+template <class A>
+__global__ void __launch_bounds__(kThreads) bounds_kernel(Task<A> task, int64_t parts, int64_t warps, Box<A>* bounds) {
+  const int64_t w = warp_of_grid();
+  if (w >= warps) return;
+  const int lane = threadIdx.x % 32;
+  const Box<A> box = pointpeft::bounds(task.cloud(w / parts), w % parts * 32 + lane, 32 * parts, task.min_sq_norm);
+  if (lane == 0) bounds[w] = box;
+}
+
+template <class A>
+__global__ void __launch_bounds__(kThreads)
+    key_kernel(Task<A> task, int64_t parts, int64_t warps, const Box<A>* bounds, int64_t* keys) {
+  const int64_t w = warp_of_grid();
+  if (w >= warps) return;
+  const int64_t b = w / parts, lane = threadIdx.x % 32;
+  const Cloud<A> cloud = task.cloud(b);
+  Box<A> box = empty_box<A>();
+  for (int64_t part = lane; part < parts; part += 32) enclose(box, bounds[b * parts + part]);
+  box = warp_box(box);
+  for (int64_t i = w % parts * 32 + lane; i < task.n; i += 32 * parts)
+    keys[b * task.n + i] = key_of(cloud, box, i, task.min_sq_norm);
+}
+
+template <class A>
+__global__ void __launch_bounds__(kThreads)
+    fill_kernel(Task<A> task, const int64_t* order, Buckets<A> buckets, int64_t warps) {
+  const int64_t w = warp_of_grid();
+  if (w < warps) fill_bucket(task, order, buckets, w / buckets.a_cloud, w % buckets.a_cloud, threadIdx.x % 32);
+}
+
+// ---- launches ----
+
+// `kernel` with `blocks` blocks a cloud, as clusters where those are more than one.
+template <class... Parameters, class... Arguments>
+void launch(void (*kernel)(Parameters...), int64_t batch, int blocks, int threads, cudaStream_t stream,
+            const Arguments&... arguments) {
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim.x = kClusterBlocks;
+  attribute.val.clusterDim.x = static_cast<unsigned>(blocks);
   attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
   cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(batch * kClusterBlocks));
-  config.blockDim = dim3(kThreads);
+  config.gridDim = dim3(static_cast<unsigned>(batch * blocks));
+  config.blockDim = dim3(static_cast<unsigned>(threads));
   config.stream = stream;
   config.attrs = &attribute;
+  config.numAttrs = blocks > 1 ? 1 : 0;
+  if (blocks > 8) cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+  cudaLaunchKernelEx(&config, kernel, arguments...);
+  check_launch("furthest_point_sample");
+}
+
+// Whether the device can run `kernel` in clusters of so many blocks at all.
+template <class... Parameters>
+bool fits(void (*kernel)(Parameters...), int blocks, int threads) {
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim.x = static_cast<unsigned>(blocks);
+  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(blocks));
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.attrs = &attribute;
   config.numAttrs = 1;
-  cudaLaunchKernelEx(&config, cluster_kernel<A, Index, kThreads, kPoints>, task);  // its error: check_launch
+  int clusters = 0;
+  const bool good = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1) == cudaSuccess &&
+                    cudaOccupancyMaxActiveClusters(&clusters, kernel, &config) == cudaSuccess && clusters > 0;
+  if (!good) cudaGetLastError();  // a refusal is an answer
+  return good;
 }
 
-bool has_clusters(int device) {
-  int major = 0;
-  return cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess && major >= 9;
-}
-
-// Registers that one block has for points: 4 a point in float32, and at most 128 a thread with 512 threads.
 template <class A>
-constexpr int64_t kBlockPoints = sizeof(A) == 4 ? 512 * 24 : 512 * 8;
+using HeldIndex = std::conditional_t<sizeof(A) == 4, uint32_t, unsigned long long>;
+
+template <class A>
+Offer ask_device(int device) {
+  Offer offer{1, 1};
+  int major = 0;
+  cudaDeviceGetAttribute(&offer.processors, cudaDevAttrMultiProcessorCount, device);
+  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  if (major < 9) return offer;
+  for (int blocks = kMostBlocks; blocks > 1; blocks /= 2) {
+    if (fits(held_kernel<A, HeldIndex<A>, 512, kMostHeld<A>, true>, blocks, 512) &&
+        fits(bucket_kernel<A, 512, true>, blocks, 512) && fits(memory_kernel<A, 1024, true>, blocks, 1024)) {
+      offer.most_blocks = blocks;
+      break;
+    }
+  }
+  return offer;
+}
+
+// Asked once a device.
+template <class A>
+Offer offer_of(int device) {
+  static std::mutex mutex;
+  static std::vector<std::optional<Offer>> known;
+  const std::lock_guard<std::mutex> lock(mutex);
+  if (device >= static_cast<int>(known.size())) known.resize(device + 1);
+  if (!known[device]) known[device] = ask_device<A>(device);
+  return *known[device];
+}
+
+template <class A, int kThreads, int kPoints>
+void launch_held(const Task<A>& task, int64_t batch, int blocks, cudaStream_t stream) {
+  if (blocks == 1)
+    launch(held_kernel<A, HeldIndex<A>, kThreads, kPoints, false>, batch, 1, kThreads, stream, task, 1);
+  else if constexpr (kThreads == 512)
+    launch(held_kernel<A, HeldIndex<A>, kThreads, kPoints, true>, batch, blocks, kThreads, stream, task, blocks);
+}
+
+template <class A>
+void launch_held(const Plan& plan, const Task<A>& task, int64_t batch, cudaStream_t stream) {
+  if (plan.threads == 128) return launch_held<A, 128, 4>(task, batch, 1, stream);
+  if (plan.threads == 256 && plan.points == 4) return launch_held<A, 256, 4>(task, batch, 1, stream);
+  if (plan.threads == 256) return launch_held<A, 256, 8>(task, batch, 1, stream);
+  if (plan.points == 4) return launch_held<A, 512, 4>(task, batch, plan.blocks, stream);
+  if (plan.points == 8) return launch_held<A, 512, 8>(task, batch, plan.blocks, stream);
+  if constexpr (kMostHeld<A> == 24) {
+    if (plan.points == 16) return launch_held<A, 512, 16>(task, batch, plan.blocks, stream);
+    launch_held<A, 512, 24>(task, batch, plan.blocks, stream);
+  }
+}
+
+// The order that sorts each row of `keys` (B, N), equal ones as they stand.
+Tensor sorted_order(const Tensor& keys) {
+  std::array<StableIValue, 4> stack{torch::stable::detail::from(keys),
+                                    torch::stable::detail::from(std::optional<bool>(true)),
+                                    torch::stable::detail::from(int64_t{1}), torch::stable::detail::from(false)};
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::sort", "stable", stack.data(), TORCH_ABI_VERSION));
+  const Tensor sorted = torch::stable::detail::to<Tensor>(stack[0]);
+  return torch::stable::detail::to<Tensor>(stack[1]);
+}
+
+// Memory that a kernel of this stream uses; freed when its owner returns, it is given only to later work of the stream.
+template <class T>
+T* scratch(std::vector<Tensor>& owner, const Tensor& like, int64_t count) {
+  owner.push_back(
+      torch::stable::new_empty(like, std::vector<int64_t>{count * static_cast<int64_t>(sizeof(T))}, ScalarType::Byte));
+  return static_cast<T*>(owner.back().mutable_data_ptr());
+}
+
+template <class A>
+void launch_buckets(const Plan& plan, const Task<A>& task, const Tensor& like, int64_t batch, cudaStream_t stream) {
+  std::vector<Tensor> owner;
+  const auto blocks = [](int64_t warps) { return static_cast<unsigned>((warps * 32 + kThreads - 1) / kThreads); };
+  const int64_t parts = std::min<int64_t>(1024, (task.n + 1023) / 1024), warps = batch * parts;
+  Box<A>* bounds = scratch<Box<A>>(owner, like, warps);
+  bounds_kernel<A><<<blocks(warps), kThreads, 0, stream>>>(task, parts, warps, bounds);
+  check_launch("furthest_point_sample");
+  Tensor keys = torch::stable::new_empty(like, std::vector<int64_t>{batch, task.n}, ScalarType::Long);
+  key_kernel<A><<<blocks(warps), kThreads, 0, stream>>>(task, parts, warps, bounds, keys.mutable_data_ptr<int64_t>());
+  check_launch("furthest_point_sample");
+  const Tensor order = sorted_order(keys);
+  const int64_t size = bucket_size(task.n, int64_t{plan.threads} * plan.blocks);
+  const int64_t a_cloud = (task.n + size - 1) / size, all = batch * a_cloud;
+  const Buckets<A> buckets{scratch<Placed<A>>(owner, like, all * size),
+                           scratch<A>(owner, like, all * size),
+                           scratch<Box<A>>(owner, like, all),
+                           scratch<Winner<A>>(owner, like, all),
+                           a_cloud,
+                           size};
+  fill_kernel<A><<<blocks(all), kThreads, 0, stream>>>(task, order.const_data_ptr<int64_t>(), buckets, all);
+  check_launch("furthest_point_sample");
+  if (plan.blocks == 1)
+    launch(bucket_kernel<A, 512, false>, batch, 1, plan.threads, stream, task, buckets, 1);
+  else
+    launch(bucket_kernel<A, 512, true>, batch, plan.blocks, plan.threads, stream, task, buckets, plan.blocks);
+}
 
 template <class A>
 void launch(Task<A> task, const Tensor& like, int64_t batch, cudaStream_t stream) {
-  const int64_t n = task.n;
-  if (n <= 512) return launch_block<A, 128, 4>(task, batch, stream);
-  if (n <= 1024) return launch_block<A, 256, 4>(task, batch, stream);
-  if (n <= 2048) return launch_block<A, 256, 8>(task, batch, stream);
-  if (n <= 4096) return launch_block<A, 512, 8>(task, batch, stream);
-  if constexpr (sizeof(A) == 4) {
-    if (n <= 8192) return launch_block<A, 512, 16>(task, batch, stream);
-    if (n <= 12288) return launch_block<A, 512, 24>(task, batch, stream);
-  }
-  const bool clusters = has_clusters(like.get_device_index());
-  if (clusters && n <= kClusterBlocks * kBlockPoints<A>)
-    return launch_cluster<A, 512, sizeof(A) == 4 ? 24 : 8>(task, batch, stream);
-  const ScalarType dtype = sizeof(A) == 8 ? ScalarType::Double : ScalarType::Float;
-  // Freed when this returns, to be given only to later work of the same stream.
-  Tensor distances = torch::stable::new_empty(like, {batch, n}, dtype);
-  task.distances = static_cast<A*>(distances.mutable_data_ptr());
-  if (clusters) return launch_cluster<A, 1024, 0>(task, batch, stream);
-  launch_block<A, 1024, 0>(task, batch, stream);
+  const Plan plan = plan_samples<A>(task.n, task.num_samples, batch, offer_of<A>(like.get_device_index()));
+  if (plan.way == Plan::held) return launch_held<A>(plan, task, batch, stream);
+  if (plan.way == Plan::buckets) return launch_buckets<A>(plan, task, like, batch, stream);
+  std::vector<Tensor> owner;
+  task.distances = scratch<A>(owner, like, batch * task.n);
+  if (plan.blocks == 1)
+    launch(memory_kernel<A, 1024, false>, batch, 1, plan.threads, stream, task, 1);
+  else
+    launch(memory_kernel<A, 1024, true>, batch, plan.blocks, plan.threads, stream, task, plan.blocks);
 }
 
 }  // namespace
@@ -190,7 +299,6 @@ Tensor furthest_point_sample(const Tensor& xyz, int64_t num_samples, const std::
                    starts ? starts->const_data_ptr<int64_t>() : nullptr, start, A(min_sq_norm), nullptr,
                    idx.mutable_data_ptr<int64_t>()},
            xyz, batch, stream);
-    check_launch("furthest_point_sample");
   };
   is_double ? run(double{}) : run(float{});
   return idx;

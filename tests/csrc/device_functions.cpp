@@ -6,7 +6,7 @@
 #include <random>
 #include <utility>
 
-#include "furthest_point_lanes.cuh"
+#include "furthest_point_buckets.cuh"
 #include "knn_selection.cuh"
 
 using namespace pointpeft;
@@ -145,6 +145,52 @@ void distances() {
   expect(nearer<A>(2, nan, 0, 0, 0, 0, 0) == 2, "NaN does not spread", 0);
 }
 
+// A bound that exceeded the distance of a point inside, by one rounding, would prune what can change.
+template <class A>
+void boxes() {
+  std::mt19937 generator(7);
+  for (int i = 0; i < 20000; ++i) {
+    const A scale = std::ldexp(A(1), static_cast<int>(generator() % 40) - 20);
+    std::uniform_real_distribution<A> draw(-scale, scale);
+    std::uniform_real_distribution<A> offset(-100, 100);
+    const A shift = i % 2 == 0 ? A(0) : offset(generator);
+    A p[3], q[3], c[3];
+    for (int k = 0; k < 3; ++k) {
+      p[k] = shift + draw(generator);
+      q[k] = shift + draw(generator);
+      c[k] = i % 3 == 0 ? p[k] : shift + 4 * draw(generator);
+    }
+    Box<A> box{{p[0], p[1], p[2]}, {p[0], p[1], p[2]}};
+    const A infinity = std::numeric_limits<A>::infinity(), alone = box_sq_distance(box, c[0], c[1], c[2]);
+    const A of_p = nearer(infinity, p[0], p[1], p[2], c[0], c[1], c[2]);
+    expect(alone == of_p, "a box around one point is as far as the point", i);
+    enclose(box, {{q[0], q[1], q[2]}, {q[0], q[1], q[2]}});
+    const A both = box_sq_distance(box, c[0], c[1], c[2]), of_q = nearer(infinity, q[0], q[1], q[2], c[0], c[1], c[2]);
+    expect(both <= of_p && both <= of_q, "a box is no farther than what is inside", i);
+    for (int k = 0; k < 3; ++k) {
+      const uint64_t at_p = cell(p[k], box.low[k], box.high[k]), at_q = cell(q[k], box.low[k], box.high[k]);
+      expect(at_p < (1u << kAxisBits) && at_q < (1u << kAxisBits), "a cell", i);
+      expect(p[k] <= q[k] ? at_p <= at_q : at_q <= at_p, "cells go up with coordinates", i);
+    }
+  }
+  const A most = std::numeric_limits<A>::max(), least = std::numeric_limits<A>::denorm_min();
+  expect(cell(most, -most, most) == (1u << kAxisBits) - 1 && cell(-most, -most, most) == 0, "the widest extent", 0);
+  expect(cell(least, A(0), least) < (1u << kAxisBits), "the smallest extent", 0);
+  expect(cell(A(3), A(3), A(3)) == 0, "no extent", 0);
+  expect(!(box_sq_distance(empty_box<A>(), A(0), A(0), A(0)) < most), "nothing is near an empty box", 0);
+}
+
+// Every bucket has one owner, and neighbours go to different warps.
+void owners() {
+  const int warps = 6;
+  std::vector<int> owned(warps * 32 * kHeldBuckets);
+  for (int k = 0; k < kHeldBuckets; ++k)
+    for (int warp = 0; warp < warps; ++warp)
+      for (int lane = 0; lane < 32; ++lane) ++owned[bucket_of(k, lane, warp, warps)];
+  for (size_t j = 0; j < owned.size(); ++j) expect(owned[j] == 1, "owner of a bucket", static_cast<int>(j));
+  expect(bucket_of(0, 0, 1, warps) == bucket_of(0, 0, 0, warps) + 1, "neighbours", 0);
+}
+
 int main() {
   keys_order_as_pairs<float>();
   keys_order_as_pairs<double>();
@@ -156,6 +202,9 @@ int main() {
   winners<double, unsigned long long>();
   distances<float>();
   distances<double>();
+  boxes<float>();
+  boxes<double>();
+  owners();
   std::printf("%d checks, %d failures\n", checks, failures);
   return failures != 0 || checks < 1000;
 }

@@ -1,4 +1,5 @@
-// A warp on the host: 32 coroutines that meet at every shuffle, and CUDA's words for what they do there.
+// A block on the host: a coroutine a thread, which meet at every shuffle and barrier, and CUDA's words for what they do
+// there.
 #pragma once
 
 #include <ucontext.h>
@@ -15,60 +16,84 @@
 #define __host__
 #define __forceinline__ inline
 
+using std::fmax;
 using std::fmin;
+using std::ilogb;
 using std::isfinite;
+using std::ldexp;
 using std::max;
 using std::min;
 
 namespace lanes {
 
-constexpr int kLanes = 32;
-inline ucontext_t scheduler, lane_context[kLanes];
-inline int current;
-inline bool done[kLanes];
+constexpr int kLanes = 32, kMostWarps = 8, kMost = kMostWarps * kLanes;
+constexpr size_t kStack = 64 << 10;
+inline ucontext_t scheduler, context[kMost];
+inline int threads, current;  // of the block that runs: how many, and whose turn it is
+inline bool done[kMost];
 inline std::function<void(int)> body;
-inline uint64_t slots[2][kLanes];  // two sets, as a lane may write the next round before another has read this one
-inline int round_of[kLanes];
+// What a thread gives to a meeting; two sets, as a lane may give to the next one before another has read this one.
+inline uint64_t slots[2][kMost];
+inline int round_of[kMost];
+inline int64_t arrived[2], barriers_of[kMost];
 
-inline void meet() { swapcontext(&lane_context[current], &scheduler); }
+inline void meet() { swapcontext(&context[current], &scheduler); }
 
 inline void enter() {
   body(current);
   done[current] = true;
-  swapcontext(&lane_context[current], &scheduler);
+  swapcontext(&context[current], &scheduler);
 }
 
-// Runs `work(lane)` on 32 lanes, each up to its next meeting point, in the order of `first`, first + 1, ... (mod 32).
-inline void run(std::function<void(int)> work, int first = 0) {
+// Runs `work(thread)` on the threads of so many warps, each up to its next meeting point, warp by warp; in a warp in
+// the order of lanes `first`, first + 1, ... (mod 32). So the lanes of a warp stay in step.
+inline void run(std::function<void(int)> work, int first = 0, int warps = 1) {
+  static std::vector<char> stacks(kMost * kStack);
   body = std::move(work);
-  std::vector<char> stacks(kLanes * (64 << 10));
-  for (int lane = 0; lane < kLanes; ++lane) {
-    done[lane] = false;
-    round_of[lane] = 0;
-    getcontext(&lane_context[lane]);
-    lane_context[lane].uc_stack.ss_sp = stacks.data() + lane * (64 << 10);
-    lane_context[lane].uc_stack.ss_size = 64 << 10;
-    lane_context[lane].uc_link = nullptr;
-    makecontext(&lane_context[lane], enter, 0);
+  threads = warps * kLanes;
+  arrived[0] = arrived[1] = 0;
+  for (int thread = 0; thread < threads; ++thread) {
+    done[thread] = false;
+    round_of[thread] = 0;
+    barriers_of[thread] = 0;
+    getcontext(&context[thread]);
+    context[thread].uc_stack.ss_sp = stacks.data() + thread * kStack;
+    context[thread].uc_stack.ss_size = kStack;
+    context[thread].uc_link = nullptr;
+    makecontext(&context[thread], enter, 0);
   }
-  while (!std::all_of(done, done + kLanes, [](bool d) { return d; })) {
-    for (int i = 0; i < kLanes; ++i) {
-      current = (first + i) % kLanes;
-      if (!done[current]) swapcontext(&scheduler, &lane_context[current]);
+  while (!std::all_of(done, done + threads, [](bool d) { return d; })) {
+    for (int i = 0; i < threads; ++i) {
+      current = i / kLanes * kLanes + (first + i) % kLanes;
+      if (!done[current]) swapcontext(&scheduler, &context[current]);
     }
   }
+}
+
+// Where all threads of the block meet.
+inline void barrier() {
+  const int64_t which = barriers_of[current]++;
+  int64_t& count = arrived[which % 2];
+  ++count;  // goes on from barrier `which - 2`
+  do meet();
+  while (count < (which / 2 + 1) * threads);
+}
+
+inline uint64_t* give(uint64_t value) {
+  uint64_t* set = slots[round_of[current]++ % 2];
+  set[current] = value;
+  meet();
+  return set + current / kLanes * kLanes;  // of the warp
 }
 
 template <class T>
 T exchange(T value, int source) {
   static_assert(sizeof(T) <= 8);
-  const int lane = current;
-  uint64_t* set = slots[round_of[lane]++ % 2];
-  set[lane] = 0;
-  std::memcpy(&set[lane], &value, sizeof(T));
-  meet();
+  uint64_t bits = 0;
+  std::memcpy(&bits, &value, sizeof(T));
+  const uint64_t* warp = give(bits);
   T result;
-  std::memcpy(&result, &set[source % kLanes], sizeof(T));
+  std::memcpy(&result, &warp[source % kLanes], sizeof(T));
   return result;
 }
 
@@ -81,16 +106,13 @@ T __shfl_sync(unsigned, T value, int source) {
 
 template <class T>
 T __shfl_xor_sync(unsigned, T value, int mask) {
-  return lanes::exchange(value, lanes::current ^ mask);
+  return lanes::exchange(value, lanes::current % lanes::kLanes ^ mask);
 }
 
 inline unsigned __ballot_sync(unsigned, bool vote) {
   unsigned result = 0;
-  const int lane = lanes::current;
-  uint64_t* set = lanes::slots[lanes::round_of[lane]++ % 2];
-  set[lane] = vote;
-  lanes::meet();
-  for (int i = 0; i < lanes::kLanes; ++i) result |= static_cast<unsigned>(set[i]) << i;
+  const uint64_t* warp = lanes::give(vote);
+  for (int i = 0; i < lanes::kLanes; ++i) result |= static_cast<unsigned>(warp[i]) << i;
   return result;
 }
 
@@ -103,6 +125,8 @@ inline int32_t __reduce_max_sync(unsigned, int32_t v) { return reduce_sync<int32
 inline uint32_t __reduce_min_sync(unsigned, uint32_t v) { return reduce_sync<uint32_t>(v, std::min<uint32_t>); }
 
 inline void __syncwarp() { lanes::meet(); }
+inline void __syncthreads() { lanes::barrier(); }
+inline int __ffs(unsigned bits) { return std::countr_zero(bits) + 1; }
 inline int __popc(unsigned bits) { return std::popcount(bits); }
 inline uint32_t __float_as_uint(float value) { return std::bit_cast<uint32_t>(value); }
 inline int32_t __float_as_int(float value) { return std::bit_cast<int32_t>(value); }
