@@ -57,13 +57,10 @@ struct alignas(64) Group {
 };
 
 template <class A>
-using Memory = std::unique_ptr<A[]>;
-
-template <class A>
 struct Tree {
   std::vector<Range> leaves;                  // in the rows below, padded
-  Memory<A> rows;                             // x, y, z, distance
-  Memory<BitsOf<A>> id;                       // of each point, its index in the cloud
+  Aligned<A> rows;                            // x, y, z, distance
+  Aligned<BitsOf<A>> id;                      // of each point, its index in the cloud
   int64_t stride;                             // of the rows
   std::vector<std::vector<Group<A>>> levels;  // level 0 describes leaves, the last one is a single group
 };
@@ -121,8 +118,8 @@ Tree<A> build(Point<A>* points, int64_t n, A min_sq_norm) {
     tree.leaves.push_back({tree.stride, tree.stride + padded});
     tree.stride += padded;
   }
-  tree.rows.reset(new A[4 * tree.stride]);
-  tree.id.reset(new BitsOf<A>[tree.stride]);
+  tree.rows = aligned_array<A>(4 * tree.stride);
+  tree.id = aligned_array<BitsOf<A>>(tree.stride);
   const int64_t num_leaves = sources.size();
   tree.levels.push_back(empty_groups<A>(num_leaves));
   A *x = tree.rows.get(), *y = x + tree.stride, *z = y + tree.stride, *distance = z + tree.stride;

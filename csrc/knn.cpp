@@ -32,15 +32,15 @@ struct Out {
 template <class A>
 struct Scratch {
   explicit Scratch(int64_t n)
-      : memory(new A[2 * n + kPad]),
-        ints(new int32_t[3 * n + 2 * kPad]),
+      : memory(aligned_array<A>(2 * n + kPad)),
+        ints(aligned_array<int32_t>(3 * n + 2 * kPad)),
         distance(memory.get()),
         kept(distance + n),
         id(ints.get()),
         rank(id + n + kPad),
         seen(rank + n + kPad) {}
-  std::unique_ptr<A[]> memory;
-  std::unique_ptr<int32_t[]> ints;
+  Aligned<A> memory;
+  Aligned<int32_t> ints;
   A *distance, *kept;         // of all points; of the survivors
   int32_t *id, *rank, *seen;  // of the survivors
 };
@@ -343,7 +343,7 @@ void nearest_by_rows(const Problem& p) {
   };
   if (p.batch >= static_cast<int64_t>(torch::stable::get_num_threads())) {
     torch::stable::parallel_for(0, p.batch, 1, [&](int64_t begin, int64_t end) {
-      std::unique_ptr<A[]> data(new A[p.channels * padded]);
+      const Aligned<A> data = aligned_array<A>(p.channels * padded);
       Scratch<A> scratch(padded);
       for (int64_t b = begin; b < end && support_finite; ++b) {
         const Rows<A> rows = load(b, data.get());
@@ -351,7 +351,7 @@ void nearest_by_rows(const Problem& p) {
       }
     });
   } else {
-    std::unique_ptr<A[]> data(new A[p.channels * padded]);
+    const Aligned<A> data = aligned_array<A>(p.channels * padded);
     for (int64_t b = 0; b < p.batch && support_finite; ++b) {
       const Rows<A> rows = load(b, data.get());
       if (!support_finite) break;

@@ -17,6 +17,7 @@
 #include <cstring>
 #include <limits>
 #include <memory>
+#include <new>
 #include <optional>
 #include <sstream>
 #include <stdexcept>
@@ -71,6 +72,22 @@ inline void dispatch_floating(const char* argument, ScalarType dtype, Body&& bod
 
 // Inlined into callers that raise the vector level by a target attribute, and compiled for that level there.
 #define POINTPEFT_INLINE inline __attribute__((always_inline))
+
+// An array that begins with a cache line: a vector of 64 bytes across two lines would cost two accesses, and malloc
+// gives multiples of 16 only.
+struct FreeAligned {
+  void operator()(void* array) const { ::operator delete(array, std::align_val_t{64}); }
+};
+
+template <class A>
+using Aligned = std::unique_ptr<A[], FreeAligned>;
+
+// Without values yet.
+template <class A>
+inline Aligned<A> aligned_array(int64_t count) {
+  static_assert(std::is_trivially_destructible_v<A>);
+  return Aligned<A>(static_cast<A*>(::operator new(count * sizeof(A), std::align_val_t{64})));
+}
 
 // Copies strided points into rows x, y, z; returns whether all are finite. The check is a maximum over the bits without
 // sign, which vectorises; strides known at compile time make the whole loop vectorise.

@@ -160,6 +160,42 @@ def test_one_bad_coordinate_anywhere_is_found(cpu_level):
                 furthest_point_sample(layout, 3)
 
 
+@pytest.fixture
+def one_thread():
+    """Clouds that are small enough are sampled two at a time by each thread: on one, whatever the batch."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(("batch", "n"), [(1, 300), (2, 300), (5, 300), (4, 512), (3, 513), (2, 1024), (3, 1025)])
+def test_clouds_that_are_sampled_together_do_not_meddle(batch, n, dtype, cpu_level, one_thread, generator):
+    xyz = cloud(batch, n, generator, dtype)
+    call = {
+        "lengths": torch.tensor([n, n - 100, 65, 64, n - 1][:batch]),
+        "start": torch.tensor([5, n - 101, 64, 0, 7][:batch]),
+    }
+    idx = furthest_point_sample(xyz, 60, **call)
+    assert torch.equal(idx, furthest_point_sample_reference(xyz, 60, **call))
+    for b in range(batch):
+        points = xyz[b, : call["lengths"][b]].double()
+        for m in range(1, 60):
+            nearest = torch.cdist(points, points[idx[b, :m]]).amin(-1)
+            torch.testing.assert_close(nearest[idx[b, m]], nearest.amax(), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("bad", [0, 1, 4])
+def test_a_bad_coordinate_in_either_of_two_clouds_is_found(bad, cpu_level, one_thread, generator):
+    xyz = cloud(5, 100, generator)
+    xyz[bad, 99, 2] = torch.nan
+    with pytest.raises(ValueError, match="xyz must be finite"):
+        furthest_point_sample(xyz, 9)
+    xyz = torch.cat([xyz[:bad], xyz[bad + 1 :]])
+    assert torch.equal(furthest_point_sample(xyz, 9), furthest_point_sample_reference(xyz, 9))
+
+
 @pytest.mark.gpu
 def test_on_cuda_a_bad_coordinate_is_looked_for_only_where_asked(monkeypatch, generator):
     xyz = cloud(2, 37, generator, device="cuda")
