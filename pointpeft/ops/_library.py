@@ -90,12 +90,13 @@ def backend(device: torch.device | str = "cpu") -> str:
     Returns:
         "compiled" (C++ or CUDA kernels) or "reference" (plain PyTorch).
     """
-    kind = torch.device(device).type
-    if _asked() == "reference":
-        return "reference"
+    return "compiled" if _is_compiled_on(torch.device(device).type, _asked()) else "reference"
+
+
+def _is_compiled_on(kind: str, wish: str) -> bool:
     # Fake and meta tensors trace through the registered operation.
     part = PARTS.get("cpu" if kind == "meta" else kind)
-    return "compiled" if part is not None and part.live else "reference"
+    return wish == "auto" and part is not None and part.live
 
 
 @cache
@@ -105,10 +106,11 @@ def _say_once(kind: str, reason: str, remedy: str) -> None:
 
 def use_reference(tensor: torch.Tensor) -> bool:
     """Whether an operation on `tensor` takes the reference; says once why, where that was not asked for."""
-    if backend(tensor.device) == "compiled":
+    # A call on small clouds takes some 0.1 ms, and each look at the environment 0.001: one look.
+    kind, wish = tensor.device.type, _asked()
+    if _is_compiled_on(kind, wish):
         return False
-    kind = tensor.device.type
-    if _asked() == "auto":
+    if wish == "auto":
         part = PARTS.get(kind, Part(False, f"there are no kernels for {kind}", "move the tensors to the CPU or CUDA"))
         _say_once(kind, part.reason, part.remedy)
     return True

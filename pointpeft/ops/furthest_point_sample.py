@@ -43,9 +43,8 @@ def furthest_point_sample(
         return furthest_point_sample_reference(
             xyz, num_samples, lengths=lengths, start=start if starts is None else starts, min_sq_norm=min_sq_norm
         )
-    return _library.call(
-        torch.ops.pointpeft.furthest_point_sample, xyz, num_samples, lengths, starts, start, float(min_sq_norm)
-    )
+    op = torch.ops.pointpeft.furthest_point_sample.default
+    return _library.call(op, xyz, num_samples, lengths, starts, start, float(min_sq_norm))
 
 
 def checked(
@@ -58,7 +57,7 @@ def checked(
 ) -> tuple[Tensor | None, Tensor | None, int]:
     """Checks the arguments; gives lengths, starts (B,) or None, and the start of all clouds where that is None."""
     _check.floating("xyz", xyz, 3, 3)
-    batch, n = xyz.shape[:2]
+    batch, n, _ = xyz.shape
     _check.count(count_name, num_samples, n, "N")
     lengths = _check.lengths(lengths, xyz, "xyz", num_samples, count_name)
     starts = None

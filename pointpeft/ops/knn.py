@@ -49,7 +49,7 @@ def knn(query: Tensor, support: Tensor, k: int, *, lengths: Tensor | None = None
         _check.finite("support", support, lengths)
     if _library.use_reference(query):
         return knn_reference(query, support, k, lengths=lengths)
-    return _library.call(torch.ops.pointpeft.knn, query, support, k, lengths)
+    return _library.call(torch.ops.pointpeft.knn.default, query, support, k, lengths)
 
 
 def knn_reference(query: Tensor, support: Tensor, k: int, *, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -71,7 +71,7 @@ def sample_and_group(
             start=start if starts is None else starts,
             min_sq_norm=min_sq_norm,
         )
-    op = torch.ops.pointpeft.sample_and_group
+    op = torch.ops.pointpeft.sample_and_group.default
     return Groups(*_library.call(op, xyz, num_groups, group_size, lengths, starts, start, float(min_sq_norm)))
 
 
