@@ -12,7 +12,7 @@ constexpr int kVectors = 4;     // of a block: one comparison of its maximum wit
 constexpr int64_t kBlock = 64;  // the most points of a block, what rows are padded to: 4 vectors of 16 floats
 // A step ends in a chain of shuffles, and the next one waits for its pick. Two clouds in turn on one thread fill that
 // wait, as long as both stay in the first-level cache: 1.4 times as fast at 128 points a cloud, 1.12 at 512, 1.06 at
-// 1024, but 0.87 at 2048 (AVX2, 32 KiB).
+// 1024, but 0.87 at 2048 (AVX2, 32 KiB; `python -m benchmarks.crossover`).
 constexpr int kTogether = 2;
 constexpr int64_t kTogetherBytes = 32 << 10;
 
@@ -187,8 +187,13 @@ const Kernels<T, A>& kernels_for(CpuLevel level) {
   return Portable<T, A>::kernels;
 }
 
+// Which way a cloud goes: rows alone, rows of two clouds together, or the tree. `automatic` is the operation, the
+// others serve tests and measurements.
+enum class Way { automatic, alone, together, tree };
+
 // Where the tree is faster, measured with AVX-512 and float32 on uniform cubes and spheres: from about 1024 samples of
 // 2000 points, 480 of 4000 and 280 of 8000 on; of 16000 and more, from about 330 on, which pay for building it.
+// `python -m benchmarks.crossover` measures it again.
 bool tree_pays(int64_t length, int64_t num_samples) {
   return num_samples >= 320 && length * num_samples >= int64_t{1} << 21;
 }
@@ -240,10 +245,8 @@ bool sample_large(const Kernels<T, A>& kernels, const Points& from, const Task<A
   return true;
 }
 
-}  // namespace
-
-Tensor furthest_point_sample(const Tensor& xyz, int64_t num_samples, const std::optional<Tensor>& lengths,
-                             const std::optional<Tensor>& starts, int64_t start, double min_sq_norm) {
+Tensor sample(const Tensor& xyz, int64_t num_samples, const std::optional<Tensor>& lengths,
+              const std::optional<Tensor>& starts, int64_t start, double min_sq_norm, Way way) {
   const int64_t batch = xyz.size(0), n = xyz.size(1);
   Tensor idx = torch::stable::new_empty(xyz, {batch, num_samples}, ScalarType::Long);
   int64_t* out = idx.mutable_data_ptr<int64_t>();
@@ -258,7 +261,8 @@ Tensor furthest_point_sample(const Tensor& xyz, int64_t num_samples, const std::
     const T* data = static_cast<const T*>(xyz.const_data_ptr());
     const int64_t stride_b = xyz.stride(0), stride_n = xyz.stride(1), stride_c = xyz.stride(2);
     const int64_t stride = (n + kBlock - 1) / kBlock * kBlock;
-    const int together = kTogether * 4 * stride * static_cast<int64_t>(sizeof(A)) <= kTogetherBytes ? kTogether : 1;
+    const bool fit = kTogether * 4 * stride * static_cast<int64_t>(sizeof(A)) <= kTogetherBytes;
+    const int together = (way == Way::automatic ? fit : way == Way::together) ? kTogether : 1;
     torch::stable::parallel_for(0, batch, 1, [&](int64_t begin, int64_t end) {
       Aligned<A> memory;
       Points points[kTogether];
@@ -273,7 +277,7 @@ Tensor furthest_point_sample(const Tensor& xyz, int64_t num_samples, const std::
         const int64_t length = length_of ? length_of[b] : n;
         const Task<A> task{length, num_samples, start_of ? start_of[b] : start, A(min_sq_norm), out + b * num_samples};
         const Points from{data + b * stride_b, stride_n, stride_c};
-        if (tree_pays(length, num_samples)) {
+        if (way == Way::automatic ? tree_pays(length, num_samples) : way == Way::tree) {
           if (!sample_large<T, A>(kernels, from, task)) finite = false;
           continue;
         }
@@ -291,14 +295,31 @@ Tensor furthest_point_sample(const Tensor& xyz, int64_t num_samples, const std::
   return idx;
 }
 
+Tensor sample_one_way(const Tensor& xyz, int64_t num_samples, const std::string& name) {
+  require(xyz.dim() == 3 && xyz.size(2) == 3, "xyz must have shape (B, N, 3)");
+  require(1 <= num_samples && num_samples <= xyz.size(1), "num_samples must be between 1 and N = ", xyz.size(1));
+  require(name == "alone" || name == "together" || name == "tree", "way must be alone, together or tree, got ", name);
+  const Way way = name == "alone" ? Way::alone : name == "together" ? Way::together : Way::tree;
+  return sample(xyz, num_samples, std::nullopt, std::nullopt, 0, 0, way);
+}
+
+}  // namespace
+
+Tensor furthest_point_sample(const Tensor& xyz, int64_t num_samples, const std::optional<Tensor>& lengths,
+                             const std::optional<Tensor>& starts, int64_t start, double min_sq_norm) {
+  return sample(xyz, num_samples, lengths, starts, start, min_sq_norm, Way::automatic);
+}
+
 }  // namespace pointpeft
 
 STABLE_TORCH_LIBRARY_FRAGMENT(pointpeft, m) {
   m.def(
       "furthest_point_sample(Tensor xyz, int num_samples, Tensor? lengths, Tensor? starts, int start, "
       "float min_sq_norm) -> Tensor");
+  m.def("_furthest_point_sample_one_way(Tensor xyz, int num_samples, str way) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(pointpeft, CPU, m) {
   m.impl("furthest_point_sample", TORCH_BOX(&pointpeft::furthest_point_sample));
+  m.impl("_furthest_point_sample_one_way", TORCH_BOX(&pointpeft::sample_one_way));
 }

@@ -186,6 +186,19 @@ def test_clouds_that_are_sampled_together_do_not_meddle(batch, n, dtype, cpu_lev
             torch.testing.assert_close(nearest[idx[b, m]], nearest.amax(), rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("way", ["alone", "together", "tree"])
+@pytest.mark.parametrize(("batch", "n", "k"), [(1, 1, 1), (3, 63, 63), (2, 129, 40), (3, 1500, 90)])
+def test_each_way_equals_the_reference_at_sizes_that_do_not_choose_it(way, batch, n, k, cpu_level, generator):
+    for xyz in (cloud(batch, n, generator), torch.randint(-3, 4, (batch, n, 3), generator=generator).double()):
+        expected = furthest_point_sample_reference(xyz, k)
+        assert torch.equal(torch.ops.pointpeft._furthest_point_sample_one_way(xyz, k, way), expected)
+
+
+def test_an_unknown_way_is_named():
+    with pytest.raises(RuntimeError, match="way must be alone, together or tree, got bucket"):
+        torch.ops.pointpeft._furthest_point_sample_one_way(torch.zeros(1, 5, 3), 2, "bucket")
+
+
 @pytest.mark.parametrize("bad", [0, 1, 4])
 def test_a_bad_coordinate_in_either_of_two_clouds_is_found(bad, cpu_level, one_thread, generator):
     xyz = cloud(5, 100, generator)

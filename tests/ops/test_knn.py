@@ -334,3 +334,27 @@ def test_empty_inputs_give_empty_results(batch, m, channels, device):
     query, support = torch.zeros(batch, m, channels, device=device), torch.zeros(batch, 5, channels, device=device)
     sq_distance, idx = knn(query, support, 3)
     assert sq_distance.shape == idx.shape == (batch, m, 3)
+
+
+@pytest.mark.parametrize("way", ["rows", "tree", "product"])
+@pytest.mark.parametrize(("m", "n", "k"), [(1, 1, 1), (5, 70, 70), (40, 1500, 9), (3, 700, 200)])
+def test_each_way_equals_the_reference_at_sizes_that_do_not_choose_it(way, m, n, k, cpu_level, generator):
+    # On a lattice every product is exact, so that all three ways round alike; and there are many ties.
+    support = torch.randint(-9, 10, (2, n, 3), generator=generator).float()
+    query = torch.randint(-9, 10, (2, m, 3), generator=generator).float()
+    got, expected = torch.ops.pointpeft._knn_one_way(query, support, k, way), knn_reference(query, support, k)
+    assert torch.equal(got[0], expected[0])
+    assert torch.equal(got[1], expected[1])
+
+
+@pytest.mark.parametrize(
+    ("channels", "way", "message"),
+    [
+        (3, "grid", "way must be rows, tree or product, got grid"),
+        (4, "tree", "way tree takes at most 3 channels"),
+        (17, "rows", "way rows takes at most 16 channels"),
+    ],
+)
+def test_a_way_that_cannot_be_taken_is_named(channels, way, message):
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.pointpeft._knn_one_way(torch.zeros(1, 2, channels), torch.zeros(1, 5, channels), 2, way)
