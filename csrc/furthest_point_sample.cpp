@@ -191,11 +191,12 @@ const Kernels<T, A>& kernels_for(CpuLevel level) {
 // others serve tests and measurements.
 enum class Way { automatic, alone, together, tree };
 
-// Where the tree is faster, measured with AVX-512 and float32 on uniform cubes and spheres: from about 1024 samples of
-// 2000 points, 480 of 4000 and 280 of 8000 on; of 16000 and more, from about 330 on, which pay for building it.
-// `python -m benchmarks.crossover` measures it again.
-bool tree_pays(int64_t length, int64_t num_samples) {
-  return num_samples >= 320 && length * num_samples >= int64_t{1} << 21;
+// Where the tree is faster, float32, uniform cubes, one thread (`python -m benchmarks.crossover`). With AVX-512: from
+// about 1024 samples of 2000 points, 480 of 4000 and 280 of 8000 on. With AVX2, where rows take twice as long: from
+// about 520 of 2000, 300 of 4000, 320 of 8000. Of 16000 and more, at both levels, from about 320 on, which pay for
+// building it.
+bool tree_pays(CpuLevel level, int64_t length, int64_t num_samples) {
+  return num_samples >= 320 && length * num_samples >= int64_t{1} << (level == CpuLevel::avx512 ? 21 : 20);
 }
 
 template <class T, class A>
@@ -277,7 +278,7 @@ Tensor sample(const Tensor& xyz, int64_t num_samples, const std::optional<Tensor
         const int64_t length = length_of ? length_of[b] : n;
         const Task<A> task{length, num_samples, start_of ? start_of[b] : start, A(min_sq_norm), out + b * num_samples};
         const Points from{data + b * stride_b, stride_n, stride_c};
-        if (way == Way::automatic ? tree_pays(length, num_samples) : way == Way::tree) {
+        if (way == Way::automatic ? tree_pays(level, length, num_samples) : way == Way::tree) {
           if (!sample_large<T, A>(kernels, from, task)) finite = false;
           continue;
         }
