@@ -7,6 +7,26 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pointpeft.backbones.context import Context
+from pointpeft.ops import frozen_linear
+
+
+def is_frozen(layer: nn.Module) -> bool:
+    """Whether a layer is a plain linear map that gets no gradient and has nobody listening."""
+    if type(layer) is not nn.Linear:
+        return False
+    trained = torch.is_grad_enabled() and any(p.requires_grad for p in layer.parameters())
+    return not (
+        trained
+        or layer._forward_hooks
+        or layer._forward_pre_hooks
+        or layer._backward_hooks
+        or layer._backward_pre_hooks
+    )
+
+
+def linear(layer: nn.Module, x: Tensor) -> Tensor:
+    """`layer(x)`, by `frozen_linear` where the layer is a plain one and frozen."""
+    return frozen_linear(x, layer.weight, layer.bias) if is_frozen(layer) else layer(x)
 
 
 class Attention(nn.Module):
@@ -36,7 +56,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Self-attention. [B, T, C] -> [B, T, C]"""
-        return self.proj(self.attend(self.qkv(x), mask))
+        return linear(self.proj, self.attend(linear(self.qkv, x), mask))
 
 
 class Mlp(nn.Module):
@@ -49,7 +69,7 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, T, C] -> [B, T, C]"""
-        return self.fc2(F.gelu(self.fc1(x)))
+        return linear(self.fc2, F.gelu(linear(self.fc1, x)))
 
 
 class DropPath(nn.Module):

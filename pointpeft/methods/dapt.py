@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pointpeft.backbones.context import Context
-from pointpeft.backbones.layers import Block
+from pointpeft.backbones.layers import Block, linear
 from pointpeft.methods.base import Method, register_method, where
-from pointpeft.methods.scale_shift import ScaleShift, fold, folds, linear, mapped, normed
+from pointpeft.methods.scale_shift import ScaleShift, fold, folds, mapped, normed
 from pointpeft.model import PointModel
 from pointpeft.ops import adapted_mlp, dynamic_adapter, scale_shift_attention
 

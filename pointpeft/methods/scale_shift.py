@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pointpeft.backbones.layers import is_frozen
 from pointpeft.ops import frozen_linear, layer_norm_scale_shift, scale_shift
 from pointpeft.ops._library import use_fused_reference
 
@@ -79,20 +80,9 @@ def mapped(layer: nn.Linear, after: ScaleShift | nn.Identity, x: Tensor) -> Tens
         return layer(x)
     if folds(after, x):
         return frozen_linear(x, *after.folded(layer))
-    if _is_frozen(layer):
+    if is_frozen(layer):
         return frozen_linear(x, layer.weight, layer.bias, after.gamma, after.beta)
     return after(layer(x))
-
-
-def linear(layer: nn.Linear, x: Tensor) -> Tensor:
-    """`layer(x)`, by `frozen_linear` where the layer is a plain one and frozen."""
-    return frozen_linear(x, layer.weight, layer.bias) if _is_frozen(layer) else layer(x)
-
-
-def _is_frozen(layer: nn.Linear) -> bool:
-    trained = torch.is_grad_enabled() and any(p.requires_grad for p in layer.parameters())
-    hooks = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
-    return type(layer) is nn.Linear and not trained and not hooks
 
 
 def normed(layer: nn.LayerNorm, after: ScaleShift | nn.Identity, x: Tensor) -> Tensor:
