@@ -51,6 +51,10 @@ class HFPeft(Method):
         config = getattr(peft, self.tuner)(target_modules=pattern, **self.options())
         taken = {id(parameter) for parameter in blocks.parameters()}
         PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type](blocks, config, adapter_name=ADAPTER)
+        from pointpeft.methods._peft_layers import lean
+
+        for layer in blocks.modules():
+            layer.__class__ = lean(layer) or type(layer)
         for parameter in blocks.parameters():  # peft leaves the choice of what trains to a wrapper of its own
             parameter.requires_grad_(id(parameter) not in taken)
 

@@ -95,3 +95,50 @@ def test_merging_leaves_the_plain_blocks(name):
     assert (merged - before).abs().max() <= 1e-4 * before.abs().max()
     plain = create_model("point_mae_tiny", "linear", 4, **SMALL)
     assert {k for k in model.state_dict() if ".blocks." in k} == {k for k in plain.state_dict() if ".blocks." in k}
+
+
+@pytest.mark.parametrize("name", ["dora", "hra", "loha", "lokr"])
+@pytest.mark.parametrize("target", ["attn.qkv", "mlp.fc1", "mlp.fc2"])  # without a bias, and with one
+def test_lean_layers_equal_peft_s_own_with_all_gradients(name, target, generator):
+    from pointpeft.methods import _peft_layers
+
+    layer = stirred(name).double().backbone.blocks[1].get_submodule(target)
+    assert type(layer).__module__ == _peft_layers.__name__
+    theirs = next(kind for kind in type(layer).__mro__ if kind.__module__.startswith("peft."))
+    x = torch.randn(2, 5, layer.in_features, generator=generator, dtype=torch.float64, requires_grad=True)
+    trained = [x, *(p for p in layer.parameters() if p.requires_grad)]
+    grad = torch.randn(2, 5, layer.out_features, generator=generator, dtype=torch.float64)
+    ours, expected = layer(x), theirs.forward(layer, x)
+    torch.testing.assert_close(ours, expected)
+    for got, want in zip(*(torch.autograd.grad(y, trained, grad) for y in (ours, expected)), strict=True):
+        torch.testing.assert_close(got, want)
+
+
+def test_a_product_of_reflections_is_their_sequence(generator):
+    from pointpeft.methods._peft_layers import reflected
+
+    x = torch.randn(3, 4, 9, generator=generator, dtype=torch.float64)
+    u = torch.nn.functional.normalize(torch.randn(9, 5, generator=generator, dtype=torch.float64), dim=0)
+    expected = x
+    for column in reversed(u.T.unbind(0)):  # (H1 … H5)ᵀ from the right
+        expected = expected - 2 * (expected @ column)[..., None] * column
+    torch.testing.assert_close(reflected(x, u), expected)
+
+
+@pytest.mark.parametrize("name", ["dora", "hra", "loha", "lokr"])
+def test_what_lean_layers_cannot_do_goes_to_peft(name, generator, monkeypatch):
+    layer = stirred(name).backbone.blocks[1].mlp.fc1
+    theirs = next(kind for kind in type(layer).__mro__ if kind.__module__.startswith("peft."))
+    x = torch.randn(2, 5, 96, generator=generator)
+    calls, original = [], theirs.forward
+
+    def counted(layer, x):
+        calls.append(1)
+        return original(layer, x)
+
+    monkeypatch.setattr(theirs, "forward", counted)
+    expected = layer(x)
+    assert not calls
+    layer.merge()
+    torch.testing.assert_close(layer(x), expected, rtol=1e-3, atol=1e-4)
+    assert calls
