@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pointpeft.backbones.context import Context
-from pointpeft.backbones.layers import Block
+from pointpeft.backbones.layers import Block, linear
 from pointpeft.methods.base import Method, register_method, where
 from pointpeft.model import PointModel
-from pointpeft.ops import furthest_point_sample, gather, interpolate, knn
+from pointpeft.ops import frozen_linear, furthest_point_sample, gather, interpolate, knn
 
 DROPOUT = 0.1  # of prompts, as published
 CENTER_SHARE = PROPAGATED_SHARE = 0.3  # fixed in the published code
@@ -53,10 +53,11 @@ class LocalAttention(nn.Module):
         self.qkv = nn.Linear(width, 3 * rank, bias=False, **at)
         self.proj = nn.Linear(rank, width, **at)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, G, S, C] -> [B, G, S, C]"""
-        b, g, s, _ = x.shape
-        qkv = self.qkv(x).view(b * g, s, 3, self.num_heads, self.rank // self.num_heads)
+    def forward(self, x: Tensor, idx: Tensor) -> Tensor:
+        """Rows [N, C] and those of each neighbourhood, int64 [B, G, S] -> [B, G, S, C]"""
+        b, g, s = idx.shape
+        # Mapped row by row, then gathered: a row stands in many neighbourhoods.
+        qkv = self.qkv(x)[idx].view(b * g, s, 3, self.num_heads, self.rank // self.num_heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
         y = F.scaled_dot_product_attention(q, k, v, scale=self.rank**-0.5)
         return self.proj(y.transpose(1, 2).reshape(b, g, s, self.rank))
@@ -178,11 +179,10 @@ class PointPEFTBlock(Block):
         """The block as pre-trained, its tuned biases undone. [B, G, C] -> [B, G, C]"""
         attn, mlp = self.attn, self.mlp
         u = F.layer_norm(x, x.shape[-1:], self.norm1.weight, self.frozen_norm1, self.norm1.eps)
-        x = x + F.linear(attn.attend(attn.qkv(u)), attn.proj.weight, self.frozen_attn_proj)
+        x = x + frozen_linear(attn.attend(linear(attn.qkv, u)), attn.proj.weight, self.frozen_attn_proj)
         u = F.layer_norm(x, x.shape[-1:], self.norm2.weight, self.frozen_norm2, self.norm2.eps)
-        return x + F.linear(
-            F.gelu(F.linear(u, mlp.fc1.weight, self.frozen_mlp_fc1)), mlp.fc2.weight, self.frozen_mlp_fc2
-        )
+        h = F.gelu(frozen_linear(u, mlp.fc1.weight, self.frozen_mlp_fc1))
+        return x + frozen_linear(h, mlp.fc2.weight, self.frozen_mlp_fc2)
 
     def prompts(self, ctx: Context, x: Tensor) -> Tensor:
         """Dropout(E) + z + A(z) of what the bank remembers, z. [B, P, C]"""
@@ -210,11 +210,9 @@ class PointPEFTBlock(Block):
 
         near = ctx.cached(("point_peft.near", self.prompted), lambda: prior.neighborhoods(ctx, self.prompted))
         rows = x[:, prefix:].flatten(0, 1)  # [B (P + G), C]
-        local = rows[near.rows]  # [B, G2, S2, C]
-        local = local + self.drop_path(prior.attn1(prior.norm3(local)))
-        pooled = (
-            self.out_transform(local.amax(2).transpose(1, 2)).transpose(1, 2) + CENTER_SHARE * rows[near.center_rows]
-        )
+        local = rows[near.rows] + self.drop_path(prior.attn1(prior.norm3(rows), near.rows))  # [B, G2, S2, C]
+        top = local.max(2).values  # keeps where the maxima are, which amax finds again from all of `local`
+        pooled = self.out_transform(top.transpose(1, 2)).transpose(1, 2) + CENTER_SHARE * rows[near.center_rows]
         patches = x[:, prefix + count :]
         patches = patches + PROPAGATED_SHARE * interpolate(near.targets, near.centers, pooled, "all")
         x = torch.cat([x[:, : prefix + count], patches], 1)
