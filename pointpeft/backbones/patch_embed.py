@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pointpeft.backbones.frozen_end import frozen_end
 from pointpeft.ops import PatchEmbedWeights, fold_batch_norm, patch_embed, patch_embed_statistics
 from pointpeft.ops._library import use_fused_reference
 
@@ -79,6 +80,8 @@ class PatchEmbed(nn.Module):
         conv, norm, _, last = self.first_conv
         x = F.relu(norm(_linear(patches.reshape(-1, 3), conv)))  # [BGS, H]
         x = _linear(x, last)  # [BGS, 2H]
+        if self._ends_frozen():
+            return self._frozen_end(x, size).view(batch, groups, self.width)
         top = x.view(-1, size, 2 * h).max(1).values  # [BG, 2H]
         conv, norm, _, last = self.second_conv
         weight = conv.weight.squeeze(-1)
@@ -89,6 +92,21 @@ class PatchEmbed(nn.Module):
 
     def _differentiates(self, patches: Tensor) -> bool:
         return torch.is_grad_enabled() and (patches.requires_grad or any(p.requires_grad for p in self.parameters()))
+
+    def _ends_frozen(self) -> bool:
+        """Whether the first half alone trains."""
+        return not any(p.requires_grad for p in self.second_conv.parameters()) and not self._synced()
+
+    def _frozen_end(self, x: Tensor, size: int) -> Tensor:
+        """The second half, frozen, of points of the first. [BGS, 2H] -> [BG, C]"""
+        conv, norm, _, last = self.second_conv
+        weights = [t.to(x.dtype) for c in (conv, last) for t in (c.weight.squeeze(-1), c.bias)]
+        tokens, mean, rstd = frozen_end(
+            x, size, *weights, norm.weight, norm.bias, norm.running_mean, norm.running_var, norm.training, norm.eps
+        )
+        if norm.training:
+            track_statistics(norm, mean, rstd**-2 - norm.eps, x.shape[0])
+        return tokens
 
     def _synced(self) -> bool:
         """Whether a BatchNorm measures more than this process's patches: the fused statistics know the plain one."""
@@ -117,14 +135,26 @@ class PatchEmbed(nn.Module):
         return patch_embed(patches, PatchEmbedWeights(w1, b1, w2, b2, w3, b3, w4, b4))
 
 
-def _measured(norm: nn.BatchNorm1d, mean: Tensor, var: Tensor, patches: Tensor) -> tuple[Tensor, Tensor]:
-    """Updates the running statistics of `norm` as its forward would in training; returns what it normalises with."""
-    mean, var = mean.to(norm.weight.dtype), var.to(norm.weight.dtype)
+def track_statistics(norm: nn.BatchNorm1d, mean: Tensor, var: Tensor, count: int) -> None:
+    """Updates the running statistics of `norm` as its forward would in training.
+
+    Args:
+        mean: Of the batch. [C]
+        var: Of the batch, biased. [C]
+        count: Over how many values.
+    """
+    if not norm.track_running_stats:
+        return
     norm.num_batches_tracked += 1
     rate = norm.momentum if norm.momentum is not None else 1 / norm.num_batches_tracked
-    count = patches.shape[:3].numel()
-    norm.running_mean.lerp_(mean, rate)
-    norm.running_var.lerp_(var * (count / max(1, count - 1)), rate)  # the unbiased one is kept
+    norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), rate)
+    norm.running_var.lerp_((var * (count / max(1, count - 1))).to(norm.running_var.dtype), rate)  # the unbiased one
+
+
+def _measured(norm: nn.BatchNorm1d, mean: Tensor, var: Tensor, patches: Tensor) -> tuple[Tensor, Tensor]:
+    """Updates the running statistics of `norm`; returns what it normalises with."""
+    mean, var = mean.to(norm.weight.dtype), var.to(norm.weight.dtype)
+    track_statistics(norm, mean, var, patches.shape[:3].numel())
     return mean, var
 
 

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from pointpeft.backbones.context import Context
 from pointpeft.backbones.layers import Block
+from pointpeft.backbones.patch_embed import track_statistics
 from pointpeft.methods.base import Method, register_method, where
 from pointpeft.model import PointModel
-from pointpeft.ops import gather, knn
+from pointpeft.ops import aggregate_neighbors, gather, knn
 
 LEAK = 0.2  # slope of the LeakyReLUs, as published
 HEADS = {
@@ -41,6 +42,30 @@ def project(layer: nn.Sequential, x: Tensor) -> Tensor:
     return activate(layer[1], F.linear(x, layer[0].weight.flatten(1)))
 
 
+def edge_statistics(offset: Tensor, center: Tensor, idx: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance of offset_j + center_i over all edges from i to its neighbours j, without their values.
+
+    Args:
+        offset: [B, G, C]
+        center: [B, G, C]
+        idx: Neighbours. int64, [B, G, K]
+
+    Returns:
+        Both at least in float32. [C] each
+    """
+    wide = torch.promote_types(offset.dtype, torch.float32)
+    offset, center = offset.to(wide), center.to(wide)
+    edges, k = idx.numel(), idx.shape[2]
+    times = torch.zeros(idx.shape[:2], dtype=wide, device=idx.device)  # how often a patch is a neighbour
+    times = times.scatter_add_(1, idx.flatten(1), times.new_ones(1).expand(idx.shape[0], edges // idx.shape[0]))
+    mean_offset, mean_center = (times[..., None] * offset).sum((0, 1)) / edges, center.mean((0, 1))
+    # Around their means, so that the squares are those of differences; the gradient by the means is zero there.
+    offset, center = offset - mean_offset.detach(), center - mean_center.detach()
+    mixed = center * aggregate_neighbors(offset, idx, "sum")
+    squares = times[..., None] * offset.square() + 2 * mixed + k * center.square()
+    return mean_offset + mean_center, squares.sum((0, 1)) / edges
+
+
 class EdgeConvPrompt(nn.Module):
     """x_l = max_j LeakyReLU(BN(W_l [x_j - x_i ; x_i])) over neighbours j in feature space; prompt = max_i of all x_l.
 
@@ -66,8 +91,19 @@ class EdgeConvPrompt(nn.Module):
         idx = knn(x.detach(), x.detach(), k)[1]  # [B, G, K], the patch itself among them
         to_offset, to_center = layer[0].weight.flatten(1).chunk(2, 1)  # [C, C] each
         # W [x_j - x_i ; x_i] = W' x_j + (W'' - W') x_i: two products per patch instead of one per edge.
-        edges = gather(F.linear(x, to_offset), idx) + F.linear(x, to_center - to_offset)[:, :, None]
-        return activate(layer[1], edges).amax(2)
+        offset, center, norm = F.linear(x, to_offset), F.linear(x, to_center - to_offset), layer[1]
+        if norm.training and type(norm) is not nn.BatchNorm1d:  # it measures the edges of other processes too
+            return activate(norm, gather(offset, idx) + center[:, :, None]).amax(2)
+        # LeakyReLU(BN(.)) rises where the norm's weight is positive and falls where it is negative, so that the maximum
+        # over neighbours passes it: no tensor has an edge's entries.
+        sign = torch.where(norm.weight < 0, -1.0, 1.0).to(offset.dtype)
+        top = sign * aggregate_neighbors(sign * offset, idx, "max") + center
+        mean, var = norm.running_mean, norm.running_var
+        if norm.training:
+            mean, var = edge_statistics(offset, center, idx)
+            track_statistics(norm, mean.detach(), var.detach(), idx.numel())
+        scale = norm.weight * (var + norm.eps).rsqrt()
+        return F.leaky_relu((top - mean) * scale + norm.bias, LEAK).to(offset.dtype)
 
     def forward(self, x: Tensor, pos: Tensor | None) -> Tensor:
         """Patch tokens -> prompt; positions take no part. [B, G, C] -> [B, 1, C]"""

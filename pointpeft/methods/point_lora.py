@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pointpeft.backbones.context import Context
-from pointpeft.backbones.layers import Block
+from pointpeft.backbones.layers import Block, linear
 from pointpeft.heads import Pool
 from pointpeft.methods.base import Method, register_method, where
 from pointpeft.model import PointModel
@@ -127,7 +127,7 @@ class PointLoRABlock(Block):
 
 
 def _map(layer: nn.Linear, update: LowRank | None, mlp: nn.Module, x: Tensor) -> Tensor:
-    y = layer(x) + mlp(x)
+    y = linear(layer, x) + mlp(x)
     return y if update is None else y + update(x)
 
 

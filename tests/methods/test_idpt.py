@@ -92,3 +92,27 @@ def test_published_files_round_trip_with_their_second_names(generator):
 def test_wrong_options_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         create_model("point_mae_tiny", "idpt", 3, **SMALL, **options)
+
+
+def test_training_measures_every_edge_without_its_values(generator):
+    part = EdgeConvPrompt(6, 2, 5, {}).double().train()
+    layer, norm = part.conv1, part.conv1[1]
+    with torch.no_grad():
+        norm.weight.copy_(torch.tensor([1.5, -0.7, 0.3, -2.0, 1.0, 0.1]))
+        norm.bias.normal_(generator=generator)
+    x = torch.randn(3, 11, 6, generator=generator, dtype=torch.float64).add_(100.0).requires_grad_()
+    idx = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist").topk(5, largest=False).indices
+    neighbours = torch.stack([cloud[i] for cloud, i in zip(x, idx, strict=True)])
+    center = x[:, :, None].expand_as(neighbours)
+    edges = layer[0](torch.cat([neighbours - center, center], -1).permute(0, 3, 1, 2))
+    mean, var = torch.zeros(6).double(), torch.ones(6).double()
+    expected = F.batch_norm(edges, mean, var, norm.weight, norm.bias, training=True)
+    expected = F.leaky_relu(expected, 0.2).amax(-1).transpose(1, 2)
+    actual = part.edge_conv(layer, x)
+    torch.testing.assert_close(actual, expected)
+    trained, grad = [x, *layer.parameters()], torch.randn(3, 11, 6, generator=generator, dtype=torch.float64)
+    for a, e in zip(*(torch.autograd.grad(y, trained, grad) for y in (actual, expected)), strict=True):
+        torch.testing.assert_close(a, e)
+    torch.testing.assert_close(norm.running_mean, mean)
+    torch.testing.assert_close(norm.running_var, var)
+    assert norm.num_batches_tracked == 1
