@@ -1,6 +1,7 @@
 """Training steps and inference of whole models at the published size, against the same model on the reference backend.
 
 By default DAPT and full fine-tuning at batch 16; `--every-method` times all methods, `--batches 4,16,32` other batches.
+All methods side by side, in one table of the report: `--every-method --batches 8 --dtypes fp32 --contenders pointpeft`.
 """
 
 import copy
@@ -20,20 +21,28 @@ from pointpeft.methods import method_class, method_names
 
 POINTS, CLASSES = 2048, 15
 DTYPES = {"fp32": None, "bf16": torch.bfloat16}
-CONTENDERS = ("pointpeft", "reference")
+CONTENDERS = ("pointpeft", "reference", "merged")  # merged: what can be folded into the backbone is; inference alone
 
 
 def pytest_generate_tests(metafunc):
-    if metafunc.config.getoption("--every-method"):
-        # Those that need a library of their own are left out where it is missing.
+    option = metafunc.config.getoption
+    dtypes, contenders = option("--dtypes").split(","), option("--contenders").split(",")
+    for name, given, known in (("dtypes", dtypes, DTYPES), ("contenders", contenders, CONTENDERS)):
+        if not set(given) <= set(known):
+            raise pytest.UsageError(f"--{name} must be among {', '.join(known)}, got {','.join(given)}")
+    if option("--every-method"):
+        # Those that need a library of their own are left out where it is missing. Full comes first: what others are
+        # compared with.
         installed = [m for m in method_names() if all(find_spec(package) for package in method_class(m).packages)]
-        methods = [m for m in installed if not method_class(m).inputs]
-        rows = [(m, dtype, name) for m in methods for dtype in DTYPES for name in CONTENDERS]
+        methods = ["full", *(m for m in installed if m != "full")]
+        rows = [(m, dtype, name) for m in methods for dtype in dtypes for name in contenders]
     else:
-        rows = [("dapt", dtype, name) for dtype in DTYPES for name in CONTENDERS]
+        rows = [("dapt", dtype, name) for dtype in dtypes for name in contenders]
         rows += [("full", "fp32", "pointpeft")]
+    merges = metafunc.function.__name__ == "bench_inference"
+    rows = [row for row in rows if row[2] != "merged" or (merges and method_class(row[0]).mergeable)]
     metafunc.parametrize("method,dtype,name", rows)
-    metafunc.parametrize("batch", [int(b) for b in metafunc.config.getoption("--batches").split(",")])
+    metafunc.parametrize("batch", [int(b) for b in option("--batches").split(",")])
 
 
 @contextmanager
@@ -56,6 +65,7 @@ def _autocast(device, dtype):
 def _model(method, device):
     torch.manual_seed(0)
     model = create_model("point_mae", method, CLASSES, device=device)
+    model.method.prepare(model, [_batch(16, device)[0]])  # Point-PEFT recalls what is in its memory
     with torch.no_grad():  # an adapter that starts as zero would hide what is wrong behind it
         for parameter in model.parameters():
             if parameter.requires_grad:
@@ -79,12 +89,14 @@ def bench_inference(compare, name, method, batch, dtype, device):
 
     with backend("reference"), torch.no_grad():
         expected = model(xyz)
+    if name == "merged":
+        model = model.merge()
 
     def run():
         with backend(name), _autocast(device, dtype), torch.inference_mode():
             return model(xyz)
 
-    facts = {"clouds": batch, "peak_bytes": peak_bytes(run, device)}
+    facts = {"method": method, "dtype": dtype, "clouds": batch, "peak_bytes": peak_bytes(run, device)}
     compare(
         f"inference {method} {batch}x{POINTS} {dtype}",
         run,
@@ -131,6 +143,8 @@ def bench_training_step(compare, name, method, batch, dtype, device):
         lambda value: fits and bool(value.isfinite()),
         device=device,
         rounds=2,
+        method=method,
+        dtype=dtype,
         clouds=batch,
         saved_bytes=saved,
         peak_bytes=peak_bytes(step, device),

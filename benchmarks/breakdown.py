@@ -101,20 +101,26 @@ def _plot(times: dict[str, dict[str, float]], memory: dict[str, dict[str, float]
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 2, figsize=(11, 1.2 + 0.5 * len(times)), sharey=True)
+    figure, axes = plt.subplots(1, 2, figsize=(11, 1.6 + 0.45 * len(times)), sharey=True, layout="constrained")
+    colors = dict(zip(PARTS, plt.get_cmap("tab10").colors, strict=False))
     for axis, results, unit in ((axes[0], times, "ms a step"), (axes[1], memory, "MiB kept for the backward")):
         left = [0.0] * len(results)
         for part in PARTS:
             values = [result[part] for result in results.values()]
-            axis.barh(list(results), values, left=left, label=part)
+            axis.barh(
+                list(results), values, left=left, label=part, color=colors[part], edgecolor="white", linewidth=0.5
+            )
             left = [a + b for a, b in zip(left, values, strict=True)]
+        for row, total in enumerate(left):
+            axis.text(total, row, f" {total:.0f}", va="center", fontsize=8)
+        axis.set_xlim(0, 1.12 * max(left))
         axis.set_xlabel(unit)
-        axis.invert_yaxis()
-    axes[0].invert_yaxis()
-    axes[1].legend(fontsize=7)
-    figure.tight_layout()
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].invert_yaxis()  # shared: the first row stands on top
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(PARTS), fontsize=8, frameon=False)
     temporary = target.with_suffix(".tmp.png")
-    figure.savefig(temporary, dpi=120)
+    figure.savefig(temporary, dpi=100, metadata={"Software": None})
     os.replace(temporary, target)
 
 

@@ -55,6 +55,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--every-method", action="store_true", help="time training with all methods, not DAPT and full only"
     )
     group.addoption("--batches", default="16", help="batch sizes of training and inference, separated by commas")
+    group.addoption("--dtypes", default="fp32,bf16", help="fp32, bf16 or both, separated by a comma")
+    group.addoption(
+        "--contenders", default="pointpeft,reference,merged", help="what is timed: of pointpeft, reference, merged"
+    )
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -12,6 +12,8 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from benchmarks.report_methods import tables_of_methods
+
 FOLDER = Path(__file__).resolve().parent
 
 
@@ -85,8 +87,11 @@ def write(paths: list[Path], target: Path) -> None:
                 f"float32 matrix product {limit['matmul_gflop_per_s']:.0f} GFLOP/s."
             )
         lines.append("")
+        method_lines, shown = tables_of_methods(groups)
+        lines += method_lines
         for group, rows in groups.items():
-            lines += [f"### {group}", "", *_table(rows), ""]
+            if group not in shown:
+                lines += [f"### {group}", "", *_table(rows), ""]
         _plot(groups, path.with_suffix(".png"))
         lines += [f"![time against size](results/{path.with_suffix('.png').name})", ""]
     temporary = target.with_suffix(".tmp")
