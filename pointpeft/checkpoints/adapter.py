@@ -131,7 +131,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         raise ValueError(f"no adapter in {folder}: {CONFIG} is missing")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not readable JSON: {error}") from error
     if not isinstance(config, dict) or config.get("peft_type") != "POINTPEFT" or config.get("format") != FORMAT:
         raise ValueError(f"{path} must be a pointpeft adapter of format {FORMAT}")

@@ -71,7 +71,7 @@ def read_model_section(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"config names no file: {path}")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # such as a date in a 13th month
         raise ValueError(f"config {path} is not YAML: {error}") from error
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
         raise ValueError(f"config {path} has no section `model:`")

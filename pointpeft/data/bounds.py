@@ -25,6 +25,29 @@ def require_unpacked(path: Path, size: int) -> None:
         raise DataError(f"refused: it would unpack to {size} bytes, {size // max(1, have)} times its size")
 
 
+def is_plain(name: str) -> bool:
+    """Whether a name that a list from elsewhere gives stays in its folder: one part of a path, and not `..`."""
+    return name not in ("", ".", "..") and not any(mark in name for mark in "/\\\0")
+
+
+def require_files(files: list[Path], what: str) -> None:
+    """Refuses a list of which some files are missing.
+
+    Raises:
+        DataError: Names the first one, and says how many there are.
+    """
+
+    def there(path: Path) -> bool:
+        try:
+            return path.is_file()
+        except OSError:  # a name that is too long for any file
+            return False
+
+    missing = [path for path in files if not there(path)]
+    if missing:
+        raise DataError(f"{missing[0]}: no such file; {len(missing)} of {len(files)} {what} are missing")
+
+
 def require_zip(path: Path) -> None:
     """Refuses a zip archive, such as a .npz file, that announces too much; what it does not announce it cannot give.
 

@@ -5,12 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from pointpeft.data.dataset import DataError, PointCloudDataset
 from pointpeft.data.numpy_pickle import load_arrays
-from pointpeft.data.readers import coordinates
+from pointpeft.data.readers import coordinates, in_float32
 from pointpeft.data.transforms import normalize
 
 PREFIX = "few_shot"
@@ -177,6 +176,6 @@ def _entry(path: Path, part: str, index: int, entry: Any) -> tuple[Tensor, int, 
     try:
         points, label, kind = entry
         label, kind = (int(np.asarray(number).reshape(())) for number in (label, kind))
-        return torch.from_numpy(coordinates(np.asarray(points)).astype(np.float32)), label, f"class {kind}"
+        return in_float32(coordinates(np.asarray(points))), label, f"class {kind}"
     except (TypeError, ValueError) as error:  # a DataError is a ValueError
         raise DataError(f"{path}: {part} cloud {index} must be (points, label, class): {error}") from None

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pointpeft.data.bounds import require_h5
 from pointpeft.data.dataset import DataError
+from pointpeft.data.readers import in_float32
 
 
 def read_h5(path: Path, num_classes: int) -> tuple[Tensor, Tensor, list[str]]:
@@ -51,9 +52,13 @@ def read_h5(path: Path, num_classes: int) -> tuple[Tensor, Tensor, list[str]]:
     wrong = np.flatnonzero(~np.isfinite(points).all((1, 2)))
     if len(wrong):
         raise DataError(f"{path}: {len(wrong)} clouds have points that are not finite, the first is cloud {wrong[0]}")
+    try:
+        tensor = in_float32(points)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
     if names is None or len(names) != len(labels):
         names = [f"{path.name}[{i}]" for i in range(len(labels))]
-    return torch.from_numpy(points), torch.from_numpy(labels), names
+    return tensor, torch.from_numpy(labels), names
 
 
 def _whole(label: h5py.Dataset) -> bool:

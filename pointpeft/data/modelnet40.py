@@ -8,10 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pointpeft.data.bounds import is_plain, require_files
 from pointpeft.data.dataset import DataError, PointCloudDataset, at_most
 from pointpeft.data.hdf5 import read_h5
 from pointpeft.data.numpy_pickle import load_arrays
-from pointpeft.data.readers import coordinates, read_points
+from pointpeft.data.readers import coordinates, in_float32, read_points
 from pointpeft.data.transforms import normalize
 
 UP_AXIS = "y"
@@ -133,7 +134,7 @@ def read_cache(path: Path, num_classes: int) -> tuple[list[Tensor], Tensor]:
         try:
             if not hasattr(cloud, "__array__"):  # lists that hold one another unfold to any size
                 raise DataError(f"must be an array of numbers, got {type(cloud).__name__}")
-            points.append(torch.from_numpy(coordinates(np.asarray(cloud)).astype(np.float32)))
+            points.append(in_float32(coordinates(np.asarray(cloud))))
         except DataError as error:
             raise DataError(f"{path}: cloud {i}: {error}") from None
     if any(
@@ -158,6 +159,9 @@ def text_files(root: Path, split: str) -> tuple[tuple[str, ...], list[Path], lis
     classes = class_names(root)
     names = _lines(root / f"modelnet40_{split}.txt", "it lists the clouds, such as airplane_0001, one a line")
     labels = []
+    for name in (*classes, *names):
+        if not is_plain(name):  # a list from elsewhere must not read any file of the machine
+            raise DataError(f"{root}: refused: its lists name {name!r}, which leads out of the folder")
     for name in names:
         kind = name.rsplit("_", 1)[0]
         if kind not in classes:
@@ -168,9 +172,7 @@ def text_files(root: Path, split: str) -> tuple[tuple[str, ...], list[Path], lis
 
 def _load_text(root: Path, split: str, num_points: int | None, up_axis: str) -> PointCloudDataset:
     classes, files, labels = text_files(root, split)
-    missing = [path for path in files if not path.is_file()]
-    if missing:
-        raise DataError(f"{missing[0]}: no such file; {len(missing)} of {len(files)} {split} clouds are missing")
+    require_files(files, f"{split} clouds")
     return PointCloudDataset(
         partial(_read_text_cloud, files, num_points),
         labels,

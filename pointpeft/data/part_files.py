@@ -14,6 +14,7 @@ from torch import Tensor
 from pointpeft.data.bounds import require_h5, require_zip
 from pointpeft.data.dataset import DataError
 from pointpeft.data.folder import SEED, TEST_FRACTION
+from pointpeft.data.readers import in_float32
 from pointpeft.data.segments import SegmentDataset
 from pointpeft.data.splits import split_validation
 from pointpeft.data.transforms import normalize
@@ -28,6 +29,7 @@ FORM = (
 _COORDINATES = ("xyz", "data", "points")
 _PARTS = ("seg", "pid", "label")
 _CATEGORIES = ("category", "label")
+_MOST_NUMBERS = 10_000
 # What a folder is named, or a word in the name of a file, -> the part of the data it holds.
 _NAMED = {"train": "train", "training": "train", "val": "train", "test": "test", "testing": "test"}
 
@@ -38,7 +40,7 @@ class _File:
 
     points: np.ndarray  # [M, N, 3]
     parts: np.ndarray  # [M, N]
-    category: np.ndarray | None  # [M]
+    category: np.ndarray | list[str] | None  # [M]
     classes: tuple[str, ...]
     part_names: tuple[str, ...]
     names: list[str]
@@ -178,20 +180,18 @@ def _check(path: Path, arrays: dict[str, np.ndarray]) -> _File:
         raise DataError(
             f"needs a part number per point, {list(points.shape[:-1])}, in {', '.join(_PARTS)}; has {shapes}"
         )
-    parts = arrays[part_key]
-    if parts.dtype.kind not in "iu" and not (parts.dtype.kind == "f" and (parts == np.floor(parts)).all()):
-        raise DataError(f"{part_key} must be whole numbers, got {parts.dtype}")
+    parts = _numbers(part_key, arrays[part_key])
     if points.ndim == 2:
         points, parts = points[None], parts[None]
-    if parts.min() < 0:
-        raise DataError(f"{part_key} must be at least 0, got {parts.min()}")
     wrong = np.flatnonzero(~np.isfinite(points).all((1, 2)))
     if len(wrong):
         raise DataError(f"{len(wrong)} clouds have points that are not finite, the first is cloud {wrong[0]}")
+    in_float32(points)
     count = len(points)
-    category = next(
-        (arrays[k].reshape(-1) for k in _CATEGORIES if k != part_key and k in arrays and arrays[k].size == count), None
-    )
+    category_key = next((k for k in _CATEGORIES if k != part_key and k in arrays and arrays[k].size == count), None)
+    category = None if category_key is None else arrays[category_key].reshape(-1)
+    if category is not None:
+        category = _texts(category) if category.dtype.kind in "SUO" else _numbers(str(category_key), category)
     split = _texts(arrays["split"]) if "split" in arrays else None
     if split is not None and (len(split) != count or set(split) - {"train", "test"}):
         raise DataError(f"split must name train or test for each of {count} clouds, got {len(split)}: {set(split)}")
@@ -205,6 +205,15 @@ def _check(path: Path, arrays: dict[str, np.ndarray]) -> _File:
         names if len(names) == count else [f"{path.name}[{i}]" for i in range(count)],
         split,
     )
+
+
+def _numbers(key: str, array: np.ndarray) -> np.ndarray:
+    """Numbers of parts or categories: every one up to the highest gets a name, so the highest is bounded."""
+    if array.dtype.kind not in "iu" and not (array.dtype.kind == "f" and (array == np.floor(array)).all()):
+        raise DataError(f"{key} must be whole numbers, got {array.dtype}")
+    if array.size and not 0 <= array.min() <= array.max() < _MOST_NUMBERS:
+        raise DataError(f"{key} must be at least 0 and below {_MOST_NUMBERS}, got {array.min()} to {array.max()}")
+    return array
 
 
 def _texts(array: np.ndarray) -> list[str]:

@@ -16,6 +16,7 @@ from pointpeft.data.pcd import read_pcd
 
 # Points drawn on a surface where nothing else is asked: as many as published clouds of ShapeNet and ModelNet40 have.
 MESH_POINTS = 8192
+LARGEST = 1e18  # coordinate: float32 still holds its square
 # Names under which an .npz may hold its points, first match first.
 _KEYS = ("points", "xyz", "pos", "coords", "data", "vertices")
 # Coordinates, normal, colour, labels and the like. A table with more columns than this and fewer rows than columns is
@@ -67,15 +68,12 @@ def read_points(
         if normalized:
             points = points - points.mean(0)
             points = points / max(np.linalg.norm(points, axis=1).max(), np.finfo(np.float64).tiny)
-        with np.errstate(over="ignore"):
-            result = points.astype(np.float32)
-        if not np.isfinite(result).all():
-            raise DataError(f"coordinates up to {np.abs(points).max():.3g} are too large for float32")
+        result = in_float32(points)
     except DataError as error:
         raise DataError(f"{path}: {error}") from error.__cause__
     except Exception as error:  # whatever a library makes of a broken file, the user needs its name
         raise DataError(f"{path}: cannot be read: {error or type(error).__name__}") from error
-    return torch.from_numpy(result)
+    return result
 
 
 def _draw(content: Mesh | np.ndarray, num_points: int | None, generator: torch.Generator) -> np.ndarray:
@@ -87,11 +85,23 @@ def _draw(content: Mesh | np.ndarray, num_points: int | None, generator: torch.G
     return points
 
 
+def in_float32(points: np.ndarray) -> Tensor:
+    """Finite coordinates as a tensor.
+
+    Raises:
+        DataError: They are larger than `LARGEST`.
+    """
+    most = max(float(points.max(initial=0)), -float(points.min(initial=0)))
+    if not most <= LARGEST:
+        raise DataError(f"coordinates up to {most:.3g} are too large for float32: its squares end at {LARGEST:g}²")
+    return torch.from_numpy(points.astype(np.float32, copy=False))
+
+
 def coordinates(table: np.ndarray) -> np.ndarray:
     """The first three columns of a table, float64. [n, C] -> [n, 3]
 
     Raises:
-        DataError: They are no coordinates.
+        DataError: They are no coordinates, or too large.
     """
     if table.dtype.kind not in "fiu":
         raise DataError(f"coordinates must be numbers, got {table.dtype}")
@@ -105,6 +115,7 @@ def coordinates(table: np.ndarray) -> np.ndarray:
     wrong = np.flatnonzero(~np.isfinite(points).all(1))
     if len(wrong):
         raise DataError(f"{len(wrong)} of {len(points)} points are not finite, the first is point {wrong[0]}")
+    in_float32(points)
     return points
 
 

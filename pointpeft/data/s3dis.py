@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pointpeft.data.dataset import DataError, require_axis
 from pointpeft.data.loading import SPLITS
+from pointpeft.data.readers import coordinates
 
 UP_AXIS = "z"
 TEST_AREA = 5  # papers report it
@@ -122,15 +123,12 @@ def _read(files: list[Path], index: int) -> tuple[Tensor, Tensor]:
             raise DataError(
                 f"must be numbers [N, {_COLUMNS}], x y z r g b class, got {table.dtype} {list(table.shape)}"
             )
-        xyz, labels = table[:, :3].astype(np.float64), np.asarray(table[:, -1])
+        xyz, labels = coordinates(table), np.asarray(table[:, -1])
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
     except Exception as error:  # whatever the library makes of a broken file, the user needs its name
         raise DataError(f"{path}: cannot be read: {error or type(error).__name__}") from error
-    if not np.isfinite(xyz).all():
-        raise DataError(f"{path}: has points that are not finite")
     if (labels != np.floor(labels)).any() or not 0 <= labels.min() <= labels.max() < len(CLASSES):
         raise DataError(f"{path}: classes must be 0 to {len(CLASSES) - 1}, got {labels.min()} to {labels.max()}")
     # The published files start at 0 already; others may lie far from it, where float32 is coarse.
-    xyz -= xyz.min(0)
-    return torch.from_numpy(xyz.astype(np.float32)), torch.from_numpy(labels.astype(np.int64))
+    return torch.from_numpy((xyz - xyz.min(0)).astype(np.float32)), torch.from_numpy(labels.astype(np.int64))

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pointpeft.data.bounds import is_plain, require_files
 from pointpeft.data.dataset import DataError
-from pointpeft.data.readers import coordinates
+from pointpeft.data.readers import coordinates, in_float32
 from pointpeft.data.segments import SegmentDataset
 from pointpeft.data.transforms import normalize
 
@@ -66,9 +67,7 @@ def load(root: str | Path, split: str, up_axis: str = UP_AXIS) -> SegmentDataset
                 raise DataError(f"{listing}: {entry!r} is of no category in {CATEGORIES}")
             files.append(root / synset / f"{item}.txt")
             labels.append(kinds.index(folders[synset]))
-    missing = [path for path in files if not path.is_file()]
-    if missing:
-        raise DataError(f"{missing[0]}: no such file; {len(missing)} of {len(files)} {split} clouds are missing")
+    require_files(files, f"{split} clouds")
     if not files:
         raise DataError(f"{root}: its {split} part has no clouds")
     first = np.cumsum([0, *PART_COUNTS.values()])
@@ -88,8 +87,11 @@ def _categories(root: Path) -> dict[str, str]:
     path = root / CATEGORIES
     if not path.is_file():
         raise DataError(f"{path}: no such file; it lists the categories, NAME FOLDER a line")
-    pairs = [line.split() for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
-    wrong = [pair for pair in pairs if len(pair) != 2 or pair[0] not in PART_COUNTS]
+    try:
+        pairs = [line.split() for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: is not text: {error}") from None
+    wrong = [pair for pair in pairs if len(pair) != 2 or pair[0] not in PART_COUNTS or not is_plain(pair[1])]
     if wrong:
         raise DataError(f"{path}: {' '.join(wrong[0])!r} is none of the published categories {', '.join(PART_COUNTS)}")
     return {folder: name for name, folder in pairs}
@@ -100,7 +102,7 @@ def _entries(path: Path) -> list[str]:
         raise DataError(f"{path}: no such file; it lists the clouds, such as shape_data/02691156/1021a0914a7207af")
     try:
         entries = json.loads(path.read_text("utf-8-sig"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: is not JSON: {error}") from error
     if not isinstance(entries, list) or not all(isinstance(entry, str) for entry in entries):
         raise DataError(f"{path}: must hold a list of names")
@@ -113,9 +115,9 @@ def _read(files: list[Path], index: int) -> tuple[Tensor, Tensor]:
         table = np.loadtxt(path, np.float64, ndmin=2)
         if table.shape[1] != _COLUMNS:
             raise DataError(f"must have {_COLUMNS} columns (point, normal, part), got {table.shape[1]}")
-        points = coordinates(table)
+        points = in_float32(coordinates(table))
         if (table[:, -1] != np.floor(table[:, -1])).any():
             raise DataError("its last column must hold part numbers")
     except ValueError as error:  # a DataError is one
         raise DataError(f"{path}: {error}") from error
-    return normalize(torch.from_numpy(points.astype(np.float32))), torch.from_numpy(table[:, -1].astype(np.int64))
+    return normalize(points), torch.from_numpy(table[:, -1].astype(np.int64))

@@ -14,7 +14,7 @@ from torch import Tensor
 from pointpeft.data.bounds import require_h5
 from pointpeft.data.dataset import DataError
 from pointpeft.data.folder import cloud_files
-from pointpeft.data.readers import EXTENSIONS, read_points
+from pointpeft.data.readers import EXTENSIONS, in_float32, read_points
 from pointpeft.data.transforms import normalize
 
 TAR = (".tar", ".tar.gz", ".tgz")
@@ -135,4 +135,8 @@ def _row(data: h5py.Dataset, path: Path, row: int, normalized: bool) -> Tensor:
         raise DataError(f"{path}[{row}]: cannot be read: {error or type(error).__name__}") from error
     if not points.isfinite().all():
         raise DataError(f"{path}[{row}]: has points that are not finite")
+    try:
+        in_float32(points.numpy())
+    except DataError as error:
+        raise DataError(f"{path}[{row}]: {error}") from None
     return normalize(points) if normalized else points

@@ -4,7 +4,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, reduce
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -157,13 +157,24 @@ def define(
     return getattr(torch.ops.pointpeft, name).default
 
 
+def autocast_kind(tensor: torch.Tensor) -> str:
+    """The device type whose autocast holds for `tensor`: torch has none for tensors without values."""
+    return "cpu" if tensor.device.type == "meta" else tensor.device.type
+
+
 def autocast(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Under autocast the tensors in its type, else as they are; follows the device of the first."""
-    kind = tensors[0].device.type
+    kind = autocast_kind(tensors[0])
     if not torch.is_autocast_enabled(kind):
         return tensors
     dtype = torch.get_autocast_dtype(kind)
     return tuple(t.to(dtype) if t.is_floating_point() and t.dtype != torch.float64 else t for t in tensors)
+
+
+def promoted(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The tensors in the smallest type that holds the values of all."""
+    dtype = reduce(torch.promote_types, (t.dtype for t in tensors))
+    return tuple(t.to(dtype) for t in tensors)
 
 
 def call(op: Callable[..., Any], *args: Any) -> Any:

@@ -102,8 +102,9 @@ def adapted_mlp(
     _check.floating("x", x, 3)
     _check.last("x", x)
     for name, tensors, count in (("norm", norm, 4), ("mlp", mlp, _MLP), ("adapter", adapter, _ADAPTER)):
-        if len(tensors) != count:
-            raise ValueError(f"{name} must hold {count} tensors, got {len(tensors)}")
+        if not isinstance(tensors, Sequence) or len(tensors) != count:
+            got = len(tensors) if isinstance(tensors, Sequence) else type(tensors).__name__
+            raise ValueError(f"{name} must hold {count} tensors, got {got}")
     first, *weights = _library.autocast(x, *mlp, *adapter)
     dtype = first.dtype
     _check_tensors(x, dtype, norm, weights)
@@ -113,7 +114,7 @@ def adapted_mlp(
     if _library.use_fused_reference(x):
         options = {"norm_eps": norm_eps, "eps": eps, "dropout_p": dropout_p, "training": training, "seed": seed}
         return adapted_mlp_reference(x, norm, weights[:_MLP], weights[_MLP:], **options)
-    weight, bias, gamma, beta = norm
+    weight, bias, gamma, beta = _library.promoted(*norm)
     x, weight, bias = x.contiguous(), weight * gamma, torch.addcmul(beta, bias, gamma)
     if x.dtype != weight.dtype:
         x = x.to(weight.dtype)
@@ -133,7 +134,9 @@ def _check_tensors(x: Tensor, dtype: torch.dtype, norm: Sequence[Tensor], weight
         _check.shaped(f"norm[{i}]", tensor, (c,))
         _check.floating(f"norm[{i}]", tensor, 1)
         mixed = x.dtype.itemsize == 2 and tensor.dtype == torch.float32  # as LayerNorm allows
-        if tensor.dtype != x.dtype and not mixed and not torch.is_autocast_enabled(x.device.type):
+        if tensor.device != x.device:
+            raise ValueError(f"norm[{i}] is on {tensor.device}, but x is on {x.device}")
+        if tensor.dtype != x.dtype and not mixed and not torch.is_autocast_enabled(_library.autocast_kind(x)):
             raise ValueError(f"norm[{i}] is {tensor.dtype}, but x is {x.dtype}")
     for i, (tensor, shape) in enumerate(zip(weights, shapes, strict=True)):
         name = f"mlp[{i}]" if i < _MLP else f"adapter[{i - _MLP}]"

@@ -90,6 +90,8 @@ def frozen_linear(
     _check.last("x", x)
     if (gamma is None) != (beta is None):
         raise ValueError(f"gamma and beta must be given together, got {'beta' if gamma is None else 'gamma'} alone")
+    if not isinstance(weight, Tensor):
+        raise ValueError(f"weight must be a tensor, got {type(weight).__name__}")
     rows = _check.rows(weight)
     given = {"weight": weight, "bias": bias, "gamma": gamma, "beta": beta}
     given = {name: tensor for name, tensor in given.items() if tensor is not None}

@@ -104,5 +104,5 @@ def _all_sq_distances(query: Tensor, support: Tensor) -> Tensor:
 
 def _weigh_all(weights: Tensor, features: Tensor) -> Tensor:
     # With every point a neighbour the pooling is a matrix product; autocast must not round its weights.
-    with torch.autocast(features.device.type, enabled=False):
+    with torch.autocast(_library.autocast_kind(features), enabled=False):
         return (weights @ features.to(weights.dtype)).to(features.dtype)

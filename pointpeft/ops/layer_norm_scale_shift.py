@@ -19,7 +19,7 @@ def layer_norm_scale_shift(
 
     Args:
         x: Any strides. [..., C]
-        weight: Of LN. [C]
+        weight: Of LN. Like the others of the type of `x`, or float32 beside a short one. [C]
         bias: Of LN. [C]
         gamma: [C]
         beta: [C]
@@ -29,7 +29,7 @@ def layer_norm_scale_shift(
         Of the shape of `x`.
 
     Raises:
-        ValueError: A wrong shape or dtype.
+        ValueError: A wrong shape, dtype or device.
 
     Source: Lian et al., "Scaling & shifting your features", NeurIPS 2022, Eq. 2 and Fig. 2.
     """
@@ -38,10 +38,13 @@ def layer_norm_scale_shift(
         _check.shaped(name, tensor, x.shape[-1:])
         _check.floating(name, tensor, 1)
         mixed = x.dtype.itemsize == 2 and tensor.dtype == torch.float32  # as LayerNorm allows
-        if tensor.dtype != x.dtype and not mixed and not torch.is_autocast_enabled(x.device.type):
+        if tensor.device != x.device:
+            raise ValueError(f"{name} is on {tensor.device}, but x is on {x.device}")
+        if tensor.dtype != x.dtype and not mixed and not torch.is_autocast_enabled(_library.autocast_kind(x)):
             raise ValueError(f"{name} is {tensor.dtype}, but x is {x.dtype}")
     if _library.use_fused_reference(x):
         return layer_norm_scale_shift_reference(x, weight, bias, gamma, beta, eps)
+    weight, bias, gamma, beta = _library.promoted(weight, bias, gamma, beta)
     return F.layer_norm(x, x.shape[-1:], weight * gamma, torch.addcmul(beta, bias, gamma), eps)
 
 
@@ -49,4 +52,6 @@ def layer_norm_scale_shift_reference(
     x: Tensor, weight: Tensor, bias: Tensor, gamma: Tensor, beta: Tensor, eps: float = 1e-5
 ) -> Tensor:
     """The definition in plain PyTorch; arguments and result as in `layer_norm_scale_shift`."""
-    return gamma * F.layer_norm(x, x.shape[-1:], weight, bias, eps) + beta
+    weight, bias, gamma, beta = _library.promoted(weight, bias, gamma, beta)
+    y = F.layer_norm(x, x.shape[-1:], weight, bias, eps)
+    return (gamma * y + beta).to(y.dtype)

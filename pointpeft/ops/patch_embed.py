@@ -267,9 +267,12 @@ def fold_batch_norm(
 
 def _checked(patches: Tensor, weights: PatchEmbedWeights) -> tuple[Tensor, PatchEmbedWeights]:
     _check.floating("patches", patches, 4, 3)
-    patches, *weights = _library.autocast(patches, *weights)
     if patches.shape[2] == 0:
         raise ValueError(f"patches must have at least one point each, got shape {tuple(patches.shape)}")
+    for name, weight in zip(PatchEmbedWeights._fields, weights, strict=True):
+        if not isinstance(weight, Tensor):
+            raise ValueError(f"{name} must be a tensor, got {type(weight).__name__}")
+    patches, *weights = _library.autocast(patches, *weights)
     weights = PatchEmbedWeights(*weights)
     h1, h2, h3, c = (_check.rows(weights[i]) for i in (0, 2, 4, 6))
     for name, width in zip(("w1", "w2", "w3", "w4"), (h1, h2, h3, c), strict=True):

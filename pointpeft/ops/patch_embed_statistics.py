@@ -67,7 +67,7 @@ def patch_embed_statistics(
         The moments, float32 (float64 for float64).
 
     Raises:
-        ValueError: A wrong shape or dtype, or no points.
+        ValueError: A wrong shape, dtype or device, or no points.
 
     Source: Ioffe & Szegedy, "Batch normalization", 2015, Algorithm 1.
     """
@@ -80,12 +80,14 @@ def patch_embed_statistics(
     for name, tensor, shape in [*named, *(("moments1", t, (h1,)) for t in moments1 or ())]:
         _check.floating(name, tensor, len(shape))
         _check.shaped(name, tensor, shape)
+        if tensor.device != patches.device:
+            raise ValueError(f"{name} is on {tensor.device}, but patches is on {patches.device}")
     _check.number("eps1", eps1, 0.0, "a finite number of at least 0")
     args = (patches, w1, b1, gamma1, beta1, eps1, w2, b2, w3, b3, moments1)
     if _library.use_fused_reference(patches):
         return patch_embed_statistics_reference(*args)
     kind = torch.float64 if patches.dtype == torch.float64 else torch.float32
-    with torch.no_grad(), torch.autocast(patches.device.type, enabled=False):
+    with torch.no_grad(), torch.autocast(_library.autocast_kind(patches), enabled=False):
         return _fused(*(t.to(kind) if isinstance(t, Tensor) else t for t in args))
 
 

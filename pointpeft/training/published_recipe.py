@@ -108,7 +108,7 @@ def _load(path: Path, first: Path, above: tuple[Path, ...] = ()) -> dict[str, An
         raise ValueError(f"{path} includes itself")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not YAML of plain values: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold a YAML mapping, got {type(content).__name__}")

@@ -181,7 +181,7 @@ def read_json(path: Path, missing: str) -> dict[str, Any]:
         raise ValueError(f"{missing}: there is no file {path}")
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(value, dict):
         raise ValueError(f"{path} must hold a JSON object, got {type(value).__name__}")

@@ -88,7 +88,7 @@ def test_files_named_for_the_parts(tmp_path):
         ({"xyz": None}, "has none of xyz, data, points, only category, label"),
         ({"label": None}, r"needs a part number per point, \[10, 30\]"),
         ({"label": np.zeros((10, 29), int)}, r"has label \[10, 29\]"),
-        ({"label": np.full((10, 30), -1)}, "label must be at least 0, got -1"),
+        ({"label": np.full((10, 30), -1)}, "label must be at least 0 and below 10000, got -1"),
         ({"label": np.full((10, 30), 0.5)}, "label must be whole numbers"),
         ({"xyz": np.full((10, 30, 3), np.nan)}, "10 clouds have points that are not finite"),
         ({"part_names": np.array([b"one"])}, "has 1 part_names, but a point of part 3"),

@@ -46,7 +46,7 @@ def test_a_room_starts_at_zero_and_keeps_its_metres(tmp_path):
     [
         (np.zeros((5, 6)), r"must be numbers \[N, 7\]"),
         (np.full((5, 7), 13.0), "classes must be 0 to 12, got 13"),
-        (np.full((5, 7), np.nan), "points that are not finite"),
+        (np.full((5, 7), np.nan), "5 of 5 points are not finite"),
         (np.array([{}]), "cannot be read"),
     ],
 )

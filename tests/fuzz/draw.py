@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 FLOATS = (torch.float32, torch.float32, torch.float64, torch.float16, torch.bfloat16)
-SIZES = (0, 1, 1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 100, 127, 129, 257)
+SIZES = (0, 1, 1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 100, 127, 128, 129, 255, 257)
+REACHES = ((17, 0.72), (65, 0.22), (257, 0.06))  # most cases are small, so that there are many; a fixed share is large
+BEYOND = 0.08  # of the sizes of a small case go as far as those of a large one
 KINDS = ("normal", "normal", "duplicates", "lattice", "line", "point", "clusters", "denormal", "huge", "large", "zeros")
 
 
@@ -16,13 +18,15 @@ class Draw(random.Random):
     def __init__(self, *seed: int | str) -> None:
         super().__init__("/".join(map(str, seed)))
         self.torch = torch.Generator().manual_seed(self.getrandbits(60))
+        self.reach = self.choices([size for size, _ in REACHES], [share for _, share in REACHES])[0]
 
     def happens(self, probability: float) -> bool:
         return self.random() < probability
 
     def size(self, most: int = 257, least: int = 0) -> int:
         """Small numbers, and those around the widths of vectors and blocks."""
-        return self.choice([size for size in SIZES if least <= size <= most])
+        reach = most if self.happens(BEYOND) else min(most, self.reach)
+        return self.choice([size for size in SIZES if least <= size <= reach])
 
     def values(self, *shape: int, kind: str | None = None) -> Tensor:
         """float64 values of one of the `KINDS`."""

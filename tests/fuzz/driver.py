@@ -9,6 +9,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections import Counter
@@ -35,15 +36,15 @@ def main(module: str, about: str, case: Callable[[int, int], tuple[str, str]], m
     parser.add_argument("--cases", type=int, help="stop after so many cases (default 1000 where no --seconds)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--first", type=int, default=0, help="number of the first case; to see one again: --cases 1")
+    parser.add_argument("--workers", type=int, default=1, help="processes that share the cases")
     parser.add_argument("--output", type=Path, help="write the counts here, as JSON")
-    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--step", type=int, help=argparse.SUPPRESS)  # of a worker: every so many cases one is its own
     given = parser.parse_args()
-    if given.worker:
-        _work(case, given.seed, given.first, memory)
+    if given.step:
+        _work(case, given.seed, given.first, given.step, memory)
         return
-    report = run(module, given.seed, given.seconds, given.cases, given.first, patience)
-    if given.output:
-        write(given.output, report)
+    parts = given.seed, given.seconds, given.cases, given.first, patience, given.workers, given.output
+    report = run(module, *parts)
     print(json.dumps(report, indent=2))
     sys.exit(1 if report["failures"] else 0)
 
@@ -56,8 +57,8 @@ def write(path: Path, report: dict[str, Any]) -> None:
     temporary.replace(path)
 
 
-def _work(case: Callable[[int, int], tuple[str, str]], seed: int, first: int, memory: int) -> None:
-    """Cases from `first` on, one line each on standard output, until the parent closes it."""
+def _work(case: Callable[[int, int], tuple[str, str]], seed: int, first: int, step: int, memory: int) -> None:
+    """Cases from `first` on in steps, one line each on standard output, until the parent closes it."""
     out = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what a library prints is no report
     faulthandler.enable()
@@ -74,67 +75,117 @@ def _work(case: Callable[[int, int], tuple[str, str]], seed: int, first: int, me
                 text = "".join(traceback.format_exception(error))[-3000:]
                 line = {"case": number, "group": getattr(error, "group", "?"), "outcome": FAILED, "why": text}
             out.write(json.dumps(line) + "\n")
-            number += 1
+            number += step
     except BrokenPipeError:
         os._exit(0)
 
 
 def run(
-    module: str, seed: int, seconds: float | None, cases: int | None, first: int, patience: float
+    module: str,
+    seed: int,
+    seconds: float | None,
+    cases: int | None,
+    first: int,
+    patience: float,
+    workers: int = 1,
+    output: Path | None = None,
 ) -> dict[str, Any]:
-    """Runs workers until the time is up or the cases are done; gives the counts."""
+    """Runs workers until the time is up or the cases are done; gives the counts.
+
+    With an `output` they are written there too, every minute and at the end: a run that is cut short has counted.
+    """
     if seconds is None and cases is None:
         cases = 1000
     started = time.monotonic()
-    until = None if seconds is None else started + seconds
-    stop = None if cases is None else first + cases
-    counts: Counter[str] = Counter()
-    groups: dict[str, Counter[str]] = {}
-    failures: list[dict[str, Any]] = []
-    number = first
+    until = None  # known with the first case: the imports before it are no time to test in
+    counts = _Counts(module, seed, first, started)
 
-    def failed(**what: Any) -> None:
-        failures.append({"seed": seed, **what})
-        print(json.dumps(failures[-1]), file=sys.stderr, flush=True)  # a long run is watched
+    def watch(worker: int) -> None:
+        nonlocal until
+        number = first + worker
 
-    def over() -> bool:
-        return (stop is not None and number >= stop) or (until is not None and time.monotonic() >= until)
+        def over() -> bool:
+            return (cases is not None and number >= first + cases) or (until is not None and time.monotonic() >= until)
 
-    while not over():
-        with _Worker(module, seed, number) as worker:
-            slow = 120.0  # the first case waits for the imports
-            while not over():
-                line = worker.line(slow)
-                slow = patience
-                if line is None:
-                    why = worker.end()
-                    failed(case=number, why=why)
-                    counts["hang" if "no answer" in why else "crash"] += 1
-                    number += 1
-                    break
-                counts[line["outcome"]] += 1
-                groups.setdefault(line["group"], Counter())[line["outcome"]] += 1
-                if line["outcome"] == FAILED:
-                    failed(case=line["case"], group=line["group"], why=line["why"])
-                number = line["case"] + 1
-    return {
-        "what": module,
-        "seed": seed,
-        "first": first,
-        "cases": number - first,
-        "seconds": round(time.monotonic() - started, 1),
-        "outcomes": dict(sorted(counts.items())),
-        "groups": {name: dict(sorted(count.items())) for name, count in sorted(groups.items())},
-        "failures": failures[:MOST_FAILURES],
-        "failed": len(failures),
-    }
+        while not over():
+            with _Worker(module, seed, number, workers) as process:
+                slow = 120.0  # the first case waits for the imports
+                while not over():
+                    line = process.line(slow)
+                    slow = patience
+                    if line is None:
+                        counts.ended(number, process.end())
+                        number += workers
+                        break
+                    if until is None and seconds is not None:
+                        until = time.monotonic() + seconds
+                    counts.add(line)
+                    number = line["case"] + workers
+
+    threads = [threading.Thread(target=watch, args=(worker,), daemon=True) for worker in range(workers)]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        for thread in threads:
+            thread.join(60 / len(threads))
+        if output:
+            write(output, counts.report())
+    return counts.report()
+
+
+class _Counts:
+    """What came of the cases; several threads count."""
+
+    def __init__(self, module: str, seed: int, first: int, started: float) -> None:
+        self.facts = {"what": module, "seed": seed, "first": first}
+        self.started = started
+        self.lock = threading.Lock()
+        self.done = self.failed = 0
+        self.outcomes: Counter[str] = Counter()
+        self.groups: dict[str, Counter[str]] = {}
+        self.failures: list[dict[str, Any]] = []
+
+    def add(self, line: dict[str, Any]) -> None:
+        with self.lock:
+            self.done += 1
+            self.outcomes[line["outcome"]] += 1
+            self.groups.setdefault(line["group"], Counter())[line["outcome"]] += 1
+            if line["outcome"] == FAILED:
+                self._failure(case=line["case"], group=line["group"], why=line["why"])
+
+    def ended(self, number: int, why: str) -> None:
+        """A worker came to an end at a case."""
+        with self.lock:
+            self.done += 1
+            self.outcomes["hang" if "no answer" in why else "crash"] += 1
+            self._failure(case=number, why=why)
+
+    def _failure(self, **what: Any) -> None:
+        what = {"seed": self.facts["seed"], **what}
+        self.failed += 1
+        if self.failed <= MOST_FAILURES:
+            self.failures.append(what)
+        print(json.dumps(what), file=sys.stderr, flush=True)  # a long run is watched
+
+    def report(self) -> dict[str, Any]:
+        with self.lock:
+            return {
+                **self.facts,
+                "cases": self.done,
+                "seconds": round(time.monotonic() - self.started, 1),
+                "outcomes": dict(sorted(self.outcomes.items())),
+                "groups": {name: dict(sorted(count.items())) for name, count in sorted(self.groups.items())},
+                "failures": list(self.failures),
+                "failed": self.failed,
+            }
 
 
 class _Worker:
-    """A process at work on the cases from `first` on."""
+    """A process at work on the cases from `first` on, in steps."""
 
-    def __init__(self, module: str, seed: int, first: int) -> None:
-        command = [sys.executable, "-m", module, "--worker", "--seed", str(seed), "--first", str(first)]
+    def __init__(self, module: str, seed: int, first: int, step: int) -> None:
+        numbers = {"--seed": seed, "--first": first, "--step": step}
+        command = [sys.executable, "-m", module, *(f"{name}={value}" for name, value in numbers.items())]
         self.errors = os.memfd_create("errors")
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self.errors)
         self.buffer = b""

@@ -1,8 +1,12 @@
 """Small valid files of every kind that is read, and ways to damage them."""
 
+import json
 import pickle
 import random
+import re
+import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import h5py
@@ -10,8 +14,14 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
+from pointpeft.checkpoints.adapter import FORMAT
+from pointpeft.training.run_folder import RunFolder
+from tests.data.test_part_files import arrays as part_arrays
+from tests.data.test_part_files import write as write_part_file
 from tests.data.test_pcd import write_pcd
 from tests.data.test_readers import CLOUDS, MESHES, cloud
+from tests.data.test_s3dis import write_rooms
+from tests.data.test_shapenetpart import write as write_shapenetpart
 
 INTERESTING = (0, 1, 0x7F, 0x80, 0xFF, 0x20, 0x2D, 0x2E, 0x0A, 0x39)
 BIG = (0, -1, 1, 255, 65535, 65536, 2**31 - 1, -(2**31), 2**32 - 1, 2**63 - 1, -(2**63), 2**40)
@@ -33,6 +43,41 @@ def tensors() -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     shapes = {"blocks.0.weight": (4, 6), "blocks.0.bias": (6,), "count": ()}
     return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+
+
+def write_parts(path: Path) -> None:
+    content = part_arrays(clouds=5, points=6)
+    content["split"] = np.array([b"train"] * 3 + [b"test"] * 2)
+    content["classes"] = np.array([b"cup", b"table"])
+    write_part_file(path, content)
+
+
+def write_fold(path: Path) -> None:
+    random = np.random.default_rng(0)
+    entries = [(random.normal(size=(9, 6)).astype(np.float32), i % 2, 10 + i % 2) for i in range(4)]
+    path.write_bytes(pickle.dumps({"train": entries, "test": entries[:2]}, 2))
+
+
+def write_rooms_of(path: Path) -> None:
+    write_rooms(path.parent, (path.stem, "Area_1_hall_1"), points=20)
+
+
+def write_checkpoint(path: Path) -> None:
+    RunFolder(path.parent).save_checkpoint({"epoch": 3, "weights": tensors(), "history": [{"loss": 0.5}]})
+
+
+CONFIG = """# as published
+optimizer: {type: AdamW, kwargs: {lr: 0.0005, weight_decay: 0.05}}
+model:
+  NAME: PointTransformer
+  trans_dim: 384
+  drop_path_rate: 0.1
+  group: &groups [128, 32]
+  same: *groups
+  since: 2024-02-29
+total_bs: 32
+"""
+ADAPTER = {"peft_type": "POINTPEFT", "format": FORMAT, "backbone": "point_mae", "options": {"depth": 2}, "names": ["a"]}
 
 
 def write_csv(path: Path) -> None:
@@ -58,14 +103,36 @@ def valid_files(folder: Path) -> dict[str, Path]:
         "old.pth": lambda path: torch.save(tensors(), path, _use_new_zipfile_serialization=False),
         "weights.safetensors": lambda path: save_file(tensors(), path),
         "list.csv": write_csv,
+        "few_shot/2way2shot/0.pkl": write_fold,
+        "parts/clouds.h5": write_parts,
+        "parts/clouds.npz": write_parts,
+        "rooms/Area_5_office_1.npy": write_rooms_of,
+        **{f"shapenetpart/{name}": partial(write_shapenetpart_of, name) for name in SHAPENETPART},
+        "config.yaml": lambda path: path.write_text(CONFIG),
+        "adapter/adapter_config.json": lambda path: path.write_text(json.dumps(ADAPTER)),
+        "run/checkpoint.pt": write_checkpoint,
     }
     files = {}
     for name, write in writers.items():
-        path = folder / name.replace(".", "_") / name
+        path = folder / re.sub(r"[./]", "_", name) / name
         path.parent.mkdir(parents=True)
         write(path)
         files[name] = path
     return files
+
+
+SHAPENETPART = (
+    "02691156/train0.txt",
+    "synsetoffset2category.txt",
+    "train_test_split/shuffled_train_file_list.json",
+)
+
+
+def write_shapenetpart_of(name: str, path: Path) -> None:
+    """The whole data set, of which one file is `path`."""
+    root = path.parents[name.count("/")]
+    shutil.rmtree(root)
+    write_shapenetpart(root, per_split=1, points=6)
 
 
 PCD_KINDS = ("ascii", "binary", "binary_compressed")

@@ -1,22 +1,27 @@
 """Fuzzes every reader with damaged files: `python -m tests.fuzz.readers --seconds 120 --seed 0`.
 
-A case damages one valid file. Reading it ends either in a valid cloud (finite float32 rows of three) or in the
-documented error, which names the file; anything else, a crash or a hang of a library included, is a failure.
+A case damages one valid file. Reading it ends either in valid content (of a cloud: finite float32 rows of three) or in
+the documented error, which names the file; anything else, a crash or a hang of a library included, is a failure.
 """
 
 import os
 import sys
 import tempfile
 import warnings
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from pointpeft.checkpoints.adapter import read_config
+from pointpeft.checkpoints.convert import read_model_section
 from pointpeft.checkpoints.files import read_weights
-from pointpeft.data import DataError, load_dataset, read_points
+from pointpeft.data import DataError, load_dataset, part_files, read_points, s3dis, shapenetpart
 from pointpeft.data.hdf5 import read_h5
 from pointpeft.data.modelnet40 import read_cache
+from pointpeft.training.run_folder import RunFolder
 from tests.fuzz.draw import Draw
 from tests.fuzz.driver import main
 from tests.fuzz.files import damage, valid_files
@@ -24,6 +29,7 @@ from tests.fuzz.files import damage, valid_files
 torch.set_num_threads(1)
 LEAST_MEMORY = 3 << 30  # of address space beyond the start; more is a flood
 NUM_CLASSES = 40
+SPLITS = ("train", "test")
 
 
 @cache
@@ -31,25 +37,74 @@ def originals() -> tuple[tempfile.TemporaryDirectory, dict[str, Path], dict[str,
     """The valid files and their content; the folder lives as long as the process."""
     # Damaged files make libraries warn about what they then refuse.
     warnings.simplefilter("ignore")
-    folder = tempfile.TemporaryDirectory()
+    memory = Path("/dev/shm")  # no disk: a file is written for every case
+    folder = tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None)
     files = valid_files(Path(folder.name))
     return folder, files, {name: path.read_bytes() for name, path in files.items()}
 
 
-def read(path: Path) -> list[torch.Tensor]:
+def home(name: str, path: Path) -> Path:
+    """The folder that holds what belongs to a file."""
+    return path.parents[name.count("/")]
+
+
+# ---- what reads which file: each gives clouds, or raises AssertionError where its content is wrong ----
+
+
+def every(dataset: Any) -> list[torch.Tensor]:
+    return [dataset[i][0] for i in range(len(dataset))]
+
+
+def segmented(dataset: Any) -> list[torch.Tensor]:
+    """The clouds of a data set whose points are labelled."""
+    items = [dataset[i] for i in range(len(dataset))]
+    for points, *_, parts in items:
+        if parts.dtype != torch.int64 or parts.shape != points.shape[:1] or int(parts.min()) < 0:
+            raise AssertionError(f"no valid labels: {parts.dtype} {tuple(parts.shape)}")
+    return [item[0] for item in items]
+
+
+def weights(path: Path) -> list[torch.Tensor]:
+    tensors, _ = read_weights(path)
+    if not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
+        raise AssertionError(f"not tensors: {tensors}")
+    return []
+
+
+def settings(read: Callable[[Path], Any], path: Path) -> list[torch.Tensor]:
+    if not isinstance(read(path), dict):
+        raise AssertionError("not a dict")
+    return []
+
+
+# Beginning of a name -> what reads the file, from its folder and its path; else its suffix decides.
+BY_NAME: dict[str, Callable[[Path, Path], list[torch.Tensor]]] = {
+    "few_shot/": lambda root, path: [
+        cloud for split in SPLITS for cloud in every(load_dataset(f"few_shot:{root / 'few_shot'}:2way2shot:0", split))
+    ],
+    "parts/": lambda root, path: [c for split in SPLITS for c in segmented(part_files.load(path, split))],
+    "rooms/": lambda root, path: segmented(s3dis.load(path.parent, "test")),
+    "shapenetpart/": lambda root, path: segmented(shapenetpart.load(root / "shapenetpart", "train")),
+    "adapter/": lambda root, path: settings(read_config, path.parent),
+    "run/": lambda root, path: settings(lambda p: RunFolder(p.parent).load_checkpoint(torch.device("cpu")), path),
+}
+BY_SUFFIX: dict[str, Callable[[Path], list[torch.Tensor]]] = {
+    ".h5": lambda path: list(read_h5(path, NUM_CLASSES)[0]),
+    ".dat": lambda path: read_cache(path, NUM_CLASSES)[0],
+    ".csv": lambda path: [cloud for split in SPLITS for cloud in every(load_dataset(path, split))],
+    ".pth": weights,
+    ".safetensors": weights,
+    ".yaml": lambda path: settings(read_model_section, path),
+}
+CHECKPOINTS = ("adapter/", "run/", ".pth", ".safetensors", ".yaml")  # their errors are no DataError
+
+
+def read(name: str, path: Path) -> list[torch.Tensor]:
     """The clouds of a file, by the reader that its kind has."""
-    kind = path.suffix.lower()
-    if kind == ".h5":
-        return list(read_h5(path, NUM_CLASSES)[0])
-    if kind == ".dat":
-        return read_cache(path, NUM_CLASSES)[0]
-    if kind == ".csv":
-        clouds = []
-        for split in ("train", "test"):
-            dataset = load_dataset(path, split)
-            clouds += [dataset[i][0] for i in range(len(dataset))]
-        return clouds
-    return [read_points(path)]
+    for start, reader in BY_NAME.items():
+        if name.startswith(start):
+            return reader(home(name, path), path)
+    return BY_SUFFIX.get(path.suffix.lower(), lambda path: [read_points(path)])(path)
 
 
 def one(seed: int, number: int) -> tuple[str, str]:
@@ -57,37 +112,28 @@ def one(seed: int, number: int) -> tuple[str, str]:
     _, files, contents = originals()
     draw = Draw("readers", seed, number)
     name = draw.choice(sorted(files))
-    path = files[name]
     content = damage(contents[name], draw, list(contents.values()))
     try:
-        path.write_bytes(content)
-        return name, verdict(path)
+        files[name].write_bytes(content)
+        return name, verdict(name, files[name])
     except Exception as error:
         error.group = name
         raise
-    finally:
-        path.write_bytes(contents[name])
 
 
-def verdict(path: Path) -> str:
+def verdict(name: str, path: Path) -> str:
     """Reads a file and looks at what comes out."""
-    weights = path.suffix in (".pth", ".safetensors")
-    documented = ValueError if weights else DataError
+    documented = ValueError if name.startswith(CHECKPOINTS) or name.endswith(CHECKPOINTS) else DataError
     try:
-        if weights:
-            tensors, _ = read_weights(path)
-            if not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
-                raise AssertionError(f"not tensors: {tensors}")
-            return "read"
-        clouds = read(path)
+        clouds = read(name, path)
     except ValueError as error:
         if type(error) is not documented:
             raise AssertionError(f"{type(error).__name__}: {error}") from error
-        text = str(error)
-        if str(path) not in text and str(path.parent) not in text:
-            raise AssertionError(f"the error does not name the file: {text}") from error
-        if not text.split(str(path.parent))[-1].strip(": "):
-            raise AssertionError(f"the error gives no reason: {text}") from error
+        root = str(home(name, path))
+        if root not in str(error) and path.name not in str(error):
+            raise AssertionError(f"the error does not name the file: {error}") from error
+        if not str(error).replace(str(path), "").replace(root, "").strip(": "):
+            raise AssertionError(f"the error gives no reason: {error}") from error
         return "refused"
     for points in clouds:
         good = points.dtype == torch.float32 and points.dim() == 2 and points.shape[1] == 3 and len(points)

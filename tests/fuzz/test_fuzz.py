@@ -4,9 +4,17 @@ import os
 
 import pytest
 
+from pointpeft import ops
+from tests.fuzz import fused_cases, point_cases  # noqa: F401
+from tests.fuzz.case import CASES
 from tests.fuzz.driver import run
 
 SECONDS = float(os.environ.get("POINTPEFT_FUZZ_SECONDS", "15"))  # for each fuzzer
+
+
+def test_every_operation_has_a_case():
+    public = {name for name in ops.__all__ if callable(getattr(ops, name)) and f"{name}_reference" in ops.__all__}
+    assert set(CASES) == public
 
 
 @pytest.mark.parametrize(

@@ -179,6 +179,74 @@ def test_layer_norm_names_a_weight_of_another_dtype(change, message):
         ops.layer_norm_scale_shift(torch.zeros(2, 4), **weights)
 
 
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"beta": torch.zeros(4, device="meta")}, "beta is on meta, but x is on cpu"),
+        ({"x": torch.zeros(2, 4, device="meta")}, "weight is on cpu, but x is on meta"),
+    ],
+)
+def test_layer_norm_names_a_weight_on_another_device(change, message):
+    tensors = {"x": torch.zeros(2, 4)} | {name: torch.ones(4) for name in ("weight", "bias", "gamma", "beta")}
+    with pytest.raises(ValueError, match=message):
+        ops.layer_norm_scale_shift(**(tensors | change))
+
+
+@pytest.mark.usefixtures("backend")
+def test_operations_name_a_weight_on_another_device_than_x():
+    for op in (ops.scale_shift, ops.scale_shift_gelu):
+        with pytest.raises(ValueError, match="gamma is on cpu, but x is on meta"):
+            op(torch.zeros(2, 4, device="meta"), torch.ones(4), torch.ones(4))
+    shapes = [(1, 2, 3, 3), (4, 3), (4,), (4,), (4,), (5, 4), (5,), (6, 10), (6,)]
+    patches, w1, b1, gamma1, beta1, w2, b2, w3, b3 = (torch.ones(shape) for shape in shapes)
+    with pytest.raises(ValueError, match="w3 is on meta, but patches is on cpu"):
+        ops.patch_embed_statistics(patches, w1, b1, gamma1, beta1, 1e-5, w2, b2, w3.to("meta"), b3)
+
+
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize(("name", "given"), [("norm", None), ("mlp", 3), ("adapter", ())])
+def test_the_adapted_mlp_names_a_list_that_is_none(name, given):
+    arguments = {"norm": (torch.ones(4),) * 4, "mlp": (torch.ones(4),) * 8, "adapter": (torch.ones(4),) * 8}
+    with pytest.raises(ValueError, match=f"{name} must hold [48] tensors, got (0|NoneType|int)"):
+        ops.adapted_mlp(torch.zeros(1, 2, 4), **(arguments | {name: given}))
+
+
+def test_operations_that_switch_autocast_off_trace_tensors_without_values():
+    xyz, features = torch.zeros(2, 5, 3, device="meta"), torch.zeros(2, 5, 7, device="meta")
+    assert ops.interpolate(xyz, xyz, features, "all").shape == (2, 5, 7)
+    shapes = [(1, 2, 3, 3), (4, 3), (4,), (4,), (4,), (5, 4), (5,), (6, 10), (6,)]
+    patches, w1, b1, gamma1, beta1, *rest = (torch.ones(shape, device="meta") for shape in shapes)
+    moments = ops.patch_embed_statistics(patches, w1, b1, gamma1, beta1, 1e-5, *rest)
+    assert [moment.shape for moment in moments] == [(4,), (4,), (6,), (6,)]
+
+
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize("wide", ["weight", "bias", "gamma", "beta"])
+def test_layer_norm_takes_one_weight_of_float32_beside_short_ones(wide, generator):
+    names = ("weight", "bias", "gamma", "beta")
+    weights = {name: draw(generator, 6).to(torch.float32 if name == wide else torch.bfloat16) for name in names}
+    x = draw(generator, 3, 6).bfloat16()
+    y = ops.layer_norm_scale_shift(x, **weights)
+    exact = ops.layer_norm_scale_shift_reference(x.double(), **{name: w.double() for name, w in weights.items()})
+    assert y.dtype == torch.bfloat16
+    torch.testing.assert_close(y.double(), exact, rtol=0.03, atol=0.03)
+
+
+@pytest.mark.usefixtures("backend")
+def test_frozen_linear_names_a_weight_that_is_no_tensor():
+    with pytest.raises(ValueError, match="weight must be a tensor, got NoneType"):
+        ops.frozen_linear(torch.zeros(1), None)
+
+
+@pytest.mark.usefixtures("backend")
+def test_patch_embed_names_a_weight_that_is_no_tensor():
+    shapes = [(4, 3), (4,), (5, 4), (5,), (6, 10), (6,), (7, 6), (7,)]
+    weights = ops.PatchEmbedWeights(*(torch.zeros(shape) for shape in shapes))
+    with pytest.raises(ValueError, match="w1 must be a tensor, got list"):
+        ops.patch_embed(torch.zeros(1, 2, 3, 3), weights._replace(w1=[[0.0]]))
+
+
 def test_an_adapter_over_no_clouds_has_zero_gradients(generator):
     # The prompt's gradient was refused, as zero clouds divide nothing.
     sizes = [(12,), (12,), (1, 12), (1,), (4, 12), (4,), (12, 4), (12,)]

@@ -1,14 +1,21 @@
 """What the fuzzer of the readers found, one test each."""
 
+import pickle
 import struct
 
+import h5py
 import laspy
+import numpy as np
 import pytest
 import torch
 
 from pointpeft.checkpoints.files import read_weights
-from pointpeft.data import DataError, load_dataset, read_points
+from pointpeft.data import DataError, load_dataset, part_files, read_points, s3dis, shapenetpart
+from pointpeft.data.hdf5 import read_h5
+from pointpeft.data.modelnet40 import read_cache
+from pointpeft.data.stream import stream
 from tests.data.test_readers import cloud, write_las
+from tests.data.test_shapenetpart import write as write_shapenetpart
 from tests.fuzz.files import write_csv
 from tests.fuzz.readers import originals, verdict
 
@@ -16,7 +23,7 @@ from tests.fuzz.readers import originals, verdict
 def test_every_file_is_valid_before_it_is_damaged():
     # Arrays in pickles of protocol 2 were refused.
     _, files, _ = originals()
-    assert {name: verdict(path) for name, path in files.items()} == dict.fromkeys(files, "read")
+    assert {name: verdict(name, path) for name, path in files.items()} == dict.fromkeys(files, "read")
 
 
 def patched(path, form, at, *values):
@@ -85,3 +92,60 @@ def test_a_pth_with_a_damaged_table_of_contents_is_named(tmp_path):
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"weights\.pth is not a readable PyTorch file, or damaged"):
         read_weights(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        # A name was made for every number up to the highest, until memory ended.
+        ({"label": np.full((2, 4), 10**12)}, "label must be at least 0 and below 10000, got 10{12} to 10{12}"),
+        ({"label": np.full((2, 4), np.inf)}, "label must be at least 0 and below 10000, got inf to inf"),
+        ({"category": np.array([0, 10**15])}, "category must be at least 0 and below 10000"),
+        ({"category": np.array([0.5, 1])}, "category must be whole numbers, got float64"),
+    ],
+)
+def test_numbers_of_parts_and_categories_are_bounded(change, message, tmp_path):
+    path = tmp_path / "a.npz"
+    xyz = np.arange(24.0).reshape(2, 4, 3)
+    np.savez(path, **({"xyz": xyz, "label": np.zeros((2, 4), int), "category": np.array([0, 1])} | change))
+    with pytest.raises(DataError, match=rf"a\.npz: {message}"):
+        part_files.load(path, "train")
+
+
+def test_categories_of_parts_may_be_names(tmp_path):
+    path = tmp_path / "a.npz"
+    xyz = np.random.default_rng(0).normal(size=(10, 4, 3))
+    np.savez(path, xyz=xyz, label=np.zeros((10, 4), int), category=np.array([b"cup", b"table"] * 5))
+    assert part_files.load(path, "train").classes == ("cup", "table")
+
+
+def test_lists_of_shapenetpart_that_are_no_lists_are_named(tmp_path):
+    root = write_shapenetpart(tmp_path / "s", per_split=1)
+    listing = root / "train_test_split" / "shuffled_train_file_list.json"
+    listing.write_text('["shape_data/02691156/' + "x" * 5000 + '"]')
+    with pytest.raises(DataError, match="no such file; 1 of 4 train clouds are missing"):
+        shapenetpart.load(root, "train")
+    (root / "synsetoffset2category.txt").write_bytes(b"Mug\t\xff\n")
+    with pytest.raises(DataError, match=r"synsetoffset2category\.txt: is not text"):
+        shapenetpart.load(root, "train")
+
+
+def test_coordinates_whose_squares_overflow_are_refused_by_every_reader(tmp_path):
+    # Infinite coordinates, or NaN after centring, left the readers that round to float32.
+    huge = np.array([[1e30, 0, 0], [0, 1, 0], [0, 0, 1]])
+    np.save(tmp_path / "a.npy", huge)
+    np.save(tmp_path / "Area_5_a_1.npy", np.column_stack([huge * 1e20, np.zeros((3, 4))]))
+    np.savez(tmp_path / "a.npz", xyz=huge[None], label=np.zeros((1, 3), int))
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["data"], file["label"] = huge[None], np.zeros(1, int)
+    (tmp_path / "a.dat").write_bytes(pickle.dumps([[huge], [np.array([0])]]))
+    for read in (
+        lambda: read_points(tmp_path / "a.npy"),
+        lambda: s3dis.load(tmp_path, "test")[0],
+        lambda: part_files.load(tmp_path / "a.npz", "train"),
+        lambda: read_h5(tmp_path / "a.h5", 2),
+        lambda: read_cache(tmp_path / "a.dat", 2),
+        lambda: [source.read() for source in stream([tmp_path / "a.h5"], normalized=True)],
+    ):
+        with pytest.raises(DataError, match=r"a.*: coordinates up to 1e\+\d0 are too large for float32"):
+            read()

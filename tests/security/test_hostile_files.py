@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 import torch
 
+from pointpeft.checkpoints.adapter import read_config
 from pointpeft.checkpoints.convert import read_model_section
 from pointpeft.checkpoints.files import read_weights
-from pointpeft.data import DataError, load_dataset, read_points
+from pointpeft.data import DataError, load_dataset, read_points, shapenetpart
 from pointpeft.data.hdf5 import read_h5
-from pointpeft.data.modelnet40 import read_cache
+from pointpeft.data.modelnet40 import read_cache, text_files
 from pointpeft.data.numpy_pickle import load_arrays
 from pointpeft.data.part_files import load as load_segments
+from pointpeft.training.run_folder import read_json
 from tests.data.test_readers import cloud
 
 MEBIBYTE = 1 << 20
@@ -100,6 +102,24 @@ def test_yaml_tags_run_nothing(text, trap, tmp_path):
         read_model_section(tmp_path / "a.yaml")
 
 
+@pytest.mark.parametrize("text", ["model: {since: 2024-13-13}", "model: " + "[" * 5000, "\udcff: 1"])
+def test_yaml_that_its_library_cannot_bear_is_named(text, tmp_path):
+    (tmp_path / "a.yaml").write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(ValueError, match=r"a\.yaml is not YAML"):
+        read_model_section(tmp_path / "a.yaml")
+
+
+def test_json_that_its_library_cannot_bear_is_named(tmp_path):
+    for name, read in (
+        ("adapter_config.json", lambda path: read_config(path.parent)),
+        ("config.json", lambda path: read_json(path, "no run")),
+    ):
+        for content in (b"[" * 10**5, b'{"a": "\xff"}'):
+            (tmp_path / name).write_bytes(content)
+            with pytest.raises(ValueError, match=rf"{name} is not"):
+                read(tmp_path / name)
+
+
 # ---- other files ----
 
 
@@ -114,6 +134,23 @@ def test_a_list_reads_nothing_outside_its_folder(given, tmp_path):
     (tmp_path / "set" / "list.csv").write_text(f"path,label\n{given.format(root=tmp_path)},a\n")
     with pytest.raises(DataError, match="lies outside the folder of the list"):
         load_dataset(tmp_path / "set" / "list.csv", "train")
+
+
+def test_the_lists_of_a_data_set_read_nothing_outside_it(tmp_path):
+    (tmp_path / "secret").mkdir()
+    np.savetxt(tmp_path / "secret" / "a_0001.txt", cloud(), delimiter=",")
+    root = tmp_path / "modelnet40_normal_resampled"
+    root.mkdir()
+    (root / "modelnet40_shape_names.txt").write_text("../secret\n")
+    for split in ("train", "test"):
+        (root / f"modelnet40_{split}.txt").write_text("../secret_0001\n")
+    with pytest.raises(DataError, match=r"its lists name '\.\./secret'"):
+        text_files(root, "train")
+    parts = tmp_path / "shapenetpart"
+    (parts / "train_test_split").mkdir(parents=True)
+    (parts / "synsetoffset2category.txt").write_text("Mug\t..\n")
+    with pytest.raises(DataError, match=r"synsetoffset2category\.txt: 'Mug \.\.' is none of"):
+        shapenetpart.load(parts, "train")
 
 
 def h5(path, kind, secret):
