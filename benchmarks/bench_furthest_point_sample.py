@@ -12,7 +12,6 @@ CANDIDATES = {
     "torch-fps": rivals.torch_fps_sample,
     "fpsample kdline": rivals.fpsample_sample,
 }
-SIZES = [1000, 10_000, 100_000, 1_000_000]
 
 
 def begins_like_the_reference(xyz, idx):
@@ -32,17 +31,4 @@ def bench_furthest_point_sample(compare, name, batch, n, k):
         lambda: CANDIDATES[name](xyz, k),
         lambda idx: idx.shape == (batch, k) and begins_like_the_reference(xyz, idx),
         bytes=xyz.nbytes + 8 * batch * k,
-    )
-
-
-@pytest.mark.parametrize("n", SIZES)
-@pytest.mark.parametrize("name", ["pointpeft, a tenth of one cloud"])
-def bench_furthest_point_sample_growth(compare, name, n):
-    xyz = torch.rand(1, n, 3, generator=torch.Generator().manual_seed(0))
-    compare(
-        f"furthest_point_sample a tenth of 1x{n}",
-        lambda: furthest_point_sample(xyz, n // 10),
-        lambda idx: begins_like_the_reference(xyz, idx),
-        bytes=xyz.nbytes + 8 * n // 10,
-        n=n,
     )

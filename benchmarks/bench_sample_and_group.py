@@ -15,8 +15,15 @@ def parts(xyz, num_groups, group_size):
     return gather(xyz, neighbor_idx) - centers[:, :, None], centers, center_idx, neighbor_idx
 
 
+def indices(xyz, num_groups, group_size):
+    """What torch-fps's fused call gives: the sampled points and their neighbours by index, no rows."""
+    center_idx = furthest_point_sample(xyz, num_groups)
+    return center_idx, knn(gather(xyz, center_idx), xyz, group_size)[1]
+
+
 CANDIDATES = {
     "pointpeft": sample_and_group,
+    "pointpeft, FPS + kNN (indices only)": indices,
     "pointpeft, in parts": parts,
     "reference": sample_and_group_reference,
     "torch-fps (indices only)": rivals.torch_fps_sample_and_knn,

@@ -1,4 +1,4 @@
-"""Writes benchmarks/RESULTS.md, and a plot of time against size for each operation, from pytest-benchmark's JSON.
+"""Writes benchmarks/RESULTS.md, and a plot of time against N for each operation, from pytest-benchmark's JSON.
 
 python -m pytest benchmarks --benchmark-only --benchmark-json=benchmarks/results/cpu.json
 python -m benchmarks.report benchmarks/results/cpu.json
@@ -7,17 +7,18 @@ python -m benchmarks.report benchmarks/results/cpu.json
 import argparse
 import json
 import os
-import re
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from benchmarks import growth
 from benchmarks.report_methods import tables_of_methods
 
 FOLDER = Path(__file__).resolve().parent
 
 
 def _milliseconds(row: dict[str, Any]) -> float:
+    """Median time of one call."""
     return 1e3 * row["extra_info"].get("cuda_event_seconds", row["stats"]["median"])
 
 
@@ -68,6 +69,27 @@ def _table_of_models(rows: list[dict[str, Any]], ours: float | None) -> list[str
     return lines
 
 
+def _overview(groups: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """One line a group: ours, the fastest of the others, and the plain PyTorch reference, with their ratios to ours."""
+    lines = ["### Overview", "", "| work | ours, ms | fastest other | ratio | reference | ratio |"]
+    lines.append("|---|---:|---|---:|---:|---:|")
+    for group, rows in groups.items():
+        times = {_contender(row): _milliseconds(row) for row in rows}
+        ours, reference = times.get("pointpeft"), times.get("reference")
+        if ours is None:
+            continue
+        others = {
+            name: time for name, time in times.items() if not name.startswith("pointpeft") and name != "reference"
+        }
+        cells = ["-", "-"]
+        if others:
+            name = min(others, key=others.__getitem__)
+            cells = [f"{others[name]:.3f} ({name})", f"{others[name] / ours:.2f}"]
+        cells += [f"{reference:.3f}", f"{reference / ours:.2f}"] if reference else ["-", "-"]
+        lines.append(f"| {group} | {ours:.3f} | {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
 def write(paths: list[Path], target: Path) -> None:
     """Writes the report of all `paths` to `target`, in one piece."""
     lines = ["# Results", "", "Written by `python -m benchmarks.report " + " ".join(p.name for p in paths) + "`.", ""]
@@ -86,56 +108,21 @@ def write(paths: list[Path], target: Path) -> None:
                 f"Limits of {device} in the same run: copy {limit['copy_gb_per_s']:.1f} GB/s (read + written), "
                 f"float32 matrix product {limit['matmul_gflop_per_s']:.0f} GFLOP/s."
             )
-        lines.append("")
+        grown = [
+            growth.Point(row["group"].split()[0], _contender(row), row["extra_info"]["n"], _milliseconds(row))
+            for row in report["benchmarks"]
+            if "n" in row["extra_info"]
+        ]
         method_lines, shown = tables_of_methods(groups)
-        lines += method_lines
+        groups = {group: rows for group, rows in groups.items() if group not in shown}
+        lines += ["", *_overview(groups), *growth.table(grown), *method_lines]
         for group, rows in groups.items():
-            if group not in shown:
-                lines += [f"### {group}", "", *_table(rows), ""]
-        _plot(groups, path.with_suffix(".png"))
-        lines += [f"![time against size](results/{path.with_suffix('.png').name})", ""]
+            lines += [f"### {group}", "", *_table(rows), ""]
+        if growth.plot(grown, path.with_suffix(".png")):
+            lines += [f"![time against size](results/{path.with_suffix('.png').name})", ""]
     temporary = target.with_suffix(".tmp")
     temporary.write_text("\n".join(lines))
     os.replace(temporary, target)
-
-
-def _plot(groups: dict[str, list[dict[str, Any]]], target: Path) -> None:
-    """Median time against N, one panel an operation, one line a contender.
-
-    An operation whose rows say `n`, being made to show growth, is drawn from these alone; of others the first size in
-    the name of a group is N, and groups that name none are left out.
-    """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    panels: dict[str, dict[str, list[tuple[int, float]]]] = defaultdict(lambda: defaultdict(list))
-    growing = {group.split()[0] for group, rows in groups.items() if "n" in rows[0]["extra_info"]}
-    for group, rows in groups.items():
-        operation = group.split()[0]
-        size = rows[0]["extra_info"].get("n") or _first_number(group, r"x(\d+)")
-        if size is None or (operation in growing and "n" not in rows[0]["extra_info"]):
-            continue
-        for row in rows:
-            panels[operation][_contender(row)].append((int(size), _milliseconds(row)))
-    if not panels:
-        return
-    figure, axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 3.6), squeeze=False)
-    for axis, (operation, lines) in zip(axes[0], panels.items(), strict=True):
-        for contender, points in lines.items():
-            axis.loglog(*zip(*sorted(points), strict=True), marker="o", label=contender)
-        axis.set(title=operation, xlabel="N", ylabel="median ms")
-        axis.legend(fontsize=6)
-    figure.tight_layout()
-    temporary = target.with_suffix(".tmp.png")
-    figure.savefig(temporary, dpi=120)
-    os.replace(temporary, target)
-
-
-def _first_number(text: str, pattern: str) -> str | None:
-    found = re.search(pattern, text)
-    return found.group(1) if found else None
 
 
 def main() -> None:

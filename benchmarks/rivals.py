@@ -54,6 +54,12 @@ def torch_knn(query: Tensor, support: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return found.values.clamp_(min=0), found.indices
 
 
+def torch_cdist_knn(query: Tensor, support: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """`cdist` and `topk`, of distances that are not squared until they are found."""
+    found = torch.cdist(query, support).topk(k, largest=False)
+    return found.values.square(), found.indices
+
+
 def torch_fps_sample_and_knn(xyz: Tensor, num_groups: int, group_size: int) -> tuple[Tensor, Tensor]:
     """torch-fps's sampling and neighbours as one call; it neither takes the rows nor centres them."""
     module = require("torch_fps")

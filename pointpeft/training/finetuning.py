@@ -4,6 +4,7 @@ import math
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from pointpeft.checkpoints import save_adapter
 from pointpeft.checkpoints.files import write_json
 from pointpeft.data import split_validation
 from pointpeft.data.transforms import named
+from pointpeft.training.compiled_step import check_compiled, compiled_step
 from pointpeft.training.config import FinetuneConfig
 from pointpeft.training.determinism import determinism
 from pointpeft.training.inference import Voting
@@ -102,6 +104,8 @@ def _check(config: FinetuneConfig, task: Any) -> None:
         raise ValueError(f"warmup_epochs must be at least 0, got {config.warmup_epochs}")
     if config.checkpoint_blocks and config.method == "dyt":
         raise ValueError("checkpoint_blocks must be off for dyt, whose loss runs the blocks again in another mode")
+    if config.checkpoint_blocks and (config.compile or config.cuda_graph):
+        raise ValueError("checkpoint_blocks must be off with compile and cuda_graph, which choose what to recompute")
     if config.patience is not None and config.select == "last":
         raise ValueError("patience must be None where the last epoch is kept: --select val-best says which is better")
     if not 0 < config.val_fraction < 1:
@@ -145,6 +149,7 @@ def _run(
         ema=config.ema,
         patience=config.patience,
     )
+    check_compiled(config.cuda_graph, accelerator.device)
     seed_everything(accelerator.device, config.seed, "initial weights")
     outputs = task.outputs(training)
     model = build(config, outputs)
@@ -182,8 +187,9 @@ def _run(
     def after_step() -> None:
         model.method.after_step(model)
 
+    compiled = partial(compiled_step, cuda_graph=config.cuda_graph) if config.compile or config.cuda_graph else None
     state = train(
-        accelerator, model, recipe, batches, loss_of, folder, selector.after_epoch, title, after_step, augment
+        accelerator, model, recipe, batches, loss_of, folder, selector.after_epoch, title, after_step, augment, compiled
     )
     epoch = selector.restore(model, state)
     metrics, answers = task.test(model, test, config.batch_size, voting)

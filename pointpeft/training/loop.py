@@ -108,6 +108,7 @@ def train(
     progress_bar: str | None = None,
     after_step: Callable[[], None] | None = None,
     augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
+    compiled: Callable[[nn.Module], nn.Module] | None = None,
 ) -> State:
     """Trains what requires gradients, from the folder's checkpoint where it has one, and checkpoints every epoch.
 
@@ -123,6 +124,7 @@ def train(
         progress_bar: Its title, or None for none.
         after_step: Called after every step, before the gradients are thrown away.
         augment: Changes points, with a generator on the device; the same numbers for any number of processes.
+        compiled: What the training steps call instead of the model, such as `compiled_step`.
 
     Raises:
         ValueError: The loss is not finite.
@@ -136,6 +138,7 @@ def train(
         broadcast_trained(model)
     # In evaluation mode accelerate puts no DistributedDataParallel around it: see sum_gradients.
     wrapped = accelerator.prepare_model(model, evaluation_mode=world > 1)
+    stepped = wrapped if compiled is None else compiled(wrapped)
     optimizer = accelerator.prepare_optimizer(optimizer)
     trainable = [p for p in model.parameters() if p.requires_grad]
     bar = tqdm(
@@ -164,7 +167,7 @@ def train(
             with accelerator.autocast():
                 if augment is not None:
                     points = augment_share(augment, points, total, generator)
-                losses = loss_of(wrapped, points, labels.to(device))
+                losses = loss_of(stepped, points, labels.to(device))
                 loss = sum(losses.values()) / recipe.accumulate
                 if world > 1:
                     loss = loss * (len(labels) / total)

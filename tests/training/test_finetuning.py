@@ -183,6 +183,8 @@ def test_voting_is_repeatable_whatever_the_batches(config):
         ({"vote": 0}, "vote must be at least 1"),
         ({"patience": 2, "select": "last"}, "patience must be None"),
         ({"checkpoint_blocks": True, "method": "dyt", "set": TINY_MODEL[:-1]}, "checkpoint_blocks must be off for dyt"),
+        ({"checkpoint_blocks": True, "compile": True}, "checkpoint_blocks must be off with compile"),
+        ({"cuda_graph": True, "device": "cpu"}, "cuda_graph needs a CUDA device, got cpu"),
         ({"val_fraction": 1.5}, "val_fraction must be between 0 and 1"),
         ({"checkpoint": "missing.pth"}, "missing.pth"),
         ({"set": ("group_size=97",)}, "has 96 points, at least 97 are needed"),
