@@ -1,16 +1,14 @@
 """The compiled parts: what is in them, and that the CUDA one is refused, not crashed, where torch has no CUDA."""
 
-import os
 import re
-import shutil
 import subprocess
-import sysconfig
 from pathlib import Path
 
 import pytest
 import torch
 
 import pointpeft
+from benchmarks import ptxas
 from pointpeft import _C
 from pointpeft.ops import _library
 
@@ -34,56 +32,33 @@ def test_the_cuda_library_is_refused_with_a_reason_on_a_cpu_only_torch():
     assert _library.backend("cuda") == "reference"
 
 
-def resource_usage() -> str:
-    """What cuobjdump says of the kernels in the CUDA library: architecture, name, registers, stack."""
-    places = [*Path(sysconfig.get_path("purelib")).glob("nvidia/*/bin"), "/usr/local/cuda/bin", os.environ["PATH"]]
-    cuobjdump = shutil.which("cuobjdump", path=os.pathsep.join(map(str, places)))
-    assert cuobjdump, "the test extra brings nvidia-cuda-cuobjdump"
-    said = subprocess.run([cuobjdump, "-res-usage", CUDA_LIBRARY], capture_output=True, text=True, check=True)
-    return said.stdout + said.stderr
+@pytest.fixture(scope="module")
+def kernels():
+    return ptxas.parse(ptxas.cuobjdump(CUDA_LIBRARY))
 
 
 @needs_cuda_library
-def test_kernels_keep_their_data_in_registers():
+def test_kernels_keep_their_data_in_registers(kernels):
     # On sm_100 and sm_120 ptxas puts two or four registers of the widest kernels on the stack.
     allowed = {"sm_80": 0, "sm_90": 0}
-    spilling, arch, name, kernels = [], "", "", 0
-    for line in resource_usage().splitlines():
-        if found := re.search(r"arch = (sm_\w+)", line):
-            arch = found.group(1)
-        if found := re.search(r"Function (\S+):", line):
-            name = found.group(1)
-        if found := re.search(r"STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", line):
-            kernels += 1
-            if int(found.group(1)) > allowed.get(arch, 16) or found.group(2) != "0":
-                spilling.append(f"{name} on {arch}: {found.group(0)}")
-    assert kernels > 0
+    assert kernels
+    spilling = [kernel for kernel in kernels if kernel.stack > allowed.get(kernel.arch, 16) or kernel.local]
     assert not spilling, spilling
 
 
 @needs_cuda_library
-def test_every_kernel_has_code_for_every_architecture():
-    listing = resource_usage()
-    kernels: dict[str, set[str]] = {}
-    arch = ""
-    for line in listing.splitlines():
-        if found := re.search(r"arch = (sm_\w+)", line):
-            arch = found.group(1)
-        if found := re.search(r"Function (\S+):", line):
-            kernels.setdefault(arch, set()).add(found.group(1))
+def test_every_kernel_has_code_for_every_architecture(kernels):
     wanted = {"sm_" + entry.removesuffix("+PTX").replace(".", "") for entry in _C.cuda_archs.split(";")}
-    assert wanted <= set(kernels)
-    sources = {path.stem for path in CSRC.glob("*.cu")}
     written = {
         name
         for path in CSRC.glob("*.cu")
         for name in re.findall(r"__global__\s+void\s+(?:__launch_bounds__\([^)]*\)\s*)?(\w+)\s*\(", path.read_text())
     }
-    assert sources
     assert written
     for arch in wanted:
+        compiled = [kernel.kernel for kernel in kernels if kernel.arch == arch]
         for name in written:
-            assert any(name in mangled for mangled in kernels[arch]), f"{name} has no code for {arch}"
+            assert any(name in mangled for mangled in compiled), f"{name} has no code for {arch}"
 
 
 @needs_cuda_library
