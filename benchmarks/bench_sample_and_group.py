@@ -31,14 +31,15 @@ CANDIDATES = {
 
 
 @pytest.mark.parametrize(("batch", "n", "num_groups", "group_size"), SHAPES)
-@pytest.mark.parametrize("name", CANDIDATES)
-def bench_sample_and_group(compare, name, batch, n, num_groups, group_size):
-    xyz = torch.rand(batch, n, 3, generator=torch.Generator().manual_seed(0))
+@pytest.mark.parametrize(("name", "device"), rivals.rows(CANDIDATES))
+def bench_sample_and_group(compare, name, batch, n, num_groups, group_size, device):
+    xyz = torch.rand(batch, n, 3, generator=torch.Generator().manual_seed(0)).to(device)
     expected = sample_and_group_reference(xyz, num_groups, group_size)
     compare(
         f"sample_and_group {batch}x{n}->{num_groups}x{group_size}",
         lambda: CANDIDATES[name](xyz, num_groups, group_size),
         # The order of equal distances is nobody's promise but ours: sorted for the rest.
         lambda found: torch.equal(found[-1].sort(-1).values, expected.neighbor_idx.sort(-1).values),
+        device,
         bytes=xyz.nbytes + sum(part.nbytes for part in expected),
     )

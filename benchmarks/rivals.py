@@ -3,12 +3,23 @@
 Each function is called with the same tensors as ours and converts nothing that its users would not convert as well.
 """
 
+from collections.abc import Iterable
 from types import ModuleType
 
 import numpy
 import pytest
 import torch
 from torch import Tensor
+
+from benchmarks.conftest import DEVICES
+
+CPU_ONLY = ("fpsample kdline", "small_gicp", "pykdtree")
+
+
+def rows(names: Iterable[str]) -> list[tuple[str, str]]:
+    """The rows (name, device) that this machine can have; what is restated (benchmarks/classic.py) is for CUDA."""
+    served = {"cpu": lambda name: "(restated)" not in name, "cuda": lambda name: name not in CPU_ONLY}
+    return [(name, device) for device in DEVICES for name in names if served[device](name)]
 
 
 def require(name: str) -> ModuleType:
@@ -64,17 +75,18 @@ def torch_fps_sample_and_knn(xyz: Tensor, num_groups: int, group_size: int) -> t
     """torch-fps's sampling and neighbours as one call; it neither takes the rows nor centres them."""
     module = require("torch_fps")
     batch, n, _ = xyz.shape
-    valid = torch.ones(batch, n, dtype=torch.bool)
+    valid = xyz.new_ones(batch, n, dtype=torch.bool)
+    start = xyz.new_zeros(batch, dtype=torch.int64)
     return module.farthest_point_sampling_with_knn(
-        xyz, valid, num_groups, group_size, random_start=False, start_idx=torch.zeros(batch, dtype=torch.int64)
+        xyz, valid, num_groups, group_size, random_start=False, start_idx=start
     )
 
 
 def torch_fps_sample(xyz: Tensor, num_samples: int) -> Tensor:
-    """torch-fps: C++ compiled on first use, every point in every step."""
+    """torch-fps: every point in every step; C++ compiled on first use, Triton on CUDA."""
     module = require("torch_fps")
     batch, n, _ = xyz.shape
-    valid, start = torch.ones(batch, n, dtype=torch.bool), torch.zeros(batch, dtype=torch.int64)
+    valid, start = xyz.new_ones(batch, n, dtype=torch.bool), xyz.new_zeros(batch, dtype=torch.int64)
     return module.farthest_point_sampling(xyz, valid, num_samples, random_start=False, start_idx=start)
 
 
