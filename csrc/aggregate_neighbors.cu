@@ -5,6 +5,7 @@
 //              places that name its target, and sums them in order: no atomics, the same bits on every run
 //   weights    a warp owns one (group, neighbour): its lanes share the channels
 // No shared memory, no barrier. An index out of range, which nobody can report from here, counts as zeros.
+#include "aggregate_neighbors.cuh"
 #include "pointpeft.h"
 
 namespace pointpeft {
@@ -12,106 +13,26 @@ namespace {
 
 constexpr int kThreads = 256;
 
-enum Mode : int64_t { kMax = 0, kMean = 1, kSum = 2, kWeighted = 3 };
-
 int64_t blocks_for(int64_t count) {
   const int64_t blocks = (count + kThreads - 1) / kThreads;
   require(blocks <= std::numeric_limits<int32_t>::max(), "features and idx are too large for one launch");
   return blocks;
 }
 
-template <class T, int width>
-struct alignas(sizeof(T) * width) Pack {
-  T value[width];
-};
-
 template <int64_t mode, int width, class T, class A, class Arg>
 __global__ void __launch_bounds__(kThreads)
     pool_kernel(const T* features, const int64_t* idx, const A* weights, int64_t n, int64_t groups, int64_t s,
                 int64_t channels, int64_t count, T* out, Arg* argmax) {
-  using Packed = Pack<T, width>;
   const int64_t e = int64_t(blockIdx.x) * kThreads + threadIdx.x;
-  if (e >= count) return;
-  const int64_t packs = channels / width, g = e / packs, p = e % packs;
-  const Packed* rows = reinterpret_cast<const Packed*>(features + g / groups * n * channels) + p;
-  const int64_t* index = idx + g * s;
-  A pooled[width];
-  int32_t arg[width];
-#pragma unroll 4
-  for (int64_t j = 0; j < s; ++j) {
-    const int64_t i = index[j];
-    Packed row;
-    if (i >= 0 && i < n)
-      row = rows[i * packs];
-    else
-      for (int w = 0; w < width; ++w) row.value[w] = T(0.0f);
-    const A weight = mode == kWeighted ? weights[g * s + j] : A(1);
-#pragma unroll
-    for (int w = 0; w < width; ++w) {
-      const A value = mode == kWeighted ? weight * A(row.value[w]) : A(row.value[w]);
-      if (j == 0) {
-        pooled[w] = value;
-        arg[w] = 0;
-      } else if (mode == kMax) {
-        if (!(value <= pooled[w]) && pooled[w] == pooled[w]) {  // NaN wins, and of equal values the first
-          pooled[w] = value;
-          arg[w] = static_cast<int32_t>(j);
-        }
-      } else {
-        pooled[w] += value;
-      }
-    }
-  }
-  Packed result;
-#pragma unroll
-  for (int w = 0; w < width; ++w) result.value[w] = T(mode == kMean ? pooled[w] / A(s) : pooled[w]);
-  reinterpret_cast<Packed*>(out)[e] = result;
-  if (mode == kMax && argmax != nullptr) {
-    Pack<Arg, width> places;
-#pragma unroll
-    for (int w = 0; w < width; ++w) places.value[w] = static_cast<Arg>(arg[w]);
-    reinterpret_cast<Pack<Arg, width>*>(argmax)[e] = places;
-  }
+  if (e < count) pool_channels<mode, width>(e, features, idx, weights, n, groups, s, channels, out, argmax);
 }
 
 template <int64_t mode, int width, class T, class A, class Arg>
 __global__ void __launch_bounds__(kThreads)
     sum_kernel(const T* grad, const int64_t* sorted, const int64_t* row_of, const A* weights, const Arg* argmax,
                int64_t n, int64_t groups, uint32_t s, int64_t channels, int64_t count, T* out) {
-  using Packed = Pack<T, width>;
   const int64_t e = int64_t(blockIdx.x) * kThreads + threadIdx.x;
-  if (e >= count) return;
-  const int64_t packs = channels / width, target = e / packs, p = e % packs, b = target / n, i = target % n;
-  const int64_t places = groups * s;
-  const int64_t *keys = sorted + b * places, *order = row_of + b * places;
-  int64_t low = 0, high = places;
-  while (low < high) {
-    const int64_t middle = (low + high) / 2;
-    if (keys[middle] < i)
-      low = middle + 1;
-    else
-      high = middle;
-  }
-  A sum[width] = {};
-  for (int64_t r = low; r < places && keys[r] == i; ++r) {
-    const uint32_t place = static_cast<uint32_t>(order[r]), g = place / s, j = place % s;  // places < 2^32
-    const int64_t from = (b * groups + g) * packs + p;
-    const Packed row = reinterpret_cast<const Packed*>(grad)[from];
-    if (mode == kMax) {
-      const Pack<Arg, width> winners = reinterpret_cast<const Pack<Arg, width>*>(argmax)[from];
-#pragma unroll
-      for (int w = 0; w < width; ++w)
-        if (static_cast<uint32_t>(winners.value[w]) == j) sum[w] += A(row.value[w]);
-    } else {
-      const A weight = mode == kWeighted ? weights[b * places + place] : A(1);
-#pragma unroll
-      for (int w = 0; w < width; ++w) sum[w] += weight * (mode == kMean ? A(row.value[w]) / A(s) : A(row.value[w]));
-    }
-  }
-  Packed result;
-#pragma unroll
-  for (int w = 0; w < width; ++w) result.value[w] = T(sum[w]);
-  reinterpret_cast<Packed*>(out)[e] = result;
+  if (e < count) sum_channels<mode, width>(e, grad, sorted, row_of, weights, argmax, n, groups, s, channels, out);
 }
 
 template <class T, class A>

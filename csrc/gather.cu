@@ -1,5 +1,6 @@
 // Rows by index on CUDA, and the sum of rows by index that is its backward: by atomics in at least float32, or, where
 // the order of the sum must not vary, by a walk over each target's rows in order.
+#include "gather.cuh"
 #include "pointpeft.h"
 
 namespace pointpeft {
@@ -22,8 +23,8 @@ __global__ void gather_kernel(const Word* features, const int64_t* idx, int64_t 
                               int64_t count, Word* out) {
   const int64_t e = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (e >= count) return;
-  const int64_t r = e / words, i = idx[r];
-  out[e] = i >= 0 && i < n ? features[(r / rows * n + i) * words + e % words] : Word{};
+  const int64_t from = source_of(e, idx, n, rows, words);
+  out[e] = from >= 0 ? features[from] : Word{};
 }
 
 template <class Word>
@@ -85,8 +86,8 @@ __global__ void add_kernel(const T* grad, const int64_t* idx, int64_t n, int64_t
                            A* out) {
   const int64_t e = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (e >= count) return;
-  const int64_t r = e / channels, i = idx[r];
-  if (i >= 0 && i < n) atomicAdd(out + (r / rows * n + i) * channels + e % channels, A(widen(grad[e])));
+  const int64_t to = source_of(e, idx, n, rows, channels);
+  if (to >= 0) atomicAdd(out + to, A(widen(grad[e])));
 }
 
 // The inverse index, from idx sorted within each cloud (stable, so rows of one target stand in order): a warp finds the
@@ -98,17 +99,10 @@ __global__ void sum_kernel(const T* grad, const int64_t* sorted, const int64_t* 
   if (target >= targets) return;
   const int64_t b = target / n, i = target % n;
   const int64_t* keys = sorted + b * rows;
-  int64_t low = 0, high = rows;
-  while (low < high) {
-    const int64_t middle = (low + high) / 2;
-    if (keys[middle] < i)
-      low = middle + 1;
-    else
-      high = middle;
-  }
+  const int64_t first = first_of(keys, rows, i);
   for (int64_t c = threadIdx.x % 32; c < channels; c += 32) {
     A sum = 0;
-    for (int64_t r = low; r < rows && keys[r] == i; ++r)
+    for (int64_t r = first; r < rows && keys[r] == i; ++r)
       sum += widen(grad[(b * rows + row_of[b * rows + r]) * channels + c]);
     out[target * channels + c] = narrow_to<T>(sum);
   }

@@ -13,10 +13,18 @@ CSRC = HERE.parent.parent / "csrc"
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
 @pytest.mark.parametrize("arch", [700, 800], ids=["shuffles", "reductions"])
 def test_device_functions_on_the_host(tmp_path, arch):
-    program = tmp_path / "device_functions"
+    run(tmp_path, "device_functions", f"-D__CUDA_ARCH__={arch}")
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
+def test_gathering_and_pooling_on_the_host(tmp_path):
+    run(tmp_path, "aggregation", "-Wno-maybe-uninitialized")  # it does not see that S >= 1
+
+
+def run(folder, name, *more):
+    program = folder / name
     flags = ["-std=c++20", "-O1", "-ffp-contract=off", "-Wall", "-Wno-unknown-pragmas", "-Werror", f"-I{CSRC}"]
-    source = HERE / "device_functions.cpp"
-    subprocess.run(["g++", *flags, f"-D__CUDA_ARCH__={arch}", source, "-o", program], check=True)
+    subprocess.run(["g++", *flags, *more, HERE / f"{name}.cpp", "-o", program], check=True)
     said = subprocess.run([program], capture_output=True, text=True)
     assert said.returncode == 0, said.stdout + said.stderr
-    assert "0 failures" in said.stdout
+    assert " 0 failures" in said.stdout
