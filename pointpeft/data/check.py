@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pointpeft.data import folder, modelnet40, scanobjectnn
+from pointpeft.data import folder, modelnet40, scanobjectnn, shards
 from pointpeft.data.dataset import DataError, PointCloudDataset
 from pointpeft.data.hdf5 import read_h5
 from pointpeft.data.loading import EMBEDDED, SPLITS, load_dataset, resolve
@@ -76,6 +76,8 @@ def check(path: str | Path) -> CheckReport:
         elif layout == "scanobjectnn":
             chosen = [variant] if str(path).startswith("scanobjectnn:") else scanobjectnn.variants(place)
             _check_scanobjectnn(place, chosen, findings)
+        elif layout == "shards":
+            _check_shards(place, findings)
         else:
             _check_folder(place, findings)
     except DataError as error:
@@ -124,6 +126,20 @@ def _check_scanobjectnn(root: Path, variants: Sequence[str], findings: _Findings
         for split in SPLITS:
             path = scanobjectnn.find(root, split, variant)
             _check_h5(f"{variant} {split}", [path], scanobjectnn.CLASSES, findings)
+
+
+def _check_shards(path: Path, findings: _Findings) -> None:
+    findings.lines.append(f"shards, up axis {shards.UP_AXIS}")
+    for split in SPLITS:
+        dataset = shards.load(path, split, lazy=True)
+        findings.counts(split, dataset.labels.tolist(), dataset.classes)
+        if split == SPLITS[0]:
+            findings.lines += [f"note: {note}" for note in dataset.notes]
+        for i, name in enumerate(dataset.names):
+            try:
+                findings.clouds([name], [dataset[i][0]])
+            except DataError as error:
+                findings.problems.append(str(error))
 
 
 def _check_h5(split: str, files: Sequence[Path], classes: Sequence[str], findings: _Findings) -> None:

@@ -25,6 +25,7 @@ class PointCloudDataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
         up_axis: The axis that points up: "x", "y" or "z".
         normalized: Whether the clouds were centred and scaled to the unit sphere; a new cloud must be treated alike.
         notes: Sentences worth telling the user about how the set came about, such as a split drawn by chance.
+        sizes: Points of every cloud, where they are known without reading it. [M]
 
     Raises:
         DataError: Counts that do not agree, a label without a class, an axis that is none.
@@ -40,6 +41,7 @@ class PointCloudDataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
         up_axis: str = "z",
         normalized: bool = False,
         notes: Sequence[str] = (),
+        sizes: Sequence[int] | None = None,
     ) -> None:
         self.labels: Tensor = torch.as_tensor(labels, dtype=torch.int64).reshape(-1).cpu()
         self.classes: tuple[str, ...] = tuple(classes)
@@ -47,10 +49,13 @@ class PointCloudDataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
         self.up_axis: str = require_axis(up_axis)
         self.normalized = normalized
         self.notes: tuple[str, ...] = tuple(notes)
+        self.sizes: list[int] | None = None if sizes is None else list(sizes)
         self._clouds = clouds
         count = len(self.labels)
         if not callable(clouds) and len(clouds) != count:
             raise DataError(f"labels must be as many as the clouds, {len(clouds)}, got {count}")
+        if self.sizes is not None and len(self.sizes) != count:
+            raise DataError(f"sizes must be as many as the labels, {count}, got {len(self.sizes)}")
         if len(self.names) != count:
             raise DataError(f"names must be as many as the labels, {count}, got {len(self.names)}")
         if count and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < len(self.classes):
@@ -80,6 +85,7 @@ class PointCloudDataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
             up_axis=self.up_axis,
             normalized=self.normalized,
             notes=self.notes,
+            sizes=None if self.sizes is None else [self.sizes[i] for i in chosen],
         )
 
 

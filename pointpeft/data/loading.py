@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from pointpeft.data import few_shot, folder, modelnet40, scanobjectnn
+from pointpeft.data import few_shot, folder, modelnet40, scanobjectnn, shards
 from pointpeft.data.dataset import DataError, PointCloudDataset, at_most, require_axis
 from pointpeft.data.detect import detect
 
@@ -19,18 +19,21 @@ def load_dataset(
     *,
     num_points: int | None = None,
     up_axis: str | None = None,
+    lazy: bool = False,
 ) -> PointCloudDataset:
     """Gives one part of a data set.
 
     Args:
         source: None or "furniture" for the embedded one; "modelnet40:PATH"; "scanobjectnn:PATH" or, with a variant,
             "scanobjectnn:PATH:obj_bg"; or a path, whose layout is found out: one of these, a folder with one sub-folder
-            per class, or a CSV file. A folder of the name furniture is "./furniture".
+            per class, a CSV file, or shards (see `shards`). A folder of the name furniture is "./furniture".
             "few_shot:SOURCE:5way10shot:FOLD" is a fold of few clouds, see `few_shot.load`.
         split: "train" or "test".
         num_points: Points drawn on surfaces, and the most that are kept of a cloud. None: 8192, and all.
         up_axis: The axis that points up, for augmentations and pictures; no cloud is turned. None: "y" for ModelNet40
-            and ScanObjectNN, "z" for folders and CSV files, the embedded data set's own.
+            and ScanObjectNN, "z" for folders, CSV files and shards, the embedded data set's own.
+        lazy: Leave the clouds on disk and read each as it is asked for: HDF5 files and shards, which are read into
+            memory otherwise. Folders and CSV files are always read so; the embedded set and pickles never.
 
     Returns:
         The clouds, centred and scaled to the unit sphere (`normalized`), but for ScanObjectNN, which published results
@@ -45,14 +48,16 @@ def load_dataset(
     if num_points is not None and num_points < 1:
         raise ValueError(f"num_points must be at least 1, got {num_points}")
     if str(source).startswith(f"{few_shot.PREFIX}:"):
-        return few_shot.load_word(str(source), split, up_axis)
+        return few_shot.load_word(str(source), split, up_axis, lazy=lazy)
     layout, path, variant = resolve(source)
     if layout == EMBEDDED:
         return _embedded(split, num_points, up_axis)
     if layout == "modelnet40":
-        return modelnet40.load(path, split, num_points, up_axis or modelnet40.UP_AXIS)
+        return modelnet40.load(path, split, num_points, up_axis or modelnet40.UP_AXIS, lazy=lazy)
     if layout == "scanobjectnn":
-        return scanobjectnn.load(path, split, variant, num_points, up_axis or scanobjectnn.UP_AXIS)
+        return scanobjectnn.load(path, split, variant, num_points, up_axis or scanobjectnn.UP_AXIS, lazy=lazy)
+    if layout == "shards":
+        return shards.load(path, split, num_points, up_axis or shards.UP_AXIS, lazy=lazy)
     return folder.load(path, split, num_points, up_axis or folder.UP_AXIS)
 
 
@@ -60,7 +65,7 @@ def resolve(source: str | Path | None) -> tuple[str, Path, str]:
     """Takes a source apart.
 
     Returns:
-        The layout ("furniture", "modelnet40", "scanobjectnn", "csv" or "folder"), the path, the variant.
+        The layout ("furniture", "modelnet40", "scanobjectnn", "shards", "csv" or "folder"), the path, the variant.
 
     Raises:
         DataError: The source is empty or nothing is there.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pointpeft.data.bounds import is_plain, require_files
 from pointpeft.data.dataset import DataError, PointCloudDataset, at_most
-from pointpeft.data.hdf5 import read_h5
+from pointpeft.data.hdf5 import H5Rows, list_h5, read_h5
 from pointpeft.data.numpy_pickle import load_arrays
 from pointpeft.data.readers import coordinates, in_float32, read_points
 from pointpeft.data.transforms import normalize
@@ -29,7 +29,9 @@ def form(root: Path) -> str | None:
     return None
 
 
-def load(root: str | Path, split: str, num_points: int | None = None, up_axis: str = UP_AXIS) -> PointCloudDataset:
+def load(
+    root: str | Path, split: str, num_points: int | None = None, up_axis: str = UP_AXIS, *, lazy: bool = False
+) -> PointCloudDataset:
     """Reads one part of ModelNet40, every cloud centred and scaled to the unit sphere.
 
     HDF5 files and the cache are read into memory; text files, which take minutes, one by one as they are asked for.
@@ -39,6 +41,7 @@ def load(root: str | Path, split: str, num_points: int | None = None, up_axis: s
         split: "train" or "test".
         num_points: The most points of a cloud that are kept, drawn with a fixed seed.
         up_axis: The axis that points up; "y" in all published forms.
+        lazy: Read the clouds of HDF5 files one by one as they are asked for, too. The cache is one pickle.
 
     Raises:
         DataError: A file is missing or broken; says which one and how to mend it.
@@ -55,6 +58,8 @@ def load(root: str | Path, split: str, num_points: int | None = None, up_axis: s
     if kind == "text":
         return _load_text(root, split, num_points, up_axis)
     classes = class_names(root)
+    if kind == "hdf5" and lazy:
+        return _list_h5(h5_files(root, split), classes, num_points, up_axis)
     if kind == "hdf5":
         files = h5_files(root, split)
         parts = [read_h5(path, len(classes)) for path in files]
@@ -170,6 +175,29 @@ def text_files(root: Path, split: str) -> tuple[tuple[str, ...], list[Path], lis
     return classes, [root / classes[label] / f"{name}.txt" for name, label in zip(names, labels, strict=True)], labels
 
 
+def _list_h5(files: list[Path], classes: tuple[str, ...], num_points: int | None, up_axis: str) -> PointCloudDataset:
+    shapes, labels, names = zip(*(list_h5(path, len(classes)) for path in files), strict=True)
+    for path, (_, points) in zip(files, shapes, strict=True):
+        _require_same(path, points, files[0], shapes[0][1])
+    rows = H5Rows(files, [count for count, _ in shapes])
+    if not len(rows):
+        raise DataError(f"{files[0]}: has no clouds, nor have the files beside it")
+    size = min(shapes[0][1], num_points or shapes[0][1])
+    return PointCloudDataset(
+        partial(_read_row, rows, num_points),
+        torch.cat(labels),
+        classes,
+        [name for part in names for name in part],
+        up_axis=up_axis,
+        normalized=True,
+        sizes=[size] * len(rows),
+    )
+
+
+def _read_row(rows: H5Rows, num_points: int | None, index: int) -> Tensor:
+    return normalize(at_most(rows(index), num_points))
+
+
 def _load_text(root: Path, split: str, num_points: int | None, up_axis: str) -> PointCloudDataset:
     classes, files, labels = text_files(root, split)
     require_files(files, f"{split} clouds")
@@ -201,6 +229,10 @@ def _lines(path: Path, meaning: str) -> tuple[str, ...]:
 
 def _concatenate(files: list[Path], parts: list[Tensor]) -> Tensor:
     for path, part in zip(files, parts, strict=True):
-        if part.shape[1] != parts[0].shape[1]:
-            raise DataError(f"{path}: has {part.shape[1]} points per cloud, {files[0].name} has {parts[0].shape[1]}")
+        _require_same(path, part.shape[1], files[0], parts[0].shape[1])
     return torch.cat(parts)
+
+
+def _require_same(path: Path, points: int, first: Path, wanted: int) -> None:
+    if points != wanted:
+        raise DataError(f"{path}: has {points} points per cloud, {first.name} has {wanted}")

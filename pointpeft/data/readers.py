@@ -1,8 +1,11 @@
 """Files of one cloud or one surface, read into points."""
 
+import tempfile
 import zipfile
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -60,19 +63,60 @@ def read_points(
         raise DataError(f"{path}: unknown kind of file {path.suffix!r}; known: {' '.join(EXTENSIONS)}")
     if not path.is_file():
         raise DataError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
+    return _read(reader, path, path, path.stat().st_size, num_points, generator, normalized)
+
+
+def read_bytes(
+    content: bytes, suffix: str, name: str, num_points: int | None = None, *, normalized: bool = False
+) -> Tensor:
+    """Reads a file's content, such as a member of an archive.
+
+    Args:
+        content: All of it.
+        suffix: One of the `EXTENSIONS`.
+        name: What messages call it; it never becomes a path.
+        num_points: As in `read_points`.
+        normalized: As in `read_points`.
+
+    Returns:
+        Points, float32. [n, 3]
+
+    Raises:
+        DataError: As `read_points`.
+    """
+    if suffix == ".npy":  # no way by the disk for the kind that shards are made of
+        return _read(_read_npy, BytesIO(content), name, len(content), num_points, None, normalized)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, f"cloud{suffix}")
+        path.write_bytes(content)
+        try:
+            return read_points(path, num_points, normalized=normalized)
+        except DataError as error:
+            raise DataError(str(error).replace(str(path), name, 1)) from error
+
+
+def _read(
+    reader: Callable[[Any], Mesh | np.ndarray],
+    file: Path | BytesIO,
+    name: Path | str,
+    size: int,
+    num_points: int | None,
+    generator: torch.Generator | None,
+    normalized: bool,
+) -> Tensor:
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     try:
-        if not path.stat().st_size:
+        if not size:
             raise DataError("the file is empty")
-        points = _draw(reader(path), num_points, generator)
+        points = _draw(reader(file), num_points, generator)
         if normalized:
             points = points - points.mean(0)
             points = points / max(np.linalg.norm(points, axis=1).max(), np.finfo(np.float64).tiny)
         result = in_float32(points)
     except DataError as error:
-        raise DataError(f"{path}: {error}") from error.__cause__
+        raise DataError(f"{name}: {error}") from error.__cause__
     except Exception as error:  # whatever a library makes of a broken file, the user needs its name
-        raise DataError(f"{path}: cannot be read: {error or type(error).__name__}") from error
+        raise DataError(f"{name}: cannot be read: {error or type(error).__name__}") from error
     return result
 
 
@@ -119,8 +163,8 @@ def coordinates(table: np.ndarray) -> np.ndarray:
     return points
 
 
-def _read_npy(path: Path) -> np.ndarray:
-    array = np.load(path, allow_pickle=False)  # an object array is a pickle, which could run anything
+def _read_npy(file: Path | BytesIO) -> np.ndarray:
+    array = np.load(file, allow_pickle=False)  # an object array is a pickle, which could run anything
     if not isinstance(array, np.ndarray):
         raise DataError("is not a .npy file but a .npz one")
     return array

@@ -1,9 +1,12 @@
 """ScanObjectNN: real scans of 15 kinds of objects, in the three variants that papers report."""
 
+from functools import partial
 from pathlib import Path
 
+from torch import Tensor
+
 from pointpeft.data.dataset import DataError, PointCloudDataset, at_most
-from pointpeft.data.hdf5 import read_h5
+from pointpeft.data.hdf5 import H5Rows, list_h5, read_h5
 
 UP_AXIS = "y"
 CLASSES = (
@@ -36,7 +39,13 @@ def variants(root: Path) -> list[str]:
 
 
 def load(
-    root: str | Path, split: str, variant: str = HARDEST, num_points: int | None = None, up_axis: str = UP_AXIS
+    root: str | Path,
+    split: str,
+    variant: str = HARDEST,
+    num_points: int | None = None,
+    up_axis: str = UP_AXIS,
+    *,
+    lazy: bool = False,
 ) -> PointCloudDataset:
     """Reads one part of ScanObjectNN into memory, as it is: published results neither centre nor scale it.
 
@@ -46,6 +55,7 @@ def load(
         variant: "obj_bg" (with background), "obj_only" (without), "pb_t50_rs" (the hardest: moved, turned, scaled).
         num_points: The most points of a cloud that are kept, drawn with a fixed seed.
         up_axis: The axis that points up; "y" as published.
+        lazy: Leave the clouds in the file, and read each as it is asked for.
 
     Raises:
         DataError: An unknown variant, or a file is missing or broken; says which one.
@@ -59,7 +69,17 @@ def load(
             f"{path}: no such file; ScanObjectNN is downloaded after filling in the form of its authors "
             f"(variants found below {root}: {there})"
         )
-    points, labels, names = read_h5(path, len(CLASSES))
+    if lazy:
+        (count, size), labels, names = list_h5(path, len(CLASSES))
+        clouds = partial(_read_row, H5Rows([path], [count]), num_points)
+        sizes = [min(size, num_points or size)] * count
+    else:
+        points, labels, names = read_h5(path, len(CLASSES))
+        clouds, sizes = at_most(points, num_points), None
     if not len(labels):
         raise DataError(f"{path}: has no clouds")
-    return PointCloudDataset(at_most(points, num_points), labels, CLASSES, names, up_axis=up_axis)
+    return PointCloudDataset(clouds, labels, CLASSES, names, up_axis=up_axis, sizes=sizes)
+
+
+def _read_row(rows: H5Rows, num_points: int | None, index: int) -> Tensor:
+    return at_most(rows(index), num_points)

@@ -1,9 +1,9 @@
 """Clouds one after another from files, folders, tar and HDF5 shards: never more of them in memory than asked for."""
 
 import tarfile
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 import h5py
@@ -14,12 +14,12 @@ from torch import Tensor
 from pointpeft.data.bounds import require_h5
 from pointpeft.data.dataset import DataError
 from pointpeft.data.folder import cloud_files
-from pointpeft.data.readers import EXTENSIONS, in_float32, read_points
+from pointpeft.data.readers import EXTENSIONS, in_float32, read_bytes, read_points
+from pointpeft.data.tar import LARGEST_MEMBER
 from pointpeft.data.transforms import normalize
 
 TAR = (".tar", ".tar.gz", ".tgz")
 HDF5 = (".h5", ".hdf5")
-LARGEST_MEMBER = 2**30  # bytes of one file in a tar shard: a header can promise more than a disk holds
 
 
 @dataclass(frozen=True)
@@ -77,34 +77,25 @@ def _tar(path: Path, normalized: bool) -> Iterator[Source]:
     if not path.is_file():
         raise DataError(f"{path}: no such file")
     try:
-        with tarfile.open(path, "r|*") as shard, tempfile.TemporaryDirectory() as folder:
+        with tarfile.open(path, "r|*") as shard:
             for member in shard:
                 suffix = PurePosixPath(member.name).suffix.lower()
                 if not member.isfile() or suffix not in EXTENSIONS:
                     continue
-                # A file of our own naming: the member's name never becomes a path.
-                yield Source(
-                    f"{path}/{member.name}", _member(shard, member, Path(folder, f"cloud{suffix}"), normalized)
-                )
+                name = f"{path}/{member.name}"
+                yield Source(name, partial(_member, shard, member, name, suffix, normalized))
                 # A stream cannot go back: what was not kept is gone.
                 shard.members = []
     except (tarfile.TarError, EOFError, OSError) as error:
         raise DataError(f"{path}: cannot be read: {error or type(error).__name__}") from error
 
 
-def _member(shard: tarfile.TarFile, member: tarfile.TarInfo, path: Path, normalized: bool) -> Callable[[], Tensor]:
-    def read() -> Tensor:
-        if member.size > LARGEST_MEMBER:
-            raise DataError(f"{shard.name}/{member.name}: {member.size:,} bytes, at most {LARGEST_MEMBER:,} are read")
-        file = shard.extractfile(member)
-        assert file is not None
-        path.write_bytes(file.read())
-        try:
-            return read_points(path, normalized=normalized)
-        except DataError as error:
-            raise DataError(str(error).replace(str(path), f"{shard.name}/{member.name}", 1)) from error
-
-    return read
+def _member(shard: tarfile.TarFile, member: tarfile.TarInfo, name: str, suffix: str, normalized: bool) -> Tensor:
+    if member.size > LARGEST_MEMBER:
+        raise DataError(f"{name}: {member.size:,} bytes, at most {LARGEST_MEMBER:,} are read")
+    file = shard.extractfile(member)
+    assert file is not None
+    return read_bytes(file.read(), suffix, name, normalized=normalized)
 
 
 def _hdf5(path: Path, normalized: bool) -> Iterator[Source]:

@@ -1,13 +1,15 @@
-"""Clouds held in memory, cut to a common number of points and dealt out in batches."""
+"""Clouds in memory or on disk, cut to a common number of points and dealt out in batches."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pointpeft.ops import furthest_point_sample
+from pointpeft.training.on_demand import Job, OnDemand, read_ahead, take
 from pointpeft.training.processes import require_clouds, share
 
 # A training batch draws its points at random from this many times as many, spread over the cloud by farthest point
@@ -16,51 +18,72 @@ SPARE = 1.2
 
 
 class Clouds:
-    """The clouds of a data set in memory.
+    """The clouds of a data set, in memory or on disk: their batches are the same.
 
     Args:
         dataset: Gives (points float32 [n_i, 3], label) by index and has the attributes of a
             `PointCloudDataset`.
         num_points: N, points of every cloud in a batch.
         indices: Which clouds of the data set; None for all.
+        on_disk: Read a cloud whenever a batch wants it, and keep none. Where the data set does not know the `sizes` of
+            its clouds, each is read once to count its points.
+        workers: Processes that read training batches ahead of their use, of clouds on disk.
 
     Raises:
         ValueError: No cloud at all.
     """
 
-    def __init__(self, dataset: Any, num_points: int, indices: Sequence[int] | Tensor | None = None) -> None:
+    start_method: str | None = None  # of workers; None: the system's own
+
+    def __init__(
+        self,
+        dataset: Any,
+        num_points: int,
+        indices: Sequence[int] | Tensor | None = None,
+        *,
+        on_disk: bool = False,
+        workers: int = 0,
+    ) -> None:
         chosen = range(len(dataset)) if indices is None else [int(i) for i in indices]
         if not chosen:
             raise ValueError("the data set has no clouds in this part")
         spare = math.ceil(SPARE * num_points)
         self.num_points = num_points
+        self.on_disk, self.workers = on_disk, workers
         self.classes: tuple[str, ...] = tuple(dataset.classes)
         self.up_axis: str = dataset.up_axis
         self.normalized: bool = dataset.normalized
         self.notes: tuple[str, ...] = dataset.notes
         self.names: list[str] = [dataset.names[i] for i in chosen]
-        self.points: list[Tensor] = []
-        self.sizes: list[int] = []  # points as read
-        labels = []
-        for i in chosen:
-            points, label = dataset[i]
-            self.points.append(spread(points, spare))
-            self.sizes.append(len(points))
-            labels.append(int(label))
-        self.labels = torch.tensor(labels, dtype=torch.int64)
+        self.points: Sequence[Tensor]
+        self.sizes: list[int]  # points as read
+        if on_disk:
+            known = dataset.sizes
+            self.sizes = [len(dataset[i][0]) for i in chosen] if known is None else [known[i] for i in chosen]
+            self.labels = torch.as_tensor(dataset.labels, dtype=torch.int64)[torch.as_tensor(chosen)]
+            self.points = OnDemand(partial(_spread_cloud, dataset, spare), chosen)
+        else:
+            self.points, self.sizes, labels = [], [], []
+            for i in chosen:
+                points, label = dataset[i]
+                self.points.append(spread(points, spare))
+                self.sizes.append(len(points))
+                labels.append(int(label))
+            self.labels = torch.tensor(labels, dtype=torch.int64)
+        self.lengths = [min(size, spare) for size in self.sizes]  # points of each in `points`
 
     def __len__(self) -> int:
-        return len(self.points)
+        return len(self.labels)
 
     def subset(self, indices: Sequence[int] | Tensor) -> "Clouds":
         """The same clouds, fewer of them; nothing is copied."""
         part = object.__new__(Clouds)
+        part.__dict__ |= self.__dict__
         chosen = [int(i) for i in indices]
-        part.num_points, part.classes, part.up_axis = self.num_points, self.classes, self.up_axis
-        part.normalized, part.notes = self.normalized, self.notes
-        part.names = [self.names[i] for i in chosen]
-        part.points = [self.points[i] for i in chosen]
-        part.sizes = [self.sizes[i] for i in chosen]
+        for name in ("names", "sizes", "lengths"):
+            setattr(part, name, [getattr(self, name)[i] for i in chosen])
+        points = self.points
+        part.points = points.subset(chosen) if isinstance(points, OnDemand) else [points[i] for i in chosen]
         part.labels = self.labels[chosen]
         return part
 
@@ -77,9 +100,16 @@ class Clouds:
                     f"leave that cloud out, or ask for smaller groups: --set group_size={max(1, size)}"
                 )
 
-    def fixed(self) -> Tensor:
+    def rows(self, row: Callable[[int], Tensor]) -> "Tensor | OnDemand":
+        """What a function gives for each cloud by its index, all of one shape. [M, ...]
+
+        Where the clouds are on disk it is called when a row is asked for, else now.
+        """
+        return OnDemand(row, range(len(self))) if self.on_disk else torch.stack([row(i) for i in range(len(self))])
+
+    def fixed(self) -> "Tensor | OnDemand":
         """The clouds as they are evaluated: no randomness, no cloud depends on another. [M, N, 3]"""
-        return torch.stack([fit(points, self.num_points) for points in self.points])
+        return self.rows(lambda i: fit(self.points[i], self.num_points))
 
     def thinned(self, num_points: int, seed: int) -> "Clouds":
         """The clouds seen by fewer points: a random part of those in `fixed`, not spread over the cloud."""
@@ -88,7 +118,8 @@ class Clouds:
         fixed = self.fixed()
         picks = [torch.randperm(self.num_points, generator=generator)[:num_points].sort().values for _ in fixed]
         part.points = [points[pick] for points, pick in zip(fixed, picks, strict=True)]
-        part.num_points = num_points
+        part.lengths = [num_points] * len(part)
+        part.num_points, part.on_disk = num_points, False
         return part
 
     def batches(self, batch_size: int, generator: torch.Generator, rank: int = 0, world: int = 1) -> "Batches":
@@ -128,32 +159,45 @@ class Batches:
         return len(self.chunks)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for chunk in self.chunks:
-            yield self._points(chunk), self.clouds.labels[chunk[self._mine(chunk)]]
+        points, jobs = self.clouds.points, map(self._job, self.chunks)
+        if isinstance(points, OnDemand):
+            batches = read_ahead(points, jobs, self.clouds.workers, self.clouds.start_method)
+        else:
+            batches = map(partial(take, points), jobs)
+        for chunk, batch in zip(self.chunks, batches, strict=True):
+            yield batch, self.clouds.labels[chunk[self._mine(chunk)]]
 
     def _mine(self, chunk: Tensor) -> slice:
         return share(len(chunk), self.rank, self.world)
 
-    def _points(self, chunk: Tensor) -> Tensor:
-        mine = self._mine(chunk)
-        n = self.clouds.num_points
-        clouds = [self.clouds.points[i] for i in chunk.tolist()]
-        if all(len(points) == len(clouds[0]) for points in clouds) and len(clouds[0]) >= n:
+    def _job(self, chunk: Tensor) -> Job:
+        """This process's rows, and the points drawn of each, by their lengths alone: none needs to be read for it."""
+        mine, n = self._mine(chunk), self.clouds.num_points
+        lengths = [self.clouds.lengths[i] for i in chunk.tolist()]
+        if all(length == lengths[0] for length in lengths) and lengths[0] >= n:
             # Drawing for all at once is many times faster than cloud by cloud.
-            keys = torch.rand(len(clouds), len(clouds[0]), generator=self.generator)[mine]
-            stacked = torch.stack(clouds[mine])
-            pick = keys.argsort(1)[:, :n]
-            return stacked.gather(1, pick[..., None].expand(-1, -1, 3))
-        return torch.stack([draw(points, n, self.generator) for points in clouds][mine])
+            picks = torch.rand(len(lengths), lengths[0], generator=self.generator)[mine].argsort(1)[:, :n]
+        else:
+            picks = torch.stack([drawn(length, n, self.generator) for length in lengths])[mine]
+        return chunk[mine].tolist(), picks
+
+
+def _spread_cloud(dataset: Any, most: int, index: int) -> Tensor:
+    return spread(dataset[index][0], most)
 
 
 def draw(points: Tensor, n: int, generator: torch.Generator) -> Tensor:
     """N random points: without repetition where there are enough, else all of them and random repetitions. [N, 3]"""
-    order = torch.randperm(len(points), generator=generator)
-    if len(points) < n:
-        extra = torch.randint(len(points), (n - len(points),), generator=generator)
+    return points[drawn(len(points), n, generator)]
+
+
+def drawn(size: int, n: int, generator: torch.Generator) -> Tensor:
+    """Places of N random points among `size`, as `draw` takes them. int64, [N]"""
+    order = torch.randperm(size, generator=generator)
+    if size < n:
+        extra = torch.randint(size, (n - size,), generator=generator)
         order = torch.cat([order, extra])
-    return points[order[:n]]
+    return order[:n]
 
 
 def spread(points: Tensor, most: int) -> Tensor:

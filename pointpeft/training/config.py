@@ -15,6 +15,7 @@ Selection = Literal["val-best", "last", "test-best"]
 Precision = Literal["float32", "bf16"]
 Task = Literal["classification", "part_segmentation", "semantic_segmentation"]
 Quirks = Literal["none", "published"]
+CloudsIn = Literal["auto", "memory", "disk"]
 Options = Annotated[tuple[str, ...], UseAppendAction, arg(metavar="NAME=VALUE")]
 
 
@@ -23,7 +24,7 @@ class FinetuneConfig:
     """Adapt a frozen, pre-trained backbone to labelled clouds and report an honest test accuracy.
 
     Without arguments it adapts the shipped `point_mae_tiny` to the embedded furniture data set, in minutes on a CPU.
-    DATA may be a folder with one sub-folder of clouds per class, optionally below `train/` and `test/`.
+    DATA may be a folder with one sub-folder of clouds per class, optionally below `train/` and `test/`, or shards.
     The run folder receives the adapter (the part of the model that was trained), the log, the plots and `result.json`.
     """
 
@@ -68,6 +69,11 @@ class FinetuneConfig:
     about the up axis: for clouds whose heading is arbitrary; `scale_rotate` scales a little too."""
     up_axis: Literal["x", "y", "z"] | None = None
     """Axis that points up, for `rotate` and the pictures. None: z for folders, as the data set says for others."""
+    clouds_in: CloudsIn = "auto"
+    """Where training clouds wait, for the same results: in `memory`, or on `disk`, each read when a batch wants it.
+    `auto` leaves them on disk when they would take more than half of the free memory."""
+    workers: int = 0
+    """Processes that read clouds on disk ahead of their use."""
     val_fraction: float = 0.15
     """Part of the training clouds held out to select the epoch, stratified; used by `--select val-best` alone."""
     select: Selection = "val-best"
@@ -145,6 +151,11 @@ class PretrainConfig:
     """Of the clouds."""
     max_clouds: Annotated[int | None, arg(metavar="COUNT")] = None
     """Use this many clouds at most, drawn once; None for all."""
+    clouds_in: CloudsIn = "auto"
+    """Where clouds wait, for the same results: in `memory`, or on `disk`, each read when a batch wants it.
+    `auto` leaves them on disk when they would take more than half of the free memory."""
+    workers: int = 0
+    """Processes that read clouds on disk ahead of their use."""
     seed: int = 0
     """Of the initial weights, the order, the masks and the augmentation."""
     device: Annotated[str, arg(metavar="cpu|cuda|cuda:N")] = "auto"

@@ -27,6 +27,7 @@ from pointpeft.training.probe import probe
 from pointpeft.training.recompute import checkpoint_blocks
 from pointpeft.training.run_folder import RunFolder
 from pointpeft.training.selection import MEANING, Selector
+from pointpeft.training.storage import stay_on_disk
 from pointpeft.training.sync_batch_norm import sync_batch_norm
 from pointpeft.training.tasks import create_task
 from pointpeft.training.versions import versions
@@ -68,10 +69,12 @@ def _finetune(accelerator: Accelerator, config: FinetuneConfig, folder: RunFolde
     main = accelerator.is_main_process
     task = create_task(config.task, blocks=config.blocks)
     _check(config, task)
-    train_set, test_set = (task.load(config.data, split, config.up_axis) for split in ("train", "test"))
+    on_disk = stay_on_disk(config, task)
+    more = {"lazy": True} if on_disk else {}
+    train_set, test_set = (task.load(config.data, split, config.up_axis, **more) for split in ("train", "test"))
     if tuple(train_set.classes) != tuple(test_set.classes):
         raise ValueError(f"train and test of {config.data} name different classes")
-    parts = _parts(config, task, train_set, test_set)
+    parts = _parts(config, task, train_set, test_set, on_disk)
     if folder is None:
         stem = f"finetune-{Path(config.data.split(':')[-1]).name}-{config.method}"
         folder = RunFolder.shared(config.output, stem, main)
@@ -100,8 +103,9 @@ def _check(config: FinetuneConfig, task: Any) -> None:
             f"preset and config only name a recipe, which is not filled in: got {config.preset or config.config}; "
             "give find_preset(NAME).config(...) or read_recipe(FILE).config(...)"
         )
-    if config.warmup_epochs < 0:
-        raise ValueError(f"warmup_epochs must be at least 0, got {config.warmup_epochs}")
+    for name in ("warmup_epochs", "workers"):
+        if getattr(config, name) < 0:
+            raise ValueError(f"{name} must be at least 0, got {getattr(config, name)}")
     if config.checkpoint_blocks and config.method == "dyt":
         raise ValueError("checkpoint_blocks must be off for dyt, whose loss runs the blocks again in another mode")
     if config.checkpoint_blocks and (config.compile or config.cuda_graph):
@@ -114,9 +118,10 @@ def _check(config: FinetuneConfig, task: Any) -> None:
         raise ValueError(f"quirks must be none for {task.name}, whose published training has none known here")
 
 
-def _parts(config: FinetuneConfig, task: Any, train_set: Any, test_set: Any) -> Any:
-    """Gives the parts of the data for a seed; clouds are read once for all seeds."""
-    training, test = (task.gather(part, config.num_points) for part in (train_set, test_set))
+def _parts(config: FinetuneConfig, task: Any, train_set: Any, test_set: Any, on_disk: bool) -> Any:
+    """Gives the parts of the data for a seed; clouds in memory are read once for all seeds."""
+    more = {"on_disk": True, "workers": config.workers} if on_disk else {}
+    training, test = (task.gather(part, config.num_points, **more) for part in (train_set, test_set))
 
     def parts(seed: int) -> dict[str, Any]:
         if config.select != "val-best":
@@ -219,6 +224,7 @@ def _run(
         "clouds normalized": training.normalized,
         "notes": list(training.notes),
         "clouds": {name: len(part) for name, part in parts.items()},
+        "clouds in": "disk" if training.on_disk else "memory",
         "points": config.num_points,
         "augmentation": augment_name,
         "vote": config.vote,

@@ -11,6 +11,7 @@ from tqdm import tqdm
 from pointpeft.data.transforms import named
 from pointpeft.training.clouds import Clouds, draw
 from pointpeft.training.loop import derive_seed
+from pointpeft.training.on_demand import OnDemand
 from pointpeft.training.processes import deal
 
 
@@ -33,13 +34,18 @@ class Voting:
             raise ValueError(f"vote must be at least 1, got {self.vote}")
         named(self.augment, "y")
 
-    def views(self, clouds: Clouds) -> Iterator[Tensor]:
-        """Points of all clouds, pass by pass. [M, N, 3] each"""
+    def views(self, clouds: Clouds) -> "Iterator[Tensor | OnDemand]":
+        """Points of all clouds, pass by pass; what a cloud draws depends on its place alone. [M, N, 3] each"""
         yield clouds.fixed()
         augment = named(self.augment, clouds.up_axis)
-        for generator in self._generators():
-            points = torch.stack([draw(p, clouds.num_points, generator) for p in clouds.points])
-            yield augment(points, generator)
+        for number in range(1, self.vote):
+
+            def row(index: int, number: int = number) -> Tensor:
+                generator = torch.Generator().manual_seed(derive_seed(self.seed, "vote", number, index))
+                points = draw(clouds.points[index], clouds.num_points, generator)
+                return augment(points[None], generator)[0]
+
+            yield clouds.rows(row)
 
     def dense_views(self, clouds: Any) -> Iterator[tuple[Tensor, Tensor]]:
         """Points for the tokens and points to classify, pass by pass: always the clean pass's, moved alike."""
@@ -58,7 +64,11 @@ class Voting:
 
 @torch.no_grad()
 def forward_all(
-    forward: Callable[[Tensor], Tensor], inputs: Tensor, batch_size: int, device: torch.device, title: str | None = None
+    forward: Callable[[Tensor], Tensor],
+    inputs: Tensor | OnDemand,
+    batch_size: int,
+    device: torch.device,
+    title: str | None = None,
 ) -> Tensor:
     """What a module gives for many inputs, computed batch by batch, on the CPU in float32.
 
@@ -77,7 +87,11 @@ def forward_all(
 
 @torch.no_grad()
 def forward_shared(
-    forward: Callable[[Tensor], Tensor], inputs: Tensor, batch_size: int, device: torch.device, title: str | None = None
+    forward: Callable[[Tensor], Tensor],
+    inputs: Tensor | OnDemand,
+    batch_size: int,
+    device: torch.device,
+    title: str | None = None,
 ) -> Tensor:
     """As `forward_all`, each batch computed by one of the processes, which must all call this; all get all rows."""
     if batch_size < 1:

@@ -2,7 +2,9 @@
 
 import ctypes
 import platform
+from pathlib import Path
 
+import psutil
 import torch
 
 # From malloc.h of glibc.
@@ -23,6 +25,15 @@ def keep_freed_memory() -> bool:
         return False
     libc = ctypes.CDLL(None)
     return bool(libc.mallopt(_MMAP_THRESHOLD, _LARGEST) and libc.mallopt(_TRIM_THRESHOLD, 2**31 - 1))
+
+
+def free_memory() -> int:
+    """Bytes that can be taken without swapping, and without breaking the limit of a container."""
+    free = psutil.virtual_memory().available
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.is_file() and (text := limit.read_text().strip()).isdecimal():
+        free = min(free, int(text) - int(used.read_text()))
+    return max(0, free)
 
 
 def peak_memory(device: torch.device) -> int:

@@ -47,6 +47,7 @@ class PartClouds(Clouds):
         if not len(dataset):
             raise ValueError("the data set has no clouds in this part")
         self.num_points = num_points
+        self.on_disk, self.workers = False, 0
         self.classes, self.parts = tuple(dataset.classes), tuple(dataset.parts)
         self.parts_of: tuple[tuple[int, ...], ...] = tuple(dataset.parts_of)
         self.up_axis, self.normalized, self.notes = dataset.up_axis, dataset.normalized, dataset.notes

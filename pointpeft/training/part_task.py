@@ -28,6 +28,7 @@ class PartSegmentation(Classification):
     test_augment = "isotropic"
     page = "parts.png"
     double_step = True
+    can_stay_on_disk = False
 
     def load(self, source: str, split: str, up_axis: str | None) -> Any:
         """One part of a data set."""

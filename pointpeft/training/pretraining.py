@@ -21,6 +21,7 @@ from pointpeft.training.loop import Recipe, State, derive_seed, make_accelerator
 from pointpeft.training.memory import peak_memory
 from pointpeft.training.models import backbone_options
 from pointpeft.training.run_folder import RunFolder, write_text
+from pointpeft.training.storage import stay_on_disk
 from pointpeft.training.versions import versions
 
 WEIGHTS = "backbone.safetensors"
@@ -66,6 +67,8 @@ def _pretrain(accelerator: Accelerator, config: PretrainConfig, folder: RunFolde
     main = accelerator.is_main_process
     if config.max_clouds is not None and config.max_clouds < 1:
         raise ValueError(f"max_clouds must be at least 1, got {config.max_clouds}")
+    if config.workers < 0:
+        raise ValueError(f"workers must be at least 0, got {config.workers}")
     recipe = Recipe(
         epochs=config.epochs,
         lr=config.lr,
@@ -77,12 +80,13 @@ def _pretrain(accelerator: Accelerator, config: PretrainConfig, folder: RunFolde
         time_limit=None if config.time_limit_minutes is None else 60.0 * config.time_limit_minutes,
         seed=config.seed,
     )
-    dataset = load_dataset(config.data, "train")
+    on_disk = stay_on_disk(config)
+    dataset = load_dataset(config.data, "train", lazy=on_disk)
     indices = None
     if config.max_clouds is not None and config.max_clouds < len(dataset):
         order = torch.Generator().manual_seed(derive_seed(config.seed, "clouds"))
         indices = torch.randperm(len(dataset), generator=order)[: config.max_clouds]
-    clouds = Clouds(dataset, config.num_points, indices)
+    clouds = Clouds(dataset, config.num_points, indices, on_disk=on_disk, workers=config.workers)
     seed_everything(accelerator.device, config.seed, "initial weights")
     backbone = create_backbone(config.backbone, **backbone_options(config))
     model = MaskedAutoencoder(backbone, mask_ratio=config.mask_ratio)
@@ -119,6 +123,7 @@ def _facts(config: PretrainConfig, state: State, clouds: Clouds, backbone: Any, 
         "parameters": sum(p.numel() for p in backbone.parameters()),
         "data": Path(config.data).name,  # the card travels; where the data lay does not
         "clouds": len(clouds),
+        "clouds in": "disk" if clouds.on_disk else "memory",
         "points": config.num_points,
         "augmentation": config.augment,
         "mask ratio": config.mask_ratio,

@@ -12,7 +12,8 @@ from pointpeft.training.clouds import Clouds
 from pointpeft.training.inference import Voting, forward_all, forward_shared
 from pointpeft.training.loop import Recipe, derive_seed, train
 from pointpeft.training.metrics import Metrics, measure
-from pointpeft.training.processes import rank_and_world, require_clouds, share
+from pointpeft.training.on_demand import OnDemand
+from pointpeft.training.processes import deal, rank_and_world, require_clouds, share
 from pointpeft.training.run_folder import RunFolder
 from pointpeft.training.selection import Selector
 
@@ -68,14 +69,21 @@ def probe(
     device, seed, training, head = accelerator.device, recipe.seed, parts["train"], model.head
     model.to(device).eval()
 
-    def features(points: Tensor) -> Tensor:
+    def features(points: Tensor | OnDemand) -> Tensor:
         return forward_shared(model.forward_features, points, batch_size, device, title)
+
+    @torch.no_grad()
+    def features_and_labels(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        return model.forward_features(batch[0].to(device)).float().cpu(), batch[1]
 
     cached = []
     for view in range(min(VIEWS, recipe.epochs)):
         generator = torch.Generator().manual_seed(derive_seed(seed, "probe", view))
-        points, labels = zip(*training.batches(batch_size, generator), strict=True)
-        cached.append((features(augment(torch.cat(points), generator)), torch.cat(labels)))
+        batches_of_view = training.batches(batch_size, generator)
+        # One after another: of clouds on disk there is never more than a batch in memory.
+        augmented = ((augment(points, generator), labels) for points, labels in batches_of_view)
+        answers = deal(augmented, features_and_labels, title, "batch")
+        cached.append(tuple(map(torch.cat, zip(*answers, strict=True))))
     held = {
         name: [features(points) for points in (voting if name == "test" else Voting()).views(part)]
         for name, part in parts.items()

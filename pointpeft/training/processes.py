@@ -1,6 +1,6 @@
 """What several processes share of a step: which clouds are whose, gradients, and answers."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -109,18 +109,25 @@ def total_of(value: Tensor) -> Tensor:
 
 
 def deal(
-    items: Sequence[Item], answer: Callable[[Item], Answer], title: str | None = None, unit: str = "it"
+    items: Sequence[Item] | Iterator[Item], answer: Callable[[Item], Answer], title: str | None = None, unit: str = "it"
 ) -> list[Answer]:
     """Answers for all items, each computed by one process; all get all, in the items' order.
 
     Args:
-        items: The same on all processes, which must all call this.
+        items: The same on all processes, which must all call this. Of a sequence a process asks for its own alone; an
+            iterator, which may draw numbers on its way, is gone through by all.
         answer: What to compute; its tensors are on the CPU.
         title: Of a progress bar, or None for none.
         unit: Of the bar.
     """
     rank, world = rank_and_world()
-    bar = tqdm(range(rank, len(items), world), desc=title, unit=unit, disable=title is None or rank > 0, leave=False)
-    own: list[tuple[int, Any]] = [(number, answer(items[number])) for number in bar]
+    mine: Iterable[tuple[int, Item]]
+    if isinstance(items, Sequence):
+        numbers = range(rank, len(items), world)
+        mine, total = ((number, items[number]) for number in numbers), len(numbers)
+    else:
+        mine, total = ((number, item) for number, item in enumerate(items) if number % world == rank), None
+    bar = tqdm(mine, total=total, desc=title, unit=unit, disable=title is None or rank > 0, leave=False)
+    own: list[tuple[int, Any]] = [(number, answer(item)) for number, item in bar]
     every = own if world == 1 else sorted(gather_object(own), key=lambda pair: pair[0])
     return [value for _, value in every]

@@ -47,6 +47,8 @@ class Rooms:
         blocks: Columns per epoch; None for as many as have room for all points.
     """
 
+    on_disk = False
+
     def __init__(self, dataset: Any, num_points: int, blocks: int | None = None) -> None:
         if blocks is not None and blocks < 1:
             raise ValueError(f"blocks must be at least 1, got {blocks}")

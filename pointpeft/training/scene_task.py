@@ -148,6 +148,7 @@ class SemanticSegmentation(Classification):
     test_augment = "none"
     page = "rooms.png"
     double_step = True
+    can_stay_on_disk = False
 
     def __init__(self, blocks: int | None = None) -> None:
         self.blocks = blocks

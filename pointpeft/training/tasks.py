@@ -36,14 +36,16 @@ class Classification:
     page: ClassVar[str] = "report.html"
     # Whether the published training code steps twice per batch.
     double_step: ClassVar[bool] = False
+    # Whether clouds need not be in memory.
+    can_stay_on_disk: ClassVar[bool] = True
 
-    def load(self, source: str, split: str, up_axis: str | None) -> Any:
-        """One part of a data set."""
-        return load_dataset(source, split, up_axis=up_axis)
+    def load(self, source: str, split: str, up_axis: str | None, lazy: bool = False) -> Any:
+        """One part of a data set; `lazy` leaves its clouds on disk where the task `can_stay_on_disk`."""
+        return load_dataset(source, split, up_axis=up_axis, lazy=lazy)
 
-    def gather(self, dataset: Any, num_points: int) -> Any:
-        """Its clouds in memory."""
-        return Clouds(dataset, num_points)
+    def gather(self, dataset: Any, num_points: int, on_disk: bool = False, workers: int = 0) -> Any:
+        """Its clouds, see `Clouds`."""
+        return Clouds(dataset, num_points, on_disk=on_disk, workers=workers)
 
     def outputs(self, clouds: Any) -> dict[str, Any]:
         """What `create_model` is to be told."""
