@@ -15,6 +15,7 @@ Selection = Literal["val-best", "last", "test-best"]
 Precision = Literal["float32", "bf16"]
 Task = Literal["classification", "part_segmentation", "semantic_segmentation"]
 Quirks = Literal["none", "published"]
+Track = Literal["none", "wandb", "trackio"]
 CloudsIn = Literal["auto", "memory", "disk"]
 Options = Annotated[tuple[str, ...], UseAppendAction, arg(metavar="NAME=VALUE")]
 
@@ -106,6 +107,9 @@ class FinetuneConfig:
     """Of several processes: BatchNorm measures the batch of all, as one process would, and not each its own part."""
     quirks: Quirks = "none"
     """`published` repeats what published training code does by mistake: in segmentation two steps per batch."""
+    track: Track = "none"
+    """Send the log to a tracker as well, `wandb` or `trackio` (`pip install 'pointpeft[track]'`); `WANDB_MODE=offline`
+    keeps it here. TensorBoard's file is in the run folder wherever TensorBoard is installed."""
     output: Annotated[Path | None, arg(metavar="FOLDER")] = None
     """Run folder; None: `runs/finetune-DATA-METHOD`, numbered if it exists."""
     resume: Annotated[Path | None, arg(metavar="RUN")] = None
@@ -164,6 +168,9 @@ class PretrainConfig:
     """`bf16` computes the transformer in bfloat16; weights stay float32."""
     deterministic: bool = False
     """Repeat to the bit on CUDA too, at a cost in speed; refused where something cannot. The CPU always does."""
+    track: Track = "none"
+    """Send the log to a tracker as well, `wandb` or `trackio` (`pip install 'pointpeft[track]'`); `WANDB_MODE=offline`
+    keeps it here. TensorBoard's file is in the run folder wherever TensorBoard is installed."""
     output: Annotated[Path | None, arg(metavar="FOLDER")] = None
     """Run folder; None: `runs/pretrain-BACKBONE`, numbered if it exists."""
     resume: Annotated[Path | None, arg(metavar="RUN")] = None
@@ -213,6 +220,11 @@ class CompareConfig:
     """`bf16` computes the transformer in bfloat16; weights stay float32."""
     output: Annotated[Path | None, arg(metavar="FOLDER")] = None
     """Folder of the comparison; None: `runs/compare-DATA`."""
+    ray: Annotated[str | None, arg(metavar="local|auto|ADDRESS")] = None
+    """Runs side by side by Ray: on the cores or GPUs of this machine (`local`), or on a running cluster, whose machines
+    see the same folders. Needs `pip install 'pointpeft[ray]'`."""
+    ray_cpus: Annotated[int, arg(metavar="CORES")] = 1
+    """Cores of each run, with `--ray`."""
     quiet: bool = False
     """No progress bars."""
 

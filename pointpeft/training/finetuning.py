@@ -30,6 +30,7 @@ from pointpeft.training.selection import MEANING, Selector
 from pointpeft.training.storage import stay_on_disk
 from pointpeft.training.sync_batch_norm import sync_batch_norm
 from pointpeft.training.tasks import create_task
+from pointpeft.training.tracking import require_tracker
 from pointpeft.training.versions import versions
 
 ADAPTER = "adapter"
@@ -69,6 +70,7 @@ def _finetune(accelerator: Accelerator, config: FinetuneConfig, folder: RunFolde
     main = accelerator.is_main_process
     task = create_task(config.task, blocks=config.blocks)
     _check(config, task)
+    require_tracker(config.track)
     on_disk = stay_on_disk(config, task)
     more = {"lazy": True} if on_disk else {}
     train_set, test_set = (task.load(config.data, split, config.up_axis, **more) for split in ("train", "test"))
@@ -193,6 +195,7 @@ def _run(
         model.method.after_step(model)
 
     compiled = partial(compiled_step, cuda_graph=config.cuda_graph) if config.compile or config.cuda_graph else None
+    folder.track(config.track, config)
     state = train(
         accelerator, model, recipe, batches, loss_of, folder, selector.after_epoch, title, after_step, augment, compiled
     )

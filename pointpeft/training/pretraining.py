@@ -22,6 +22,7 @@ from pointpeft.training.memory import peak_memory
 from pointpeft.training.models import backbone_options
 from pointpeft.training.run_folder import RunFolder, write_text
 from pointpeft.training.storage import stay_on_disk
+from pointpeft.training.tracking import require_tracker
 from pointpeft.training.versions import versions
 
 WEIGHTS = "backbone.safetensors"
@@ -67,6 +68,7 @@ def _pretrain(accelerator: Accelerator, config: PretrainConfig, folder: RunFolde
     main = accelerator.is_main_process
     if config.max_clouds is not None and config.max_clouds < 1:
         raise ValueError(f"max_clouds must be at least 1, got {config.max_clouds}")
+    require_tracker(config.track)
     if config.workers < 0:
         raise ValueError(f"workers must be at least 0, got {config.workers}")
     recipe = Recipe(
@@ -101,6 +103,7 @@ def _pretrain(accelerator: Accelerator, config: PretrainConfig, folder: RunFolde
     def loss_of(model: Any, points: torch.Tensor, labels: torch.Tensor) -> Any:
         return {"loss": model(points)}
 
+    folder.track(config.track, config)
     title = None if config.quiet else f"pretrain {config.backbone}"
     state = train(accelerator, model, recipe, batches, loss_of, folder, progress_bar=title, augment=augment)
     facts = _facts(config, state, clouds, backbone, peak_memory(accelerator.device))

@@ -12,6 +12,7 @@ import torch
 from accelerate.utils import broadcast_object_list
 
 from pointpeft.checkpoints.files import sha256, write_atomically, write_json
+from pointpeft.training.tracking import NONE, Board, Tracker
 
 Config = TypeVar("Config")
 CHECKPOINT = "checkpoint.pt"
@@ -34,7 +35,8 @@ class RunFolder:
     def __init__(self, path: Path, main: bool = True) -> None:
         self.path = Path(path)
         self.main = main
-        self._board: Any = None
+        self._board: Board | None = None
+        self._tracker: Tracker | None = None
         if main:
             self.path.mkdir(parents=True, exist_ok=True)
 
@@ -65,8 +67,7 @@ class RunFolder:
     def write_config(self, config: Any, command: str) -> None:
         """Writes the run's configuration, from which `--resume` and `evaluate` rebuild it."""
         if self.main:
-            entries = {name: str(v) if isinstance(v, Path) else v for name, v in asdict(config).items()}
-            write_json(self.path / "config.json", {"command": command, **entries})
+            write_json(self.path / "config.json", {"command": command, **_plain(config)})
 
     def read_config(self, kind: type[Config], command: str) -> Config:
         """The configuration of the run in this folder.
@@ -118,7 +119,7 @@ class RunFolder:
         return torch.load(path, map_location="cpu" if device.type == "cpu" else device, weights_only=True)
 
     def log(self, history: list[dict[str, float]]) -> None:
-        """Rewrites `log.csv` from the whole history and adds the last row to TensorBoard where that is installed."""
+        """Rewrites `log.csv` from the whole history and adds the last row to TensorBoard and the tracker."""
         if not self.main or not history:
             return
         columns = list(dict.fromkeys(name for row in history for name in row))
@@ -127,27 +128,27 @@ class RunFolder:
         writer.writeheader()
         writer.writerows(history)
         write_text(self.path / "log.csv", text.getvalue())
-        board = self._tensorboard(int(history[-1]["epoch"]))
-        if board is not None:
-            for name, value in history[-1].items():
-                if name != "epoch":
-                    board.add_scalar(name, value, int(history[-1]["epoch"]))
-            board.flush()
-
-    def _tensorboard(self, epoch: int) -> Any:
         if self._board is None:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError:  # the extra [log] is not installed; log.csv holds the same numbers
-                return None
-            self._board = SummaryWriter(str(self.path / "tensorboard"), purge_step=epoch)
-        return self._board
+            self._board = Board(self.path, int(history[-1]["epoch"]))
+        for place in (self._board, self._tracker):
+            if place is not None:
+                place.log(history[-1])
+
+    def track(self, name: str, config: Any) -> None:
+        """Sends the log to a tracker, too."""
+        if self.main and name != NONE:
+            self._tracker = Tracker(name, self.path, _plain(config))
 
     def close(self) -> None:
-        """Ends the TensorBoard file."""
-        if self._board is not None:
-            self._board.close()
-            self._board = None
+        """Ends the TensorBoard file and the tracked run."""
+        for place in (self._board, self._tracker):
+            if place is not None:
+                place.close()
+        self._board = self._tracker = None
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()}
 
 
 def _write_sealed(path: Path, state: dict[str, Any]) -> None:
