@@ -118,6 +118,9 @@ class DAPTBlock(Block):
 class DAPT(Method):
     """Dynamic adapter, task-agnostic feature transform and internal prompts.
 
+    Every block leaves a prompt, the last one too, as published, for a classifier that reads prompts. A dense head reads
+    patch tokens alone, and no block follows: there the last block's `tfts_3`, 2C parameters, gets no gradient.
+
     Attributes:
         rank: R, width of the adapters' bottleneck.
         dropout: Inside the adapters.

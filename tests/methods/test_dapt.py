@@ -125,3 +125,19 @@ def test_a_step_compiles_without_graph_breaks(model, clouds):
     expected = torch.autograd.grad(run(x).square().sum(), x)[0]
     compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(torch.autograd.grad(compiled(x).square().sum(), x)[0], expected)
+
+
+@pytest.mark.parametrize("task", ["part_segmentation", "semantic_segmentation"])
+def test_in_a_dense_task_the_last_prompt_alone_gets_no_gradient(task, clouds):
+    torch.manual_seed(0)
+    model = create_model(
+        "point_mae_tiny", "dapt", 4, task=task, gate_bias=1.0, dropout=0.0, num_groups=20, group_size=12
+    ).train()
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.1)
+    for _ in range(2):  # in the first step the adapters' second layers are zero
+        optimizer.zero_grad()
+        model(clouds).square().mean().backward()
+        optimizer.step()
+    still = {name for name, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())}
+    last = len(model.backbone.blocks) - 1
+    assert still == {f"backbone.blocks.{last}.tfts_3.{name}" for name in ("gamma", "beta")}
