@@ -89,7 +89,8 @@ class PointModel(nn.Module):
         at = {"device": parameter.device, "dtype": parameter.dtype}
         self.head: ClassificationHead | DenseHead
         if self.pool is None:
-            self.head = DenseHead(backbone.config.width, num_classes, num_categories, **at)
+            width = backbone.config.width
+            self.head = DenseHead(width, num_classes, num_categories, whole=width * backbone.dense_whole, **at)
         else:
             self.head = ClassificationHead(self.pool.out_dim, num_classes, **backbone.head_options, **at)
 
@@ -136,7 +137,7 @@ class PointModel(nn.Module):
         if self.pool is not None:
             return self.pool(tokens, ctx)
         levels = [self.backbone.token_transform(self.backbone.norm(ctx.hidden[block])) for block in taps]
-        return DenseFeatures(ctx.centers, torch.cat(levels, -1))
+        return DenseFeatures(ctx.centers, torch.cat(levels, -1), ctx.whole)
 
     def forward(self, xyz: Tensor, *, query: Tensor | None = None, **inputs: Tensor) -> Tensor:
         """Classifies clouds, or their points.

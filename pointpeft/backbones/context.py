@@ -27,6 +27,7 @@ class Context:
         cache: Results that blocks share; use `cached`.
         taps: Which block outputs to keep, by block index.
         hidden: Patch tokens after the blocks named in `taps`. [B, G, C] each
+        whole: What a dense head reads of the whole cloud beside them, where the backbone has it. [B, C]
     """
 
     xyz: Tensor
@@ -40,6 +41,7 @@ class Context:
     cache: dict[Any, Any] = field(default_factory=dict)
     taps: tuple[int, ...] = ()
     hidden: dict[int, Tensor] = field(default_factory=dict)
+    whole: Tensor | None = None
 
     @property
     def num_prefix(self) -> int:

@@ -73,6 +73,8 @@ class PointMAE(nn.Module):
     pooled: ClassVar[tuple[str, ...]] = ("cls", "patch_max")
     # Whether the tokens before the patches stay where every point is classified; in Point-MAE's published code not.
     dense_prefix: ClassVar[bool] = False
+    # Whether a dense head reads the maximum of those tokens after the last block, before the norm.
+    dense_whole: ClassVar[bool] = False
     # How its published classifier differs from `ClassificationHead`'s defaults.
     head_options: ClassVar[dict[str, Any]] = {}
     # Layout of published files: substitutions that turn our names into theirs, in order ...
@@ -209,6 +211,8 @@ class PointMAE(nn.Module):
             x = block(x, ctx)
             if i in taps:
                 ctx.hidden[i] = ctx.split(x)[2]
+        if taps and self.dense_whole:
+            ctx.whole = x[:, : ctx.num_prefix].amax(1)
         return self.token_transform(self.norm(x)), ctx
 
 

@@ -96,6 +96,7 @@ class ReCon(PointMAE):
     block_type = ReConBlock
     prefix = ("cls", "img", "text")
     dense_prefix = True
+    dense_whole = True
     pooled = ("cls", "img", "text", "patch_max")
     published_prefixes = ("MAE_encoder.",)
     published_markers = ("_contrast.", "img_token", "text_token")

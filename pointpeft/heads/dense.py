@@ -20,10 +20,12 @@ class DenseFeatures(NamedTuple):
     Attributes:
         centers: Centre of each patch. [B, G, 3]
         levels: Patch tokens after each of `tapped_blocks`, normalised, side by side. [B, G, 3C]
+        whole: What a backbone says of the whole cloud beside its patches, None for most. [B, C]
     """
 
     centers: Tensor
     levels: Tensor
+    whole: Tensor | None = None
 
 
 def tapped_blocks(depth: int) -> tuple[int, ...]:
@@ -47,10 +49,11 @@ class DenseHead(nn.Module):
         width: C of the tokens. The hidden widths are those published for 384, in proportion.
         num_classes: Number of logits.
         num_categories: Kinds of clouds, of which each cloud names its own; 0 for none, as in scenes.
+        whole: Channels of `DenseFeatures.whole`, which stand before the category; 0 for none.
         dropout: Of the first hidden layer of the classifier.
 
     Source: the published part segmentation code of Point-MAE (ECCV 2022), and without categories that of ACT (ICLR
-    2023) for S3DIS.
+    2023) for S3DIS; with `whole` that of ReCon (ICML 2023). Only the first was held against recorded outputs.
     """
 
     published_renames = (
@@ -71,6 +74,7 @@ class DenseHead(nn.Module):
         num_categories: int = 0,
         dropout: float = 0.5,
         *,
+        whole: int = 0,
         device: Any = None,
         dtype: Any = None,
     ):
@@ -85,7 +89,7 @@ class DenseHead(nn.Module):
         self.propagation = nn.Module()
         self.propagation.convs = _convs((3 + levels, carried, local), at)
         self.propagation.norms = _norms((carried, local), at)
-        seen = local + 2 * levels + (CATEGORY_WIDTH if num_categories else 0)
+        seen = local + 2 * levels + whole + (CATEGORY_WIDTH if num_categories else 0)
         self.convs = _convs((seen, hidden, last, num_classes), at)
         self.norms = _norms((hidden, last), at)
         self.dropout = nn.Dropout(dropout)
@@ -101,14 +105,14 @@ class DenseHead(nn.Module):
         Returns:
             Logits. [B, N, num_classes]
         """
-        centers, levels = features
+        centers, levels, whole = features
         first, second = self.propagation.convs
         of_point, of_levels = first.weight.squeeze(-1).split([3, levels.shape[-1]], 1)
         carried = interpolate(points, centers, F.linear(levels, of_levels), min(3, centers.shape[1]))
         x = _activate(self.propagation.norms[0], carried + F.linear(points, of_point, first.bias))
         x = _activate(self.propagation.norms[1], _project(second, x))  # [B, N, local]
 
-        cloud = [levels.amax(1), levels.mean(1)]
+        cloud = [levels.amax(1), levels.mean(1), *(() if whole is None else (whole,))]
         if self.num_categories:
             assert category is not None
             conv, norm = self.category

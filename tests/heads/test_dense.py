@@ -29,6 +29,8 @@ def definition(head, xyz, features, category):
     for conv, norm in zip(head.propagation.convs, head.propagation.norms, strict=True):
         x = layer(conv, norm, x)
     cloud = [features.levels.amax(1), features.levels.mean(1)]
+    if features.whole is not None:
+        cloud.append(features.whole)
     if head.num_categories:
         hot = F.one_hot(category, head.num_categories).float()[..., None]
         cloud.append(F.leaky_relu(head.category(hot), 0.2)[..., 0])
@@ -48,6 +50,32 @@ def test_the_head_is_its_definition(categories, training):
     expected = definition(head, xyz, features, category)
     assert logits.shape == (3, 40, CLASSES)
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("categories", [0, CATEGORIES])
+def test_what_a_backbone_says_of_the_whole_cloud_is_read(categories):
+    torch.manual_seed(1)
+    head = DenseHead(WIDTH, CLASSES, categories, dropout=0.0, whole=WIDTH)
+    xyz, features, category = inputs()
+    features = features._replace(whole=torch.randn(3, WIDTH))
+    torch.testing.assert_close(
+        head(xyz, features, category), definition(head, xyz, features, category), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_recon_gives_the_maximum_of_its_three_tokens_before_the_norm():
+    torch.manual_seed(0)
+    options = {**SMALL, "drop_path": 0.0}
+    model = create_model("recon_tiny", "full", CLASSES, task="part_segmentation", num_categories=16, **options).eval()
+    last = {}
+    model.backbone.blocks[-1].register_forward_hook(lambda module, args, x: last.update(x=x))
+    xyz = inputs(2, 64)[0]
+    features = model.forward_features(xyz, category=torch.tensor([3, 0]))
+    assert torch.equal(features.whole, last["x"][:, :3].amax(1))
+    assert torch.equal(features.levels[..., -32:], model.backbone.norm(last["x"][:, 3:]))
+    published = create_model("recon", "full", 50, task="part_segmentation", num_categories=16, device="meta")
+    assert published.head.convs[0].weight.shape == (512, 3776, 1)
+    assert create_model("point_mae_tiny", "full", 4, task="semantic_segmentation", **SMALL)(xyz).shape == (2, 64, 4)
 
 
 @pytest.mark.parametrize(("categories", "classes", "count"), [(16, 50, 5_238_706), (0, 13, 5_195_277)])
