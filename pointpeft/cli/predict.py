@@ -34,6 +34,11 @@ class Predict:
     """Clouds per step of a stream."""
     quiet: bool = False
     """No progress bar."""
+    ray: Annotated[str | None, arg(metavar="local|auto|ADDRESS")] = None
+    """Deal a stream's shards out by Ray: to the cores or GPUs of this machine (`local`), or to a running cluster, whose
+    machines see the same folders. Needs `pip install 'pointpeft[ray]'`."""
+    ray_cpus: Annotated[int, arg(metavar="CORES")] = 1
+    """Cores of each process, with `--ray`."""
     device: Annotated[str, arg(metavar="cpu|cuda|cuda:N")] = "auto"
     """Where to compute; `auto` takes a GPU where there is one."""
 
@@ -48,12 +53,21 @@ def run(command: Predict) -> int:
 
     if not command.files:
         raise ValueError("name at least one file to classify")
+    output = command.output / "predictions.jsonl"
     adapted = load_run(command.run, make_accelerator(command.device).device)
+    if command.ray is not None:
+        if adapted.model.dense:
+            raise ValueError("ray must not be given for segmentation, whose files are named one by one")
+        from pointpeft.training.cluster import predict_on_cluster
+
+        where = (command.batch_size, command.device, command.ray, command.ray_cpus)
+        facts = predict_on_cluster(command.run, list(command.files), output, *where)
+        print_rows(facts)
+        return 1 if facts["errors"] else 0
     if any(is_many(path) for path in command.files):
         if adapted.model.dense:
             raise ValueError("folders and shards are streamed for classification only; name the files to segment")
         title = None if command.quiet else "predict"
-        output = command.output / "predictions.jsonl"
         facts = predict_stream(adapted, list(command.files), output, command.batch_size, title)
         print_rows(facts)
         return 1 if facts["errors"] else 0

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from pointpeft.checkpoints.files import write_json
+from pointpeft.training.cluster import complete_all
 from pointpeft.training.comparison_report import SCORES, as_csv, caption, latex, markdown, page
 from pointpeft.training.config import CompareConfig, FinetuneConfig
 from pointpeft.training.paired import paired_p_value
@@ -40,13 +41,14 @@ def compare(config: CompareConfig) -> dict[str, Any]:
         entry: [run_config(config, entry, seed, folder.path / plain_name(entry) / f"seed-{seed}") for seed in seeds]
         for entry in config.methods
     }
-    same_recipe(config, folder, "compare", ("methods", "seeds", "seed", "output", "quiet", "device"))
-    failures = {}
-    for entry, wanted in runs.items():
-        for run in wanted:
-            error = _complete(run)
-            if error:
-                failures[f"{entry} seed {run.seed}"] = error
+    same_recipe(config, folder, "compare", ("methods", "seeds", "seed", "output", "quiet", "device", "ray", "ray_cpus"))
+    missing = {
+        f"{entry} seed {run.seed}": run for entry, wanted in runs.items() for run in wanted if not _result(run).exists()
+    }
+    if config.ray is not None and missing:
+        failures = complete_all(missing, config.ray, config.ray_cpus)
+    else:
+        failures = {name: error for name, run in missing.items() if (error := _complete(run)) is not None}
     rows = [
         _row(entry, wanted, tuple(SCORES[config.task]))
         for entry, wanted in runs.items()
@@ -130,12 +132,15 @@ def _plain(config: Any) -> dict[str, Any]:
     return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(config).items()}
 
 
+def resumed(run: FinetuneConfig) -> FinetuneConfig:
+    """The run, from where it was stopped if it was started."""
+    started = (run.output / "config.json").exists()  # type: ignore[operator]
+    return replace(run, resume=run.output, output=None) if started else run
+
+
 def _complete(run: FinetuneConfig) -> str | None:
     """Makes sure that the run's result is there; what went wrong, or None."""
-    if _result(run).exists():
-        return None
-    started = (run.output / "config.json").exists()  # type: ignore[operator]
-    config = replace(run, resume=run.output, output=None) if started else run
+    config = resumed(run)
     # A process of its own: its peak memory is its own, and a crash takes nothing with it.
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)

@@ -10,7 +10,7 @@ from typing import Any
 
 from pointpeft.checkpoints.files import write_json
 from pointpeft.data.few_shot import source_of
-from pointpeft.training.comparison import plain_name, run_config, same_recipe
+from pointpeft.training.comparison import plain_name, resumed, run_config, same_recipe
 from pointpeft.training.config import FewShotConfig, FinetuneConfig
 from pointpeft.training.finetuning import finetune
 from pointpeft.training.run_folder import RunFolder, read_json, write_text
@@ -100,8 +100,7 @@ def _complete(run: FinetuneConfig) -> str | None:
     if (run.output / "result.json").exists():
         return None
     try:
-        started = (run.output / "config.json").exists()
-        finetune(replace(run, resume=run.output, output=None) if started else run)
+        finetune(resumed(run))
     except (ValueError, OSError, ImportError) as error:
         return str(error)
     except Exception:

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,10 +13,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from pointpeft.checkpoints.files import write_atomically
 from pointpeft.data import DataError
-from pointpeft.data.stream import Source, stream
+from pointpeft.data.folder import cloud_files
+from pointpeft.data.stream import Source, is_many, stream
 from pointpeft.training.clouds import fit
 from pointpeft.training.evaluation import Adapted
+
+BLOCK = 1024  # files of one piece of work where several machines share it
 
 
 def predict_stream(
@@ -72,6 +77,37 @@ def predict_stream(
         "clouds per second": round(now / max(seconds, 1e-9), 1),
         "output": str(output),
     }
+
+
+def units(paths: list[Path]) -> list[list[Path]]:
+    """Files, folders and shards in pieces of work, in order: a shard each, other files in blocks."""
+    work: list[list[Path]] = []
+    loose: list[Path] = []
+    for path in paths:
+        if path.is_dir() or not is_many(path):
+            loose += cloud_files(path) if path.is_dir() else [path]
+            continue
+        work += [loose[i : i + BLOCK] for i in range(0, len(loose), BLOCK)] + [[path]]
+        loose = []
+    return work + [loose[i : i + BLOCK] for i in range(0, len(loose), BLOCK)]
+
+
+def join_parts(parts: list[Path], output: Path, facts: list[dict[str, Any]], seconds: float) -> dict[str, Any]:
+    """Puts the lines of parts together in order, removes them, and adds up what `predict_stream` said of each."""
+
+    def write(temporary: Path) -> None:
+        with open(temporary, "wb") as file:
+            for part in parts:
+                with open(part, "rb") as lines:
+                    shutil.copyfileobj(lines, file)
+
+    write_atomically(output, write)
+    for part in parts:
+        part.unlink()
+    parts[0].parent.rmdir()
+    total = {name: sum(each[name] for each in facts) for name in ("clouds", "errors", "clouds now")}
+    speed = {"seconds": round(seconds, 1), "clouds per second": round(total["clouds now"] / max(seconds, 1e-9), 1)}
+    return {**total, **speed, "output": str(output)}
 
 
 def _kept_lines(output: Path) -> tuple[int, int, str | None]:
