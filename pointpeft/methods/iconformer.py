@@ -11,22 +11,28 @@ from torch import Tensor, nn
 from pointpeft.backbones.context import Context
 from pointpeft.backbones.layers import Block
 from pointpeft.methods.base import PREFIX_TOKENS, Method, register_method, where
+from pointpeft.methods.morton import along_curve, cells_of, sorted_by
 from pointpeft.model import PointModel
 from pointpeft.ops import gather, knn
 
+FORMS = ("knn", "curve")
+
 
 class InstanceConditionedAdapter(nn.Module):
-    """u = W_down x, D = iCoN(mean u), V_i = Σ_j D_j ⊙ u_{nn_j(i)}, y = s · W_up GELU(V).
+    """u = W_down x, D = iCoN(mean u), V_i = Σ_j D_j ⊙ u_{j(i)}, y = s · W_up GELU(V).
 
-    On an image the published kernel slides over a grid; a cloud has none, so its taps are the K nearest patches of a
-    patch, ordered by distance, which does not depend on the order of the tokens. Tokens that are not patches pass the
-    kernel by.
+    On an image the published kernel slides over a grid; a cloud has none. In the form "knn" its taps j(i) are the K
+    nearest patches of patch i, ordered by distance; in the form "curve" those up to K // 2 places before and behind i
+    along a Z-order curve through the centres, with zeros beyond its ends. Neither depends on the order of the tokens.
+    Tokens that are not patches pass the kernel by.
     """
 
-    def __init__(self, width: int, rank: int, neighbors: int, scale: float, *, device: Any = None, dtype: Any = None):
+    def __init__(
+        self, width: int, rank: int, neighbors: int, scale: float, form: str, *, device: Any = None, dtype: Any = None
+    ):
         super().__init__()
         at = {"device": device, "dtype": dtype}
-        self.neighbors, self.scale = neighbors, scale
+        self.neighbors, self.scale, self.form = neighbors, scale, form
         self.down = nn.Linear(width, rank, **at)
         self.kernel = nn.Linear(rank, rank * neighbors, **at)
         self.up = nn.Linear(rank, width, **at)
@@ -34,23 +40,34 @@ class InstanceConditionedAdapter(nn.Module):
         for parameter in (self.down.bias, self.up.weight, self.up.bias):
             nn.init.zeros_(parameter)
 
+    def nearest(self, patches: Tensor, kernel: Tensor, ctx: Context) -> Tensor:
+        """The kernel over the K nearest patches. [B, G, R], [B, 1, K, R] -> [B, G, R]"""
+        idx = ctx.cached(("knn of centers", self.neighbors), lambda: knn(ctx.centers, ctx.centers, self.neighbors)[1])
+        return (kernel * gather(patches, idx)).sum(2)
+
+    def along_curve(self, patches: Tensor, kernel: Tensor, ctx: Context) -> Tensor:
+        """The kernel over a row of patches. [B, G, R], [B, 1, K, R] -> [B, G, R]"""
+        order = ctx.cached("curve of centers", lambda: along_curve(cells_of(ctx.centers.float())))
+        row = F.pad(sorted_by(patches, order), (0, 0, self.neighbors // 2, self.neighbors // 2))
+        windows = row.unfold(1, self.neighbors, 1)  # [B, G, R, K]
+        return sorted_by((kernel.mT * windows).sum(-1), order.argsort(-1))
+
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
         """[B, T, C] -> [B, T, C]"""
-        idx = ctx.cached(("knn of centers", self.neighbors), lambda: knn(ctx.centers, ctx.centers, self.neighbors)[1])
         u = self.down(x)
         prefix, prompts, patches, suffix = ctx.split(u)
         kernel = self.kernel(patches.mean(1)).view(x.shape[0], 1, self.neighbors, -1)  # [B, 1, K, R]
-        mixed = (kernel * gather(patches, idx)).sum(2)  # [B, G, R]
-        v = torch.cat([prefix, prompts, mixed, suffix], 1)
+        mix = self.nearest if self.form == "knn" else self.along_curve
+        v = torch.cat([prefix, prompts, mix(patches, kernel, ctx), suffix], 1)
         return self.scale * self.up(F.gelu(v))
 
 
 class IConFormerBlock(Block):
     """A frozen block with the adapter beside its MLP."""
 
-    def __init__(self, block: Block, rank: int, neighbors: int, scale: float):
+    def __init__(self, block: Block, rank: int, neighbors: int, scale: float, form: str):
         self.adopt(block)
-        self.adapter = InstanceConditionedAdapter(block.width, rank, neighbors, scale, **where(block))
+        self.adapter = InstanceConditionedAdapter(block.width, rank, neighbors, scale, form, **where(block))
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
         """[B, T, C] -> [B, T, C]"""
@@ -63,7 +80,7 @@ class IConFormerBlock(Block):
 @register_method
 @dataclass(frozen=True)
 class IConFormer(Method):
-    """Instance-conditioned adapters in their kNN form.
+    """Instance-conditioned adapters, their kernels over neighbouring patches.
 
     No code was published, and the readable parts leave open the kernel's generator and size and the ranks. The defaults
     are a choice: 414 720 parameters beside the head at the published size, 1.88 %, within the published 1.6 to 2.8 %.
@@ -72,6 +89,8 @@ class IConFormer(Method):
         rank: R, width of the bottleneck (a choice).
         neighbors: K, taps of the kernel, the patch itself among them (a choice).
         scale: s (a choice).
+        form: "knn" for the nearest patches, or "curve" for those along a Z-order curve, a depth-wise convolution of one
+            dimension with odd K (a choice).
 
     Source: Jo et al., "iConFormer: dynamic parameter-efficient tuning with input-conditioned adaptation", 2024.
     """
@@ -79,6 +98,7 @@ class IConFormer(Method):
     rank: int = 32
     neighbors: int = 9
     scale: float = 1.0
+    form: str = "knn"
 
     trains = (PREFIX_TOKENS,)
 
@@ -86,6 +106,10 @@ class IConFormer(Method):
         for name in ("rank", "neighbors"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.form not in FORMS:
+            raise ValueError(f"form must be one of {', '.join(FORMS)}, got {self.form!r}")
+        if self.form == "curve" and self.neighbors % 2 == 0:
+            raise ValueError(f"neighbors must be odd for form='curve', got {self.neighbors}")
 
     def build(self, model: PointModel) -> None:
         """Puts the adapters in.
@@ -98,4 +122,4 @@ class IConFormer(Method):
             groups = backbone.config.num_groups
             raise ValueError(f"neighbors must be at most num_groups = {groups}, got {self.neighbors}")
         for i, block in enumerate(backbone.blocks):
-            backbone.blocks[i] = IConFormerBlock(block, self.rank, self.neighbors, self.scale)
+            backbone.blocks[i] = IConFormerBlock(block, self.rank, self.neighbors, self.scale, self.form)

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from pointpeft.backbones.context import Context
 from pointpeft.backbones.layers import Block
 from pointpeft.methods.base import Method, register_method, where
+from pointpeft.methods.morton import along_curve, cells_of, sorted_by
 from pointpeft.model import PointModel
 
 QUIRKS = ("none", "published")
-BITS = 16  # of a coordinate in the space-filling curve, as published
-PUBLISHED_CELLS = 100  # of that curve per unit of the coordinates, in the published code
+PUBLISHED_CELLS = 100  # of the space-filling curve per unit of the coordinates, in the published code
 
 
 @dataclass
@@ -68,15 +68,6 @@ def fixed_signs(basis: Tensor) -> Tensor:
     return basis * torch.where(largest < 0, -1.0, 1.0).to(basis)
 
 
-def morton_key(cells: Tensor) -> Tensor:
-    """Position along the Z-order curve: the bits of y, x and z in turn, y highest. int64 [..., 3] -> [...]"""
-    key = torch.zeros_like(cells[..., 0])
-    for bit in range(BITS):
-        for place, axis in enumerate((2, 0, 1)):  # lowest first
-            key |= (cells[..., axis] >> bit & 1) << (3 * bit + place)
-    return key
-
-
 @torch.no_grad()
 def spectra(centers: Tensor, local: int, published: bool) -> Spectra:
     """The graphs of clouds, from their centres. [B, G, 3]
@@ -90,24 +81,13 @@ def spectra(centers: Tensor, local: int, published: bool) -> Spectra:
 
 def _spectra(centers: Tensor, local: int, published: bool) -> Spectra:
     batch, groups, _ = centers.shape
-    if published:
-        cells = (centers * PUBLISHED_CELLS).long()
-    else:
-        low, high = centers.amin(1, keepdim=True), centers.amax(1, keepdim=True)
-        side = (high - low).amax(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
-        cells = ((centers - low) / side * (2**BITS - 1)).long()
-    order = morton_key(cells).sort(dim=-1, stable=True).indices
+    order = along_curve((centers * PUBLISHED_CELLS).long() if published else cells_of(centers))
     runs = sorted_by(centers, order).view(batch, groups // local, local, 3)
     if published:
         bases = fourier_basis(published_adjacency(centers)), fourier_basis(published_adjacency(runs.flatten(0, 1)))
         return Spectra(bases[0], bases[1].view(batch, groups // local, local, local), order, order.argsort(-1))
     whole, parts = (fixed_signs(fourier_basis(adjacency(points))) for points in (centers, runs))
     return Spectra(whole, parts, order, order.argsort(-1))
-
-
-def sorted_by(x: Tensor, order: Tensor) -> Tensor:
-    """Rows of each cloud in another order. [B, G, C], int64 [B, G] -> [B, G, C]"""
-    return x.gather(1, order[..., None].expand(-1, -1, x.shape[-1]))
 
 
 class SpectralAdapter(nn.Module):

@@ -6,12 +6,12 @@ import torch.nn.functional as F
 
 from pointpeft import create_model, from_published
 from pointpeft.checkpoints import to_published
+from pointpeft.methods.morton import morton_key
 from pointpeft.methods.point_gst import (
     SpectralAdapter,
     adjacency,
     fixed_signs,
     fourier_basis,
-    morton_key,
     published_adjacency,
     spectra,
 )
