@@ -18,7 +18,8 @@ from pointpeft.model import PointModel
 class SharedMixtureOfAdapters(nn.Module):
     """Each token is cut into H sub-tokens; a router sends each sub-token to one of N bottleneck adapters.
 
-    z = W_r h, p = softmax(cos(z, e_i) / τ), y = p_max · A_argmax(h).
+    z = W_r h, p = softmax(cos(z, e_i) / τ), y = p_max · A_argmax(h). Dynamic adapters scale their output sub-token by
+    sub-token: A_i(h) = ReLU(w_i·h + b_i) · (W_up GELU(W_down h)).
 
     Args:
         width: C.
@@ -26,6 +27,7 @@ class SharedMixtureOfAdapters(nn.Module):
         experts: N.
         rank: R of an expert's bottleneck.
         router_width: Width of the router's space.
+        dynamic: Whether the adapters are dynamic.
     """
 
     def __init__(
@@ -35,6 +37,7 @@ class SharedMixtureOfAdapters(nn.Module):
         experts: int,
         rank: int,
         router_width: int,
+        dynamic: bool = False,
         *,
         device: Any = None,
         dtype: Any = None,
@@ -58,6 +61,10 @@ class SharedMixtureOfAdapters(nn.Module):
         nn.init.uniform_(self.down, -bound, bound)
         for parameter in (self.down_bias, self.up, self.up_bias):
             nn.init.zeros_(parameter)
+        self.scale: nn.Linear | None = None
+        if dynamic:
+            self.scale = nn.Linear(part, experts, **at)
+            nn.init.zeros_(self.scale.bias)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """[B, T, C] -> adapted [B, T, C], and the router's probabilities. [B, T·H, N]"""
@@ -70,6 +77,8 @@ class SharedMixtureOfAdapters(nn.Module):
         hidden = F.gelu(torch.einsum("bsc,ncr->bsnr", h, self.down) + self.down_bias)
         mine = F.one_hot(chosen, p.shape[-1]).to(x.dtype)
         y = torch.einsum("bsnr,nrc->bsc", hidden * mine.unsqueeze(-1), self.up) + mine @ self.up_bias
+        if self.scale is not None:
+            y = (F.relu(self.scale(h)) * mine).sum(-1, keepdim=True) * y
         return (weight.unsqueeze(-1) * y).reshape(batch, tokens, width), p
 
 
@@ -122,6 +131,8 @@ class AdapterX(Method):
         router_width: Of the router's space (a choice).
         balance: Weight of the balance loss, averaged over the blocks (a choice).
         parts: What the head reads.
+        dynamic: Gives each adapter a scale per sub-token, as DAPT's have one per token; the publication names its model
+            for clouds DAPT-X for it (772 parameters more at the published size; where they stand is a choice).
 
     Source: "Adapter-X: a novel general parameter-efficient fine-tuning framework for vision", 2024.
     """
@@ -132,6 +143,7 @@ class AdapterX(Method):
     router_width: int = 32
     balance: float = 0.01
     parts: tuple[str, ...] = ("cls", "prompt_mean", "patch_max")
+    dynamic: bool = False
 
     name = "adapter_x"
     trains = (PREFIX_TOKENS,)
@@ -145,7 +157,9 @@ class AdapterX(Method):
         """Puts the library beside the blocks and gives every block its norm and prompt generator."""
         backbone = model.backbone
         width, at = backbone.config.width, where(backbone)
-        backbone.mixture = SharedMixtureOfAdapters(width, self.heads, self.experts, self.rank, self.router_width, **at)
+        backbone.mixture = SharedMixtureOfAdapters(
+            width, self.heads, self.experts, self.rank, self.router_width, self.dynamic, **at
+        )
         for i, block in enumerate(backbone.blocks):
             backbone.blocks[i] = AdapterXBlock(block, backbone.mixture, self.balance / len(backbone.blocks))
         model.read(self.parts)

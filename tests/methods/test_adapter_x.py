@@ -9,8 +9,9 @@ from tests.methods.tools import block_input, cloud, make, stirred
 
 
 @torch.no_grad()
-def test_each_sub_token_passes_through_the_expert_with_the_best_cosine():
-    model = stirred("adapter_x", noise=0.2)
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_each_sub_token_passes_through_the_expert_with_the_best_cosine(dynamic):
+    model = stirred("adapter_x", noise=0.2, dynamic=dynamic)
     mixture = model.backbone.mixture
     x, _ = block_input(model)
     y, p = mixture(x)
@@ -21,6 +22,8 @@ def test_each_sub_token_passes_through_the_expert_with_the_best_cosine():
         i = int(chances.argmax())
         hidden = F.gelu(part @ mixture.down[i] + mixture.down_bias[i])
         expected = chances[i] * (hidden @ mixture.up[i] + mixture.up_bias[i])
+        if dynamic:
+            expected = expected * F.relu(mixture.scale.weight[i] @ part + mixture.scale.bias[i])
         torch.testing.assert_close(p[b, 2 * t + h], chances, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(y[b, t, 48 * h : 48 * (h + 1)], expected, rtol=1e-4, atol=1e-5)
 
