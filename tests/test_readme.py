@@ -1,9 +1,43 @@
+"""What the README and the pages of .docs tell to type: commands are parsed by the real command line, Python is run."""
+
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+import tyro
+
+import pointpeft
+from pointpeft.cli.main import COMMANDS
+
 ROOT = Path(__file__).resolve().parent.parent
+PAGES = sorted([ROOT / "README.md", ROOT / ".github" / "CONTRIBUTING.md", *(ROOT / ".docs").glob("*.rst")])
+
+
+def blocks(page, language):
+    """The blocks of one language of a page, in Markdown or reStructuredText."""
+    text = page.read_text()
+    if page.suffix == ".md":
+        return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+    found = re.findall(rf"\.\. code-block:: {language}\n\n((?:   .*\n|\n)+)", text)
+    return ["\n".join(line[3:] for line in block.splitlines()) + "\n" for block in found]
+
+
+def commands(page):
+    """Command lines of pointpeft: those of bash blocks, and those between backquotes that have arguments."""
+    lines = [line for block in blocks(page, "bash") for line in block.splitlines()]
+    found = [line for line in lines if re.match(r"(accelerate launch -m |\S*python -m )?pointpeft \S", line)]
+    found += [" ".join(line.split()) for line in re.findall(r"`(pointpeft [^`]+ [^`]+)`", page.read_text())]
+    return [line for line in found if "COMMAND" not in line]
+
+
+LINES = [pytest.param(line, id=f"{page.name}: {line[:60]}") for page in PAGES for line in commands(page)]
+PYTHON = [
+    pytest.param(page, id=page.name) for page in PAGES if any("import" in block for block in blocks(page, "python"))
+]
 
 
 def test_ci_runs_the_test_command_of_the_readme():
@@ -12,12 +46,51 @@ def test_ci_runs_the_test_command_of_the_readme():
     assert command in (ROOT / "README.md").read_text().splitlines()
 
 
-def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+def test_every_command_is_shown():
+    shown = {line.values[0].split("pointpeft ", 1)[1].split()[0] for line in LINES}
+    shown |= set(re.findall(r"`pointpeft ([\w-]+)`", "".join(page.read_text() for page in PAGES)))
+    assert shown == set(COMMANDS)
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_a_command_line_is_understood(line):
+    """Every option is there and takes the value; `…` stands for what the reader fills in."""
+    from importlib import import_module
+
+    words = shlex.split(line.replace("…", "linear"), comments=True)
+    words = words[words.index("pointpeft") + 1 :]
+    name, *arguments = [word for word in words if word != "linear" or len(words) > 2]
+    module, kind = COMMANDS[name]
+    command = tyro.cli(
+        getattr(import_module(module), kind),
+        args=arguments,
+        config=(tyro.conf.OmitArgPrefixes,),
+        prog=f"pointpeft {name}",
+    )
+    assert type(command).__name__ == kind
+
+
+@pytest.mark.parametrize("page", PYTHON)
+def test_python_runs(page, tmp_path):
+    """All blocks of a page, one after another, in a folder with the files that they name."""
+    from pointpeft.checkpoints.published import save_published
+
+    save_published(pointpeft.create_model("point_mae", "full", 15), tmp_path / "pretrain.pth")
+    shutil.copy(tmp_path / "pretrain.pth", tmp_path / "ckpt-best.pth")
+    files = """
+import torch, pointpeft
+torch.manual_seed(0)
+model = pointpeft.create_model("point_mae_tiny", "dapt", 15).eval()
+pointpeft.save_adapter(model, "runs/finetune-scans-dapt/adapter")
+xyz = torch.rand(2, 1024, 3)
+"""
+    code = files + "\n".join(blocks(page, "python"))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_page_on_a_method_of_your_own_runs(tmp_path):
-    (page,) = [block for block in blocks("python") if "register_method" in block]
+    (page,) = [block for block in blocks(ROOT / "README.md", "python") if "register_method" in block]
     assert len(page.splitlines()) <= 40
     check = """
 assert model.trainable_parameters(head=False) == 6 * 2 * 96
@@ -34,13 +107,5 @@ pointpeft.save_adapter(model.eval(), FOLDER)
 assert torch.equal(pointpeft.load_adapter(FOLDER)(xyz), model(xyz))
 """
     code = page + check.replace("FOLDER", repr(str(tmp_path)))
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr
-
-
-def test_every_command_of_the_readme_is_there():
-    from pointpeft.cli.main import COMMANDS
-
-    named = {match for block in blocks("bash") for match in re.findall(r"^pointpeft ([\w-]+)", block, re.MULTILINE)}
-    assert named
-    assert named <= set(COMMANDS)
