@@ -82,7 +82,7 @@ def folded(model: PointModel) -> PointModel:
         return model
     from pointpeft.model import create_from_config
 
-    copy = create_from_config(model.config())
+    copy = create_from_config(model.config(), device=next(model.parameters()).device)
     copy.load_state_dict(model.state_dict())
     for ours, theirs in zip(copy.modules(), model.modules(), strict=True):
         if hasattr(theirs, "published_order"):
@@ -138,6 +138,7 @@ def _write_onnx(
             )
     finally:
         exporter.setLevel(level)
+    assert written is not None  # as it is with dynamo=True
     written.model.metadata_props.update({key: json.dumps(value) for key, value in facts.items()})
     written.save(path, external_data=False)
     session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])

@@ -9,7 +9,7 @@ from tyro.conf import Positional, arg
 
 @dataclass(frozen=True)
 class Serve:
-    """Classify clouds sent over HTTP, and serve a page that scans are dropped on.
+    """Classify clouds or their parts sent over HTTP, and serve a page that scans are dropped on.
 
     Answers this machine alone unless --host says otherwise. There is no password: behind --host 0.0.0.0 everybody who
     reaches the port may send files.

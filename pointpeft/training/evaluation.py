@@ -155,7 +155,7 @@ def predict(adapted: Adapted, paths: Sequence[Path], top: int = 3) -> list[dict[
         One dict per file: "file" and either "class", "probability" and "top" [(class, probability)], or "error".
     """
     group_size = adapted.model.backbone.config.group_size
-    results = []
+    results: list[dict[str, Any]] = []
     for path in paths:
         try:
             points = read_points(path, normalized=adapted.normalized)
@@ -197,14 +197,14 @@ def predict_points(
     """
     rooms = adapted.model.task == "semantic_segmentation"
     names = adapted.classes if rooms else tuple(adapted.metadata["parts"])
-    kind = 0 if rooms else _category(adapted, category)
+    kind = 0 if rooms else category_index(adapted, category)
     if rooms and category is not None:
         raise ValueError(f"category must not be given for rooms, got {category!r}")
     stems = [Path(path).stem for path in paths]
     if len(set(stems)) < len(stems):
         raise ValueError("two files of one name would write the same output; label them one after another")
     group_size = adapted.model.backbone.config.group_size
-    results = []
+    results: list[dict[str, Any]] = []
     folder.mkdir(parents=True, exist_ok=True)
     for path in map(Path, paths):
         try:
@@ -228,7 +228,12 @@ def predict_points(
     return results
 
 
-def _category(adapted: Adapted, category: str | None) -> int:
+def category_index(adapted: Adapted, category: str | None) -> int:
+    """The index of a category of a model of part segmentation; None where it knows but one.
+
+    Raises:
+        ValueError: An unknown or missing category.
+    """
     classes = adapted.classes
     if category is None and len(classes) > 1:
         raise ValueError(f"name the category of the clouds: --category, one of {', '.join(classes)}")

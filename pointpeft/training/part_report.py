@@ -72,6 +72,7 @@ def write_prediction(
 
     own = labels.unique().tolist()
     figure = Figure(figsize=(9, 4.2), layout="constrained")
+    handles: Any = ()
     for place, turn in enumerate((-60, 30)):
         axes = figure.add_subplot(1, 2, place + 1, projection="3d")
         handles = draw_cloud(axes, points, labels, own, up_axis, turn)
@@ -81,24 +82,40 @@ def write_prediction(
 
 
 def draw_cloud(
-    axes: Any, points: Tensor, labels: Tensor, parts: Sequence[int], up_axis: str, turn: float = -60
+    axes: Any, points: Tensor, labels: Tensor, parts: Sequence[int], up_axis: str, turn: float = -60, size: float = 2
 ) -> list[Any]:
     """Draws points coloured by part; returns what a legend needs, in the order of `parts`."""
     from matplotlib import colormaps
 
     palette = colormaps["tab20" if len(parts) > 10 else "tab10"]
-    up = "xyz".index(up_axis)
-    across, along = (up + 1) % 3, (up + 2) % 3
+    turned = points[:, _axes(up_axis)]
     handles = []
     for k, part in enumerate(parts):
-        own = points[labels == part]
-        color = palette(k % palette.N)
-        handles.append(axes.scatter(own[:, across], own[:, along], own[:, up], s=2, color=color, linewidths=0))
-    low, high = points.amin(0), points.amax(0)
+        own = turned[labels == part]
+        handles.append(axes.scatter(*own.unbind(1), s=size, color=palette(k % palette.N), linewidths=0))
+    _frame(axes, turned, turn)
+    return handles
+
+
+def draw_amounts(axes: Any, points: Tensor, values: Tensor, up_axis: str, turn: float = -60, size: float = 2) -> Any:
+    """Draws points coloured by a number each; returns what a colour bar needs. [N, 3], [N]"""
+    turned = points[:, _axes(up_axis)]
+    drawn = axes.scatter(*turned.unbind(1), c=values, s=size, cmap="viridis", linewidths=0)
+    _frame(axes, turned, turn)
+    return drawn
+
+
+def _axes(up_axis: str) -> list[int]:
+    """The columns of a cloud's coordinates as they are drawn, the one that points up last."""
+    up = "xyz".index(up_axis)
+    return [(up + 1) % 3, (up + 2) % 3, up]
+
+
+def _frame(axes: Any, turned: Tensor, turn: float) -> None:
+    low, high = turned.amin(0), turned.amax(0)
     middle, half = (low + high) / 2, float((high - low).max()) / 2 or 1.0
-    for axis, set_limits in ((across, axes.set_xlim), (along, axes.set_ylim), (up, axes.set_zlim)):
+    for axis, set_limits in enumerate((axes.set_xlim, axes.set_ylim, axes.set_zlim)):
         set_limits(float(middle[axis]) - half, float(middle[axis]) + half)
     axes.set_box_aspect((1, 1, 1), zoom=1.6)  # the default leaves half of the picture empty
     axes.set_axis_off()
     axes.view_init(elev=20, azim=turn)
-    return handles

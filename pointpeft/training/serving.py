@@ -1,24 +1,26 @@
-"""A service that classifies clouds sent to it, and a page that a scan is dropped on."""
+"""A service that classifies clouds sent to it, or their parts, and a page that a scan is dropped on."""
 
 import asyncio
-import json
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pointpeft.checkpoints.export import folded
 from pointpeft.data import DataError, read_points
-from pointpeft.training import viewer
+from pointpeft.training import show, viewer
 from pointpeft.training.clouds import fit
-from pointpeft.training.evaluation import Adapted
+from pointpeft.training.evaluation import Adapted, category_index
 from pointpeft.training.inference import forward_all
+from pointpeft.training.serving_page import page_of
+from pointpeft.training.token_layers import look
 
 REMEDY = "the service needs packages that are not installed: pip install 'pointpeft[serve]'"
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]", "::1")
@@ -65,6 +67,10 @@ class Batcher:
         await self._waiting.put((cloud, answer))
         return await answer
 
+    async def alone(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """What a function gives that runs the model itself, in turn with the passes."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
+
     async def run(self) -> None:
         """Serves until it is cancelled."""
         while True:
@@ -101,17 +107,19 @@ class Batcher:
 def create_app(adapted: Adapted, limits: Limits | None = None, hosts: tuple[str, ...] = LOOPBACK) -> Any:
     """The service as an ASGI application.
 
-    `POST /predict?name=scan.ply` with the file as its body gives the class; `GET /health` says whether it runs; `GET /`
-    is the page. Requests for another host name, and those that pages of other origins make, are refused, so that a web
-    site that a visitor opens cannot use a service on the visitor's own machine.
+    `POST /predict?name=scan.ply` with the file as its body gives the class, with `&look=true` also what the model does
+    with the patches; of a model of part segmentation, the part of each point, and `&category=chair` says what the cloud
+    is. `GET /health` says whether it runs; `GET /` is the page. Requests for another host name, and those that pages of
+    other origins make, are refused, so that a web site that a visitor opens cannot use a service on the visitor's own
+    machine.
 
     Args:
-        adapted: A classifier.
+        adapted: A classifier of clouds, or a model of part segmentation.
         limits: None for the defaults.
         hosts: Names under which it may be called; "*" for any.
 
     Raises:
-        ValueError: The model classifies points, or needs inputs beside the coordinates.
+        ValueError: A model of rooms, or one that needs inputs beside the coordinates and the category.
         ImportError: FastAPI is not installed.
     """
     try:
@@ -119,8 +127,9 @@ def create_app(adapted: Adapted, limits: Limits | None = None, hosts: tuple[str,
         from fastapi.responses import HTMLResponse, JSONResponse
     except ImportError as error:
         raise ImportError(REMEDY) from error
-    if adapted.model.dense or adapted.model.inputs:
-        raise ValueError("serve is for classifiers of clouds that need nothing but coordinates")
+    if adapted.model.task == "semantic_segmentation" or adapted.model.method.inputs:
+        raise ValueError("serve is for classifiers of clouds and of parts that need nothing but coordinates")
+    adapted = replace(adapted, model=folded(adapted.model))
     limits = limits or Limits()
     largest = int(limits.megabytes * 2**20)
     batcher = Batcher(adapted, limits)
@@ -159,6 +168,7 @@ def create_app(adapted: Adapted, limits: Limits | None = None, hosts: tuple[str,
             "status": "ok",
             "backbone": adapted.model.backbone_name,
             "method": adapted.model.method.name,
+            "task": adapted.model.task,
             "classes": list(adapted.classes),
             "device": str(adapted.device),
             "seconds up": round(time.monotonic() - started, 1),
@@ -169,16 +179,16 @@ def create_app(adapted: Adapted, limits: Limits | None = None, hosts: tuple[str,
 
     @app.get("/")
     async def page() -> HTMLResponse:
-        return HTMLResponse(_page(adapted, limits))
+        return HTMLResponse(page_of(adapted, limits.megabytes))
 
     @app.post("/predict")
-    async def predict(request: Request, name: str) -> JSONResponse:
+    async def predict(request: Request, name: str, look: bool = False, category: str | None = None) -> JSONResponse:
         nonlocal busy, answered
         if busy >= limits.queue:
             return JSONResponse({"error": "too many requests under way; try again"}, 503)
         busy += 1
         try:
-            result = await asyncio.wait_for(_answer(request, name), limits.seconds)
+            result = await asyncio.wait_for(_answer(request, name, look, category), limits.seconds)
         except asyncio.TimeoutError:
             return JSONResponse({"error": f"not done within {limits.seconds:g} seconds"}, 504)
         except _TooLarge:
@@ -190,7 +200,8 @@ def create_app(adapted: Adapted, limits: Limits | None = None, hosts: tuple[str,
         answered += 1
         return JSONResponse(result)
 
-    async def _answer(request: Request, name: str) -> dict[str, Any]:
+    async def _answer(request: Request, name: str, looks: bool, category: str | None) -> dict[str, Any]:
+        kind = _kind(adapted, category)
         if int(request.headers.get("content-length", "0")) > largest:
             raise _TooLarge
         with tempfile.TemporaryDirectory(prefix="pointpeft-") as folder:
@@ -203,19 +214,49 @@ def create_app(adapted: Adapted, limits: Limits | None = None, hosts: tuple[str,
                     file.write(chunk)
             loop = asyncio.get_running_loop()
             cloud = await loop.run_in_executor(readers, _read, adapted, path, Path(name).name)
+        name = Path(name).name
+        if adapted.model.dense:
+            card = await batcher.alone(show.part_card, adapted, cloud, name, kind)
+            labels, parts = card.labels[show.PART]
+            counts = labels.bincount(minlength=len(parts)).tolist()
+            shares = {part: round(n / len(labels), 4) for part, n in zip(parts, counts, strict=True) if n}
+            layers = show.entry(card)["layers"]
+            return {
+                "name": name,
+                "category": card.said,
+                "parts": shares,
+                "points": viewer.quantised(cloud),
+                "layers": layers,
+            }
         probabilities = await batcher.classify(cloud)
         best = probabilities.topk(min(3, len(adapted.classes)))
         top = [
             {"class": adapted.classes[i], "probability": round(p, 4)}
             for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)
         ]
-        return {"name": Path(name).name, **top[0], "top": top, "points": viewer.quantised(cloud)}
+        answer = {"name": name, **top[0], "top": top, "points": viewer.quantised(cloud)}
+        if looks:
+            seen = await batcher.alone(look, adapted.model, cloud)
+            answer["layers"] = {layer: viewer.amounts(values) for layer, values in seen.layers.items()}
+        return answer
 
     return app
 
 
 class _TooLarge(Exception):
     pass
+
+
+def _kind(adapted: Adapted, category: str | None) -> int:
+    """Index of the category that a request names; 0 for a classifier, which takes none."""
+    if not adapted.model.dense:
+        if category is not None:
+            raise DataError(f"category must be left out for a classifier, got {category!r}")
+        return 0
+    try:
+        return category_index(adapted, category)
+    except ValueError as error:
+        raise DataError(str(error).replace("--category", "category=")) from error
 
 
 def _read(adapted: Adapted, path: Path, name: str) -> Tensor:
@@ -228,61 +269,3 @@ def _read(adapted: Adapted, path: Path, name: str) -> Tensor:
     if len(points) < least:
         raise DataError(f"{name} has {len(points)} points, at least group_size = {least} are needed")
     return fit(points, adapted.num_points)
-
-
-def _page(adapted: Adapted, limits: Limits) -> str:
-    facts = f"{adapted.model.method.name} on {adapted.model.backbone_name}, {len(adapted.classes)} classes"
-    return (
-        PAGE.replace("@UP@", viewer.up_options("z"))
-        .replace("@STYLE@", viewer.STYLE)
-        .replace("@VIEWER@", viewer.SCRIPT)
-        .replace("@FACTS@", json.dumps(facts).replace("<", "\\u003c"))
-        .replace("@LIMIT@", f"{limits.megabytes:g}")
-    )
-
-
-PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>pointpeft</title>
-<meta name="viewport" content="width=device-width">
-<style>
-@STYLE@#drop{border:2px dashed #888;border-radius:8px;padding:2.5rem;text-align:center;cursor:pointer;display:block}
-#drop.over{background:#eef4ff;border-color:#36c}#grid{grid-template-columns:repeat(auto-fill,minmax(320px,1fr))}
-</style></head><body>
-<h1>What is this cloud?</h1><p id="facts"></p>
-<label id="drop">Drop scans here, or click to choose: .ply .npy .pcd .las .xyz .off .obj .stl and others,
-up to @LIMIT@ MB each<input id="files" type="file" multiple hidden></label>
-<p><label>Up axis <select id="up">@UP@</select></label>
-<small>drag to turn, wheel to zoom, double click to reset</small></p>
-<div id="grid"></div>
-<script>
-"use strict";
-@VIEWER@
-document.getElementById("facts").textContent = @FACTS@;
-const drop = document.getElementById("drop"), files = document.getElementById("files");
-async function classify(file) {
-  const figure = document.createElement("figure"), caption = document.createElement("figcaption");
-  text(caption, "span", `${file.name} ...`);
-  figure.appendChild(caption);
-  document.getElementById("grid").prepend(figure);
-  let result;
-  try {
-    result = await (await fetch("predict?name=" + encodeURIComponent(file.name), {method: "POST", body: file})).json();
-  } catch (error) { result = {error: String(error)}; }
-  caption.textContent = "";
-  if (result.error) { text(caption, "span", `${file.name}: ${result.error}`, "said"); return; }
-  const canvas = document.createElement("canvas");
-  figure.prepend(canvas);
-  for (const [i, entry] of result.top.entries()) {
-    text(caption, i ? "small" : "b", `${entry.class} ${(100 * entry.probability).toFixed(1)}% `, i ? "" : "true");
-  }
-  caption.appendChild(document.createElement("br"));
-  text(caption, "small", result.name);
-  open(canvas, result.points);
-}
-function all(list) { for (const file of list) classify(file); }
-files.onchange = () => { all(files.files); files.value = ""; };
-drop.ondragover = event => { event.preventDefault(); drop.className = "over"; };
-drop.ondragleave = () => { drop.className = ""; };
-drop.ondrop = event => { event.preventDefault(); drop.className = ""; all(event.dataTransfer.files); };
-</script></body></html>
-"""

@@ -2,171 +2,146 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pointpeft.backbones.layers import Attention
-from pointpeft.checkpoints.export import folded
 from pointpeft.checkpoints.files import write_atomically
-from pointpeft.methods.dapt import DynamicAdapter
-from pointpeft.model import PointModel
-from pointpeft.ops import interpolate
-from pointpeft.training import viewer
+from pointpeft.training import token_layers, viewer
+from pointpeft.training.evaluation import Adapted
+from pointpeft.training.part_metrics import predicted_parts
+from pointpeft.training.part_report import draw_amounts, draw_cloud
 from pointpeft.training.run_folder import write_text
+from pointpeft.training.token_layers import look
 
-DEPTH, CLASS, ATTENTION, SCALE = "depth", "class", "attention", "dynamic scale"
+DEPTH, CLASS, PART, TRUE_PART = "depth", "class", "part", "true part"
 MEANING = {
     DEPTH: "nearer points are lighter",
     CLASS: "the class that the cloud is taken for",
-    ATTENTION: "attention of the last block to the patches: of its class token, or of all tokens where it has none; "
-    "mean over heads",
-    SCALE: "DAPT's scale of each patch token, mean over blocks",
+    PART: "the part that each point is taken for",
+    TRUE_PART: "the part that each point is",
+    **token_layers.MEANING,
 }
 
 
-@torch.no_grad()
-def layers(model: PointModel, xyz: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """What the model looks at, point by point.
+@dataclass
+class Card:
+    """One cloud and what the model made of it.
 
-    Args:
-        model: In evaluation mode; it is left as it is.
-        xyz: One cloud. [N, 3]
-
-    Returns:
-        Logits [classes], and by name what the model has of `ATTENTION` and `SCALE`, carried over from the patches'
-        centres to the points. [N] each
+    Attributes:
+        name: Of the file or cloud.
+        xyz: [N, 3]
+        said: Class or category.
+        sure: Probability of `said`; the share of points in the right part where the parts are known; else None.
+        true: The true class, where it is known.
+        labels: By name the layers of names: class or part of each point, int64 [N], and the names by index.
+        amounts: By name the layers of numbers. [N] each
+        memory: See `Seen`.
     """
-    model = folded(model)
-    seen: dict[str, Any] = {"scales": []}
-    attn = next(
-        (module for module in reversed([*model.backbone.blocks.modules()]) if isinstance(module, Attention)), None
-    )
-    hooks = [model.backbone.register_forward_hook(lambda module, given, result: seen.update(ctx=result[1]))]
-    for module in model.modules():
-        if isinstance(module, DynamicAdapter):
-            hooks.append(
-                module.register_forward_pre_hook(lambda own, given: seen["scales"].append(_scale(own, *given)))
-            )
-    if attn is not None:
-        attend = attn.attend
 
-        def recorded(qkv: Tensor, mask: Tensor | None = None) -> Tensor:
-            seen["attention"] = _attention(qkv, mask, attn.num_heads)
-            return attend(qkv, mask)
-
-        attn.attend = recorded  # stands before the class's own until it is taken away again
-    try:
-        logits = model(xyz[None])[0].float().cpu()
-    finally:
-        for hook in hooks:
-            hook.remove()
-        if attn is not None:
-            del attn.attend
-    ctx = seen["ctx"]
-    found = {}
-    if "attention" in seen:
-        table = seen["attention"]  # (1, T, T)
-        row = table[0, 0] if ctx.num_prefix else table[0].mean(0)
-        found[ATTENTION] = _patches(row, ctx)
-    if seen["scales"]:
-        found[SCALE] = torch.stack([_patches(scale[0, :, 0], ctx) for scale in seen["scales"]]).mean(0)
-    k = min(3, ctx.num_groups)
-    spread = {
-        name: interpolate(xyz[None].float(), ctx.centers.float(), values[None, :, None], k)[0, :, 0].cpu()
-        for name, values in found.items()
-    }
-    return logits, spread
+    name: str
+    xyz: Tensor
+    said: str
+    sure: float | None
+    true: str | None
+    labels: dict[str, tuple[Tensor, Sequence[str]]]
+    amounts: dict[str, Tensor]
+    memory: list[tuple[int, float]] = field(default_factory=list)
 
 
-def _scale(adapter: DynamicAdapter, x: Tensor) -> Tensor:
-    """The factor of each token: ReLU(W LN(x) + b). [B, T, C] -> [B, T, 1]"""
-    return adapter.scale(adapter.norm(x)).relu().float()
+def class_card(adapted: Adapted, xyz: Tensor, name: str, true: str | None = None) -> Card:
+    """A cloud for a classifier. [N, 3]"""
+    seen = look(adapted.model, xyz)
+    probability, predicted = seen.output.softmax(0).max(0)
+    labels = predicted.expand(len(xyz))
+    said = adapted.classes[int(predicted)]
+    named: dict[str, tuple[Tensor, Sequence[str]]] = {CLASS: (labels, adapted.classes)}
+    return Card(name, xyz, said, float(probability), true, named, seen.layers, seen.memory)
 
 
-def _attention(qkv: Tensor, mask: Tensor | None, heads: int) -> Tensor:
-    """Mean over heads of the attention. [B, T, 3C] -> [B, T, T]"""
-    batch, tokens, width = qkv.shape
-    q, k, _ = qkv.float().view(batch, tokens, 3, heads, width // 3 // heads).permute(2, 0, 3, 1, 4)
-    scores = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
-    if mask is not None:
-        scores = scores.masked_fill(~mask, -torch.inf)
-    return scores.softmax(-1).mean(1)
+def part_card(adapted: Adapted, xyz: Tensor, name: str, kind: int, true_parts: Tensor | None = None) -> Card:
+    """A cloud of the category with index `kind`, for a model of part segmentation. [N, 3], int64 [N]"""
+    index = torch.tensor([kind])
+    inputs = {"category": index} if adapted.model.num_categories else {}
+    parts = tuple(adapted.metadata["parts"])
+    allowed = torch.zeros(len(adapted.classes), len(parts), dtype=torch.bool)
+    allowed[kind, adapted.metadata["parts of"][kind]] = True
+    seen = look(adapted.model, xyz, **inputs)
+    labels = predicted_parts(seen.output[None], index, allowed)[0]
+    named: dict[str, tuple[Tensor, Sequence[str]]] = {PART: (labels, parts)}
+    right = None
+    if true_parts is not None:
+        named[TRUE_PART] = (true_parts, parts)
+        right = float((labels == true_parts).float().mean())
+    return Card(name, xyz, adapted.classes[kind], right, None, named, seen.layers, seen.memory)
 
 
-def _patches(row: Tensor, ctx: Any) -> Tensor:
-    """The patches' entries of a row over tokens: they stand before the suffix alone. [T] -> [G]"""
-    end = row.shape[0] - ctx.num_suffix
-    return row[end - ctx.num_groups : end].float()
-
-
-def card(model: PointModel, xyz: Tensor, names: Sequence[str], title: str, true: str | None = None) -> dict[str, Any]:
-    """One cloud for `page` and `picture`: what it is taken for, and its layers. [N, 3]"""
-    logits, found = layers(model, xyz)
-    probability, predicted = logits.softmax(0).max(0)
+def entry(card: Card) -> dict[str, Any]:
+    """A card for the script of a page, ready for JSON."""
+    named = {name: viewer.classes(labels, names) for name, (labels, names) in card.labels.items()}
     return {
-        "name": title,
-        "true": true,
-        "said": names[int(predicted)],
-        "sure": float(probability),
-        "xyz": xyz,
-        "labels": predicted.expand(len(xyz)),
-        "found": found,
+        "name": card.name,
+        "true": card.true,
+        "said": card.said,
+        "sure": card.sure,
+        "memory": [f"{column} ({cosine:.2f})" for column, cosine in card.memory],
+        "points": viewer.quantised(card.xyz),
+        "layers": named | {name: viewer.amounts(values) for name, values in card.amounts.items()},
     }
 
 
-def page(cards: Sequence[dict[str, Any]], names: Sequence[str], up_axis: str) -> str:
+def page(cards: Sequence[Card], up_axis: str) -> str:
     """One HTML page without any outside reference: the clouds, and a choice of what colours them."""
-    entries = []
-    for entry in cards:
-        coloured = {CLASS: viewer.classes(entry["labels"], names)}
-        coloured |= {name: viewer.amounts(values) for name, values in entry["found"].items()}
-        told = {key: entry[key] for key in ("name", "true", "said", "sure")}
-        entries.append(told | {"points": viewer.quantised(entry["xyz"]), "layers": coloured})
-    known = [DEPTH, *dict.fromkeys(name for entry in entries for name in entry["layers"])]
-    meanings = {name: MEANING[name] for name in known}
+    entries = [entry(card) for card in cards]
+    known = [DEPTH, *dict.fromkeys(name for told in entries for name in told["layers"])]
     # "<" is escaped so that no name of a file or class can end the script element.
-    data, told = (json.dumps(value).replace("<", "\\u003c") for value in (entries, meanings))
+    data, told = (
+        json.dumps(value).replace("<", "\\u003c") for value in (entries, {name: MEANING[name] for name in known})
+    )
     return (
         PAGE.replace("@UP@", viewer.up_options(up_axis))
         .replace("@STYLE@", viewer.STYLE)
         .replace("@VIEWER@", viewer.SCRIPT)
+        .replace("@LAYERS@", viewer.LAYERS)
         .replace("@MEANINGS@", told)
         .replace("@DATA@", data)
     )
 
 
-def picture(cards: Sequence[dict[str, Any]], names: Sequence[str], up_axis: str) -> Any:
+def picture(cards: Sequence[Card], up_axis: str) -> Any:
     """A figure with a row per cloud and a column per layer."""
     from matplotlib.figure import Figure  # no pyplot: it would choose a window system
 
-    columns = [CLASS, *dict.fromkeys(name for entry in cards for name in entry["found"])]
+    columns = list(dict.fromkeys(name for card in cards for name in (*card.labels, *card.amounts)))
     figure = Figure(figsize=(3.4 * len(columns), 3.4 * len(cards)), layout="constrained")
-    order = [0, 1, 2] if up_axis == "z" else [2, 0, 1]
-    for i, entry in enumerate(cards):
+    for i, card in enumerate(cards):
         for j, name in enumerate(columns):
             axes = figure.add_subplot(len(cards), len(columns), i * len(columns) + j + 1, projection="3d")
-            values = entry["labels"] if name == CLASS else entry["found"].get(name)
-            style = (
-                {"cmap": "tab20", "vmin": 0, "vmax": max(1, len(names) - 1)} if name == CLASS else {"cmap": "viridis"}
-            )
-            if values is not None:
-                axes.scatter(*entry["xyz"][:, order].unbind(1), c=values, s=3, **style)
             axes.set_axis_off()
-            axes.set_aspect("equal")
-            axes.set_title(
-                f"{entry['said']} {entry['sure']:.0%}\n{entry['name']}" if name == CLASS else name, fontsize=8
-            )
+            title = name if j else f"{card.said}{'' if card.sure is None else f' {card.sure:.0%}'}\n{card.name}"
+            axes.set_title(title, fontsize=8)
+            if name in card.labels:
+                labels, names = card.labels[name]
+                handles = draw_cloud(axes, card.xyz, labels, range(len(names)), up_axis, size=4)
+                if name != CLASS:
+                    own = labels.unique().tolist()
+                    axes.legend(
+                        [handles[part] for part in own], [names[part] for part in own], fontsize=6, markerscale=3
+                    )
+            elif name in card.amounts:
+                drawn = draw_amounts(axes, card.xyz, card.amounts[name], up_axis, size=4)
+                figure.colorbar(drawn, ax=axes, shrink=0.6)
     return figure
 
 
-def write(folder: Path, cards: Sequence[dict[str, Any]], names: Sequence[str], up_axis: str) -> tuple[Path, Path]:
+def write(folder: Path, cards: Sequence[Card], up_axis: str) -> tuple[Path, Path]:
     """Writes show.html and show.png into a folder and returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "show.html", page(cards, names, up_axis))
-    figure = picture(cards, names, up_axis)
+    write_text(folder / "show.html", page(cards, up_axis))
+    figure = picture(cards, up_axis)
     write_atomically(folder / "show.png", lambda path: figure.savefig(path, dpi=120, format="png"))
     return folder / "show.html", folder / "show.png"
 
@@ -185,36 +160,30 @@ PAGE = """<!doctype html>
 <script>
 "use strict";
 @VIEWER@
-const meanings = @MEANINGS@, choice = document.getElementById("layer"), shown = [];
-for (const name of Object.keys(meanings)) text(choice, "option", name);
+@LAYERS@
+known(@MEANINGS@);
 const clouds = @DATA@;
 for (const cloud of clouds) {
   const figure = document.createElement("figure"), canvas = document.createElement("canvas");
   figure.appendChild(canvas);
   const caption = document.createElement("figcaption");
   const right = cloud.true === null || cloud.true === cloud.said;
-  text(caption, "span", `${cloud.said} ${(100 * cloud.sure).toFixed(0)}%`, right ? "true" : "said");
+  text(caption, "span", cloud.said + (cloud.sure === null ? "" : ` ${(100 * cloud.sure).toFixed(0)}%`),
+    right ? "true" : "said");
   if (!right) text(caption, "span", `, is ${cloud.true}`);
   caption.appendChild(document.createElement("br"));
   text(caption, "small", cloud.name);
+  if (cloud.memory.length) {
+    caption.appendChild(document.createElement("br"));
+    text(caption, "small", "recalls columns of the memory bank: " + cloud.memory.join(", "));
+  }
   caption.appendChild(document.createElement("br"));
-  const range = document.createElement("small");
-  caption.appendChild(range);
+  const legend = document.createElement("small");
+  caption.appendChild(legend);
   figure.appendChild(caption);
   document.getElementById("grid").appendChild(figure);
-  for (const layer of Object.values(cloud.layers)) layer.values = decode(layer.values, Uint8Array);
-  shown.push([open(canvas, cloud.points), cloud.layers, range]);
+  add(open(canvas, cloud.points), cloud.layers, legend);
 }
-function choose() {
-  document.getElementById("meaning").textContent = meanings[choice.value];
-  for (const [view, layers, range] of shown) {
-    view.layer = layers[choice.value] || null;
-    range.textContent = !view.layer ? "" : view.layer.classes ? Object.keys(view.layer.names).join(", ")
-      : `${view.layer.low.toPrecision(3)} to ${view.layer.high.toPrecision(3)}`;
-    draw(view);
-  }
-}
-choice.onchange = choose;
 choose(); // the grid is as wide as it will be
 </script></body></html>
 """

@@ -1,6 +1,7 @@
 """Clouds on a web page, turned with the mouse: what the pages of reports, `show` and `serve` share.
 
-The page that holds it must have a `<select id="up">` of y and z. Nothing is fetched from anywhere.
+The page that holds SCRIPT must have a `<select id="up">` of y and z; one that holds LAYERS too, a `<select id="layer">`
+and an element `meaning`. Nothing is fetched from anywhere.
 """
 
 import base64
@@ -24,17 +25,18 @@ SCRIPT = """const up = document.getElementById("up"), views = [];
 function text(parent, tag, value, kind) {
   const node = document.createElement(tag);
   node.textContent = value; if (kind) node.className = kind;
-  parent.appendChild(node);
+  return parent.appendChild(node);
 }
 function decode(base64, kind) {
   const bytes = atob(base64), values = new kind(bytes.length);
   for (let i = 0; i < bytes.length; i++) values[i] = bytes.charCodeAt(i);
   return values;
 }
+function hue(value) { return value * 137.5 % 360; }
 function colour(layer, i, near) {
   if (!layer) return `hsl(${210 - 150 * near} 80% ${35 + 35 * near}%)`;
   const value = layer.values[i];
-  if (layer.classes) return `hsl(${value * 137.5 % 360} 75% ${45 + 20 * near}%)`;
+  if (layer.classes) return `hsl(${hue(value)} 75% ${45 + 20 * near}%)`;
   return `hsl(${260 - 210 * value / 255} 85% ${28 + 37 * value / 255}%)`;
 }
 function draw(view) {
@@ -77,6 +79,33 @@ function open(canvas, points) {
 }
 up.onchange = () => views.forEach(draw);
 addEventListener("resize", () => views.forEach(draw));
+"""
+
+# `known` takes layers and what they mean into the choice; `add` gives a view its layers, as `amounts` and `classes`
+# make them, and the element that tells what their colours are.
+LAYERS = """const meanings = {}, choice = document.getElementById("layer"), shown = [];
+function known(told) {
+  for (const [name, meaning] of Object.entries(told)) {
+    if (!(name in meanings)) text(choice, "option", name);
+    meanings[name] = meaning;
+  }
+}
+function add(view, layers, legend) {
+  for (const layer of Object.values(layers)) layer.values = decode(layer.values, Uint8Array);
+  shown.push([view, layers, legend]);
+}
+function choose() {
+  document.getElementById("meaning").textContent = meanings[choice.value] || "";
+  for (const [view, layers, legend] of shown) {
+    const layer = view.layer = layers[choice.value] || null;
+    legend.textContent = !layer || layer.classes ? "" : `${layer.low.toPrecision(3)} to ${layer.high.toPrecision(3)}`;
+    for (const [name, value] of layer && layer.classes ? Object.entries(layer.names) : []) {
+      text(legend, "b", `\\u25cf ${name} `).style.color = `hsl(${hue(value)} 75% 40%)`;
+    }
+    draw(view);
+  }
+}
+choice.onchange = choose;
 """
 
 

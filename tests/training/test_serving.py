@@ -8,8 +8,9 @@ import torch
 
 from pointpeft import create_model
 from pointpeft.data import read_points
-from pointpeft.training.evaluation import Adapted, predict
+from pointpeft.training.evaluation import Adapted, predict, predict_points
 from pointpeft.training.serving import Limits, create_app
+from pointpeft.training.token_layers import ATTENTION, PROMPTS, SCALE
 
 pytest.importorskip("fastapi")
 pytest.importorskip("httpx")
@@ -52,6 +53,32 @@ def test_a_scan_gets_the_class_that_predict_gives(client, adapted, tmp_path):
     assert result["probability"] == pytest.approx(expected["probability"], abs=1e-3)
     assert (result["top"][0]["class"], result["top"][0]["probability"]) == (result["class"], result["probability"])
     assert len(result["points"]) == 64 * 3 * 4 // 3  # base64 of three bytes per point
+
+
+def test_whoever_looks_gets_the_layers(client, adapted):
+    assert "layers" not in client.post("/predict?name=scan.npy", content=scan()).json()
+    layers = client.post("/predict?name=scan.npy&look=true", content=scan()).json()["layers"]
+    assert set(layers) == {ATTENTION, SCALE, PROMPTS}
+    assert all(layer["low"] <= layer["high"] and len(layer["values"]) == 88 for layer in layers.values())
+    assert client.post("/predict?name=scan.npy&category=bed", content=scan()).status_code == 422
+
+
+def test_a_model_of_parts_gives_the_part_of_each_point(tmp_path):
+    torch.manual_seed(6)
+    options = {**SMALL, "depth": 3, "task": "part_segmentation", "num_categories": 2}
+    model = create_model("point_mae_tiny", "dapt", 4, **options).eval()
+    metadata = {"parts": ["cup", "handle", "foot", "shade"], "parts of": [[0, 1], [2, 3]], "up axis": "z"}
+    adapted = Adapted(model, ("mug", "lamp"), 64, True, metadata)
+    np.save(tmp_path / "scan.npy", np.load(io.BytesIO(scan(points=64))))
+    expected = predict_points(adapted, [tmp_path / "scan.npy"], tmp_path, "lamp")[0]["parts"]
+    with TestClient(create_app(adapted), base_url=HOME) as client:
+        result = client.post("/predict?name=scan.npy&category=lamp", content=scan(points=64)).json()
+        assert (result["category"], result["parts"]) == ("lamp", expected)
+        assert set(result["layers"]["part"]["names"]) == set(expected)
+        refused = client.post("/predict?name=scan.npy", content=scan())
+        assert refused.status_code == 422
+        assert "mug, lamp" in refused.json()["error"]
+        assert "lamp" in client.get("/").text
 
 
 @pytest.mark.parametrize(
