@@ -101,11 +101,11 @@ class Library(Extension):
 class NinjaBuild(build_ext):
     """One ninja graph for all parts: parallel, and a rebuild compiles only what changed."""
 
-    def get_ext_filename(self, name):
+    def get_ext_filename(self, fullname: str) -> str:
         """Libraries are called NAME.so, whatever the Python."""
-        if isinstance(self.ext_map.get(name) or self.ext_map.get(f"pointpeft.{name}"), Library):
-            return os.path.join(*name.split(".")) + ".so"
-        return super().get_ext_filename(name)
+        if isinstance(self.ext_map.get(fullname) or self.ext_map.get(f"pointpeft.{fullname}"), Library):
+            return os.path.join(*fullname.split(".")) + ".so"
+        return super().get_ext_filename(fullname)
 
     def build_extensions(self):
         """Writes build/ninja/build.ninja and runs it."""
@@ -178,7 +178,10 @@ def nvcc_version(nvcc: str | None) -> str:
     if nvcc is None:
         return ""
     said = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
-    return re.search(r"V(\d[\d.]*)", said).group(1)
+    found = re.search(r"V(\d[\d.]*)", said)
+    if found is None:
+        raise SystemExit(f"{nvcc} --version names no release: {said!r}")
+    return found[1]
 
 
 def sources(pattern: str) -> list[str]:

@@ -55,7 +55,21 @@ class Context:
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Tokens (or positions) as (prefix, prompts, patches, suffix), views of `x`. [B, T, C]"""
-        return x.split([self.num_prefix, self.num_prompts, self.num_groups, self.num_suffix], dim=1)
+        prefix, prompts, patches, suffix = x.split(
+            [self.num_prefix, self.num_prompts, self.num_groups, self.num_suffix], dim=1
+        )
+        return prefix, prompts, patches, suffix
+
+    @property
+    def patch_pos(self) -> Tensor:
+        """The patches' part of the positions. [B or 1, G, C]
+
+        Raises:
+            ValueError: They have been added to the tokens for good.
+        """
+        if self.pos is None:
+            raise ValueError("the positions have been added to the tokens and are no longer apart")
+        return self.split(self.pos)[2]
 
     def add_pos(self, x: Tensor) -> Tensor:
         """`x` plus the positions; `x` itself where they have been added for good. [B, T, C]"""

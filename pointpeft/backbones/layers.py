@@ -24,7 +24,7 @@ def is_frozen(layer: nn.Module) -> bool:
     )
 
 
-def linear(layer: nn.Module, x: Tensor) -> Tensor:
+def linear(layer: Any, x: Tensor) -> Tensor:
     """`layer(x)`, by `frozen_linear` where the layer is a plain one and frozen."""
     return frozen_linear(x, layer.weight, layer.bias) if is_frozen(layer) else layer(x)
 
@@ -102,9 +102,9 @@ class Block(nn.Module):
     A method derives from it, takes the frozen parts over with `adopt`, and writes its own `forward`.
     """
 
-    norm1: nn.Module
+    norm1: nn.LayerNorm
     attn: Attention
-    norm2: nn.Module
+    norm2: nn.LayerNorm
     mlp: Mlp
     drop_path: DropPath
     # Whether its equations are those of `forward` below, which the blocks of methods are written for.

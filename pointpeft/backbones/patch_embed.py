@@ -50,7 +50,7 @@ class PatchEmbed(nn.Module):
     @property
     def last_layer(self) -> nn.Linear | nn.Conv1d:
         """The layer whose output, or its maximum, the tokens are."""
-        return self.second_conv[-1]
+        return _parts(self.second_conv)[-1]
 
     @property
     def ends_in_maximum(self) -> bool:
@@ -77,13 +77,13 @@ class PatchEmbed(nn.Module):
             return self.second_conv(x).max(2).values.view(batch, groups, self.width)
         # A convolution of kernel 1 is a linear map; points as rows save the transposes. The second layer reads
         # [maximum, point]: its first half is the same for all points of a patch, so it is applied once per patch.
-        conv, norm, _, last = self.first_conv
+        conv, norm, last = _parts(self.first_conv)
         x = F.relu(norm(_linear(patches.reshape(-1, 3), conv)))  # [BGS, H]
         x = _linear(x, last)  # [BGS, 2H]
         if self._ends_frozen():
             return self._frozen_end(x, size).view(batch, groups, self.width)
         top = x.view(-1, size, 2 * h).max(1).values  # [BG, 2H]
-        conv, norm, _, last = self.second_conv
+        conv, norm, last = _parts(self.second_conv)
         weight = conv.weight.squeeze(-1)
         per_patch = F.linear(top, weight[:, : 2 * h], conv.bias)  # [BG, 4H]
         x = F.linear(x, weight[:, 2 * h :]).view(-1, size, 4 * h) + per_patch[:, None]
@@ -99,11 +99,10 @@ class PatchEmbed(nn.Module):
 
     def _frozen_end(self, x: Tensor, size: int) -> Tensor:
         """The second half, frozen, of points of the first. [BGS, 2H] -> [BG, C]"""
-        conv, norm, _, last = self.second_conv
-        weights = [t.to(x.dtype) for c in (conv, last) for t in (c.weight.squeeze(-1), c.bias)]
-        tokens, mean, rstd = frozen_end(
-            x, size, *weights, norm.weight, norm.bias, norm.running_mean, norm.running_var, norm.training, norm.eps
-        )
+        conv, norm, last = _parts(self.second_conv)
+        w3, b3, w4, b4 = (t.to(x.dtype) for c in (conv, last) for t in (c.weight.squeeze(-1), c.bias))
+        affine, used = (norm.weight, norm.bias), (norm.running_mean, norm.running_var)
+        tokens, mean, rstd = frozen_end(x, size, w3, b3, w4, b4, *affine, *used, norm.training, norm.eps)
         if norm.training:
             track_statistics(norm, mean, rstd**-2 - norm.eps, x.shape[0])
         return tokens
@@ -116,8 +115,8 @@ class PatchEmbed(nn.Module):
     @torch.no_grad()
     def _frozen(self, patches: Tensor) -> Tensor:
         """As `forward`, without a graph; BatchNorm in training measures the batch as ever."""
-        conv1, norm1, _, conv2 = self.first_conv
-        conv3, norm3, _, conv4 = self.second_conv
+        conv1, norm1, conv2 = _parts(self.first_conv)
+        conv3, norm3, conv4 = _parts(self.second_conv)
         w1, b1, w2, b2, w3, b3, w4, b4 = (
             t for conv in (conv1, conv2, conv3, conv4) for t in (conv.weight.squeeze(-1), conv.bias)
         )
@@ -135,7 +134,13 @@ class PatchEmbed(nn.Module):
         return patch_embed(patches, PatchEmbedWeights(w1, b1, w2, b2, w3, b3, w4, b4))
 
 
-def track_statistics(norm: nn.BatchNorm1d, mean: Tensor, var: Tensor, count: int) -> None:
+def _parts(stack: nn.Sequential) -> Any:
+    """The layers with weights of (conv, norm, ReLU, conv); torch knows no types of the parts of a container."""
+    conv, norm, _, last = stack
+    return conv, norm, last
+
+
+def track_statistics(norm: Any, mean: Tensor, var: Tensor, count: int) -> None:
     """Updates the running statistics of `norm` as its forward would in training.
 
     Args:

@@ -64,7 +64,7 @@ class PointBERT(PointMAE):
     published_markers = ("reduce_dim.weight",)
     ignored_keys = (r"^(transformer_k|dvae)\.", r"^(queue|queue_ptr)$", *PointMAE.ignored_keys)
 
-    def make_patch_embed(self, config: PointBERTConfig, *, device: Any = None, dtype: Any = None) -> nn.Module:
+    def make_patch_embed(self, config: Any, *, device: Any = None, dtype: Any = None) -> nn.Module:
         """The tokenizer: [B, G, S, 3] -> [B, G, C]."""
         return WidenedPatchEmbed(config.encoder_width, config.width, config.embed_width, device=device, dtype=dtype)
 

@@ -129,7 +129,7 @@ class SinCosPosition(nn.Module):
 class Generator(nn.Module):
     """The part of the pre-training that draws the next patch; kept for its tensors, never run."""
 
-    def __init__(self, config: PointGPTConfig, *, device: Any = None, dtype: Any = None):
+    def __init__(self, config: Any, *, device: Any = None, dtype: Any = None):
         super().__init__()
         where = {"device": device, "dtype": dtype}
         width, points = config.width, 3 * config.group_size
@@ -203,22 +203,22 @@ class PointGPT(PointMAE):
     optional_keys = (r"(cls_token|cls_pos)$", r"norm\.1\.")
     ignored_keys = (r"^generator_blocks\.", r"^blocks\.(increase_dim|cls_head_finetune)\.", r"^norm\.")
 
-    def __init__(self, config: PointGPTConfig, *, device: Any = None, dtype: Any = None):
+    def __init__(self, config: Any, *, device: Any = None, dtype: Any = None):
         super().__init__(config, device=device, dtype=dtype)
         self.sos_token = nn.Parameter(torch.randn(config.width, device=device, dtype=dtype))  # of this shape in files
         if config.generator_depth:
             self.generator = Generator(config, device=device, dtype=dtype)
 
-    def make_patch_embed(self, config: PointGPTConfig, *, device: Any = None, dtype: Any = None) -> nn.Module:
+    def make_patch_embed(self, config: Any, *, device: Any = None, dtype: Any = None) -> nn.Module:
         """The tokenizer: [B, G, S, 3] -> [B, G, C]."""
         kind = LargePatchEmbed if config.large_tokenizer else PatchEmbed
         return kind(config.width, config.embed_width, device=device, dtype=dtype)
 
-    def make_pos_embed(self, config: PointGPTConfig, *, device: Any = None, dtype: Any = None) -> nn.Module:
+    def make_pos_embed(self, config: Any, *, device: Any = None, dtype: Any = None) -> nn.Module:
         """What turns centres into positions: [B, G, 3] -> [B, G, C]."""
         return SinCosPosition(config.width)
 
-    def make_norm(self, config: PointGPTConfig, *, device: Any = None, dtype: Any = None) -> nn.Module:
+    def make_norm(self, config: Any, *, device: Any = None, dtype: Any = None) -> nn.Module:
         """The pre-training's last norm, and the classifier's: [B, T, C] -> [B, T, C]."""
         return nn.Sequential(*(nn.LayerNorm(config.width, device=device, dtype=dtype) for _ in range(2)))
 
@@ -248,9 +248,10 @@ class PointGPT(PointMAE):
         tokens = self.patch_transform(self.patch_embed(patches))
         batch = tokens.shape[0]
         ctx.prefix = self.prefix
-        first, second = self.cls_pos.expand(batch, -1, -1), self.sos_pos.expand(batch, -1, -1)
+        own: Any = self  # the prefix tokens are attributes by name
+        first, second = own.cls_pos.expand(batch, -1, -1), own.sos_pos.expand(batch, -1, -1)
         ctx.pos = torch.cat([first, second, self.pos_embed(ctx.centers)], 1)
-        return torch.cat([self.sos_token.expand(batch, 1, -1), self.cls_token.expand(batch, -1, -1), tokens], 1)
+        return torch.cat([own.sos_token.expand(batch, 1, -1), own.cls_token.expand(batch, -1, -1), tokens], 1)
 
 
 PointGPTConfig.backbone_type = PointGPT

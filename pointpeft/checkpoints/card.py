@@ -37,7 +37,7 @@ def model_card(model: PointModel, config: dict[str, Any]) -> str:
         "classes": model.num_classes,
         "pre-training": config["base_model_name_or_path"] or "none: the weights are all in this folder",
     }
-    rows |= {key: value for key, value in facts.items() if key not in TOLD and not isinstance(value, dict | list)}
+    rows |= {key: value for key, value in facts.items() if key not in TOLD and not isinstance(value, (dict, list))}
     sections = [
         "---\n" + yaml.safe_dump(_header(title, facts), sort_keys=False) + "---",
         f"# {title}",

@@ -57,7 +57,7 @@ def push_to_hub(model: PointModel, repo_id: str, metadata: dict[str, Any] | None
     if model.merged:
         raise ValueError("a merged model cannot be pushed as an adapter; push it before merge(), which can be repeated")
 
-    class Client(_hub().ModelHubMixin, library_name="pointpeft"):
+    class Client(_hub().ModelHubMixin, library_name="pointpeft"):  # pyrefly: ignore[invalid-inheritance]: an extra
         def _save_pretrained(self, save_directory: Path) -> None:
             save_adapter(model, save_directory, metadata)
 

@@ -21,7 +21,7 @@ def revise(command: FinetuneConfig, parse: Callable[..., Any]) -> FinetuneConfig
     Raises:
         ValueError: Both a preset and a file, or one that is not there or cannot be read.
     """
-    if (command.preset is None and command.config is None) or command.resume is not None:
+    if command.resume is not None:
         return command
     if command.preset is not None and command.config is not None:
         raise ValueError(f"give a preset or a config, got both: {command.preset} and {command.config}")
@@ -29,10 +29,12 @@ def revise(command: FinetuneConfig, parse: Callable[..., Any]) -> FinetuneConfig
         from pointpeft.training.presets import find_preset
 
         recipe = find_preset(command.preset)
-    else:
+    elif command.config is not None:
         from pointpeft.training.published_recipe import read_recipe
 
         recipe = read_recipe(command.config)
+    else:
+        return command
     from pointpeft.training.presets import pairs
 
     command = parse(default=recipe.config())

@@ -5,6 +5,7 @@ import os
 import platform
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 OPTIONAL = ("triton", "peft", "trimesh", "plyfile", "laspy", "tensorboard", "huggingface_hub", "onnx", "onnxruntime")
 
@@ -17,14 +18,14 @@ class Info:
     """Print one JSON object instead of lines."""
 
 
-def collect() -> dict[str, object]:
+def collect() -> dict[str, Any]:
     """Everything `pointpeft info` prints, as plain values."""
     import torch
 
     from pointpeft import __version__
     from pointpeft.ops import _library
 
-    facts: dict[str, object] = {
+    facts: dict[str, Any] = {
         "pointpeft": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,

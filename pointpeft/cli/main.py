@@ -103,7 +103,7 @@ def _parse(arguments: list[str]) -> tuple[Any, Any]:
         for name, kind in kinds.items()
     )
     command = tyro.cli(
-        Union[subcommands],  # noqa: UP007
+        Union[subcommands],  # noqa: UP007  # pyrefly: ignore[not-a-type]
         args=arguments or ["--help"],
         prog="pointpeft",
         description=DESCRIPTION,

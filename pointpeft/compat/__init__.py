@@ -83,6 +83,6 @@ def _package(root: str) -> types.ModuleType:
     if root not in sys.modules and importlib.util.find_spec(root) is None:
         package = types.ModuleType(root, "Made by pointpeft.compat.")
         package.__path__ = []
-        package.__pointpeft__ = True
+        vars(package)["__pointpeft__"] = True
         sys.modules[root] = package
     return importlib.import_module(root)

@@ -49,7 +49,7 @@ class _OnCPU(TorchFunctionMode):
     """Replaces CUDA devices in the arguments of every torch function, and `Tensor.cuda` by nothing."""
 
     def __torch_function__(
-        self, func: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = dict(kwargs or {})
         if func is torch.Tensor.cuda:
@@ -73,7 +73,7 @@ def _here(device: Any) -> Any:
     return CPU if isinstance(device, torch.device) and device.type == "cuda" else device
 
 
-def _module_to(to: Callable) -> Callable:
+def _module_to(to: Callable[..., Any]) -> Callable[..., Any]:
     def wrapped(self: torch.nn.Module, *args: Any, **kwargs: Any) -> torch.nn.Module:
         if "device" in kwargs:
             kwargs["device"] = _here(kwargs["device"])
@@ -82,7 +82,7 @@ def _module_to(to: Callable) -> Callable:
     return wrapped
 
 
-def _load(load: Callable) -> Callable:
+def _load(load: Callable[..., Any]) -> Callable[..., Any]:
     def wrapped(f: Any, map_location: Any = None, *args: Any, **kwargs: Any) -> Any:
         return load(f, CPU if map_location is None else _located(map_location), *args, **kwargs)
 

@@ -1,5 +1,7 @@
 """`pointnet2_ops.pointnet2_modules`: set abstraction and feature propagation, with the published parameter names."""
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -63,7 +65,7 @@ class PointnetSAModuleMSG(_PointnetSAModuleBase):
             self.groupers.append(
                 pointnet2_utils.GroupAll(use_xyz)
                 if npoint is None
-                else pointnet2_utils.QueryAndGroup(radius, nsample, use_xyz=use_xyz)
+                else pointnet2_utils.QueryAndGroup(cast("float", radius), cast("int", nsample), use_xyz=use_xyz)
             )
             self.mlps.append(build_shared_mlp([spec[0] + (3 if use_xyz else 0), *spec[1:]], bn))
 

@@ -120,7 +120,9 @@ def _moved_away(query: Tensor, support: Tensor, valid: Tensor, beyond: float = 0
 def _manhattan(p1: Tensor, p2: Tensor, k: int, lengths: Tensor) -> tuple[Tensor, Tensor]:
     """The k least sums of absolute differences, ascending, of equal ones the lower index first, and their indices."""
     with torch.no_grad():
-        distance = sum((a[:, :, None] - b[:, None]).abs() for a, b in zip(p1.unbind(-1), p2.unbind(-1), strict=True))
+        distance = p1.new_zeros(*p1.shape[:2], p2.shape[1])
+        for a, b in zip(p1.unbind(-1), p2.unbind(-1), strict=True):
+            distance += (a[:, :, None] - b[:, None]).abs()
         distance.masked_fill_(torch.arange(p2.shape[1], device=p2.device) >= lengths[:, None, None], torch.inf)
         idx = distance.sort(dim=-1, stable=True).indices[..., :k].contiguous()
     return (p1.unsqueeze(2) - ops.gather(p2, idx)).abs().sum(-1), idx

@@ -127,10 +127,10 @@ def read_cache(path: Path, num_classes: int) -> tuple[list[Tensor], Tensor]:
         DataError: It is broken, holds anything but that, or asks to run something.
     """
     content = load_arrays(path)
-    if not isinstance(content, list | tuple) or len(content) != 2:
+    if not isinstance(content, (list, tuple)) or len(content) != 2:
         raise DataError(f"{path}: must hold a list of clouds and a list of labels")
     clouds, labels = content
-    if not isinstance(clouds, list | tuple) or not isinstance(labels, list | tuple):
+    if not isinstance(clouds, (list, tuple)) or not isinstance(labels, (list, tuple)):
         raise DataError(f"{path}: must hold a list of clouds and a list of labels")
     if len(clouds) != len(labels):
         raise DataError(f"{path}: {len(clouds)} clouds have {len(labels)} labels")
@@ -143,7 +143,8 @@ def read_cache(path: Path, num_classes: int) -> tuple[list[Tensor], Tensor]:
         except DataError as error:
             raise DataError(f"{path}: cloud {i}: {error}") from None
     if any(
-        isinstance(label, list | tuple) and (len(label) != 1 or isinstance(label[0], list | tuple)) for label in labels
+        isinstance(label, (list, tuple)) and (len(label) != 1 or isinstance(label[0], (list, tuple)))
+        for label in labels
     ):
         raise DataError(f"{path}: every label must be one whole number")
     numbers = [np.asarray(label) for label in labels]

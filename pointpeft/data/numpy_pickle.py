@@ -9,7 +9,7 @@ import builtins
 import math
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -46,7 +46,7 @@ class _Array:
         return np.array(self.values, dtype=dtype)
 
 
-def _values(content: Any, kind: Any, shape: Any, order: str) -> np.ndarray:
+def _values(content: Any, kind: Any, shape: Any, order: Literal["F", "C"]) -> np.ndarray:
     if not isinstance(kind, _Kind) or not isinstance(content, bytes | bytearray):
         raise DataError("refused: it holds an array that is not one of numbers")
     sizes = tuple(int(size) for size in shape)
@@ -73,7 +73,11 @@ def _bytes(text: Any, encoding: Any) -> bytes:
     return text.encode("latin1")
 
 
-_STANDS_FOR = {("numpy", "ndarray"): _Array, ("numpy", "dtype"): _Kind, ("_codecs", "encode"): _bytes}
+_STANDS_FOR: dict[tuple[str, str], Any] = {
+    ("numpy", "ndarray"): _Array,
+    ("numpy", "dtype"): _Kind,
+    ("_codecs", "encode"): _bytes,
+}
 for _core in ("numpy.core", "numpy._core"):  # as NumPy 1 and NumPy 2 write it
     _STANDS_FOR[_core + ".multiarray", "_reconstruct"] = _Array
     _STANDS_FOR[_core + ".multiarray", "scalar"] = _scalar

@@ -85,7 +85,7 @@ def _tar(path: Path, normalized: bool) -> Iterator[Source]:
                 name = f"{path}/{member.name}"
                 yield Source(name, partial(_member, shard, member, name, suffix, normalized))
                 # A stream cannot go back: what was not kept is gone.
-                shard.members = []
+                shard.members = []  # pyrefly: ignore[missing-attribute]: typeshed leaves it out
     except (tarfile.TarError, EOFError, OSError) as error:
         raise DataError(f"{path}: cannot be read: {error or type(error).__name__}") from error
 

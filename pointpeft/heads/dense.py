@@ -85,13 +85,13 @@ class DenseHead(nn.Module):
         self.num_categories = num_categories
         if num_categories:
             conv = nn.Conv1d(num_categories, CATEGORY_WIDTH, 1, bias=False, **at)
-            self.category = nn.Sequential(conv, nn.BatchNorm1d(CATEGORY_WIDTH, **at))
-        self.propagation = nn.Module()
+            self.category: Any = nn.Sequential(conv, nn.BatchNorm1d(CATEGORY_WIDTH, **at))
+        self.propagation: Any = nn.Module()  # Any: torch knows no types of the parts of a container
         self.propagation.convs = _convs((3 + levels, carried, local), at)
         self.propagation.norms = _norms((carried, local), at)
         seen = local + 2 * levels + whole + (CATEGORY_WIDTH if num_categories else 0)
-        self.convs = _convs((seen, hidden, last, num_classes), at)
-        self.norms = _norms((hidden, last), at)
+        self.convs: Any = _convs((seen, hidden, last, num_classes), at)
+        self.norms: Any = _norms((hidden, last), at)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, points: Tensor, features: DenseFeatures, category: Tensor | None = None) -> Tensor:
@@ -132,7 +132,7 @@ def _norms(widths: tuple[int, ...], at: dict[str, Any]) -> nn.ModuleList:
     return nn.ModuleList(nn.BatchNorm1d(width, **at) for width in widths)
 
 
-def _project(conv: nn.Module, x: Tensor) -> Tensor:
+def _project(conv: nn.Conv1d, x: Tensor) -> Tensor:
     """[..., C] -> [..., C']"""
     return F.linear(x, conv.weight.squeeze(-1), conv.bias)
 

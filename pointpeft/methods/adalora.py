@@ -153,7 +153,7 @@ class AdaLoRA(Method):
         kept = torch.zeros_like(scores).flatten()
         kept[scores.flatten().topk(round(self.budget(step) * len(layers))).indices] = 1
         for layer, mask in zip(layers, kept.view_as(scores), strict=True):
-            layer.lam *= mask
+            layer.lam.mul_(mask)
 
     def fold(self, model: PointModel) -> None:
         """Adds the updates to the weights and puts the plain layers back."""

@@ -178,7 +178,8 @@ def create_method(name: str, **options: Any) -> Method:
     for key in options:
         if key not in known:
             raise ValueError(f"unknown option {key!r} of method {name!r}; known: {', '.join(known)}")
-    return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in options.items()})
+    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+    return cls(**values)
 
 
 def where(module: nn.Module) -> dict[str, Any]:

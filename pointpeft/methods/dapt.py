@@ -51,7 +51,8 @@ class DynamicAdapter(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The result a and its prompt, the mean over tokens of GELU(a). [B, T, C] -> [B, T, C], [B, C]"""
-        return dynamic_adapter(x, *self.weights, **self.options, with_prompt=True)
+        a, prompt = dynamic_adapter(x, *self.weights, **self.options, with_prompt=True)
+        return a, prompt
 
 
 class DAPTBlock(Block):

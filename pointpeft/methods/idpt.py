@@ -39,7 +39,14 @@ def activate(norm: nn.BatchNorm1d, x: Tensor) -> Tensor:
 
 def project(layer: nn.Sequential, x: Tensor) -> Tensor:
     """The convolution, its norm and LeakyReLU, token by token. [B, G, C] -> [B, G, C']"""
-    return activate(layer[1], F.linear(x, layer[0].weight.flatten(1)))
+    weight, norm = _parts(layer)
+    return activate(norm, F.linear(x, weight))
+
+
+def _parts(layer: nn.Sequential) -> tuple[Tensor, Any]:
+    """The convolution's weight as a matrix, [C', C], and the norm; torch knows no types of the parts of a container."""
+    convolution: Any = layer[0]
+    return convolution.weight.flatten(1), layer[1]
 
 
 def edge_statistics(offset: Tensor, center: Tensor, idx: Tensor) -> tuple[Tensor, Tensor]:
@@ -89,16 +96,18 @@ class EdgeConvPrompt(nn.Module):
         """One EdgeConv. [B, G, C] -> [B, G, C]"""
         k = min(self.k, x.shape[1])
         idx = knn(x.detach(), x.detach(), k)[1]  # [B, G, K], the patch itself among them
-        to_offset, to_center = layer[0].weight.flatten(1).chunk(2, 1)  # [C, C] each
+        weight, norm = _parts(layer)
+        to_offset, to_center = weight.chunk(2, 1)  # [C, C] each
         # W [x_j - x_i ; x_i] = W' x_j + (W'' - W') x_i: two products per patch instead of one per edge.
-        offset, center, norm = F.linear(x, to_offset), F.linear(x, to_center - to_offset), layer[1]
+        offset, center = F.linear(x, to_offset), F.linear(x, to_center - to_offset)
         if norm.training and type(norm) is not nn.BatchNorm1d:  # it measures the edges of other processes too
             return activate(norm, gather(offset, idx) + center[:, :, None]).amax(2)
         # LeakyReLU(BN(.)) rises where the norm's weight is positive and falls where it is negative, so that the maximum
         # over neighbours passes it: no tensor has an edge's entries.
         sign = torch.where(norm.weight < 0, -1.0, 1.0).to(offset.dtype)
         top = sign * aggregate_neighbors(sign * offset, idx, "max") + center
-        mean, var = norm.running_mean, norm.running_var
+        statistics: Any = norm  # which are tracked
+        mean, var = statistics.running_mean, statistics.running_var
         if norm.training:
             mean, var = edge_statistics(offset, center, idx)
             track_statistics(norm, mean.detach(), var.detach(), idx.numel())
@@ -109,7 +118,7 @@ class EdgeConvPrompt(nn.Module):
         """Patch tokens -> prompt; positions take no part. [B, G, C] -> [B, 1, C]"""
         features = []
         for i in range(1, self.stages + 1):
-            x = self.edge_conv(self.get_submodule(f"conv{i}"), x)
+            x = self.edge_conv(getattr(self, f"conv{i}"), x)
             features.append(x)
         last = self.conv5 if self.stages > 1 else self.last
         return project(last, torch.cat(features, -1)).amax(1, keepdim=True)

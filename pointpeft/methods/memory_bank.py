@@ -44,7 +44,7 @@ def build_memory_bank(model: PointModel, clouds: Iterable[Tensor]) -> Tensor:
             patches, centers = backbone.group(xyz)
             ctx = Context(xyz, centers)
             x = backbone.embed(ctx, patches)
-            features.append(F.normalize(prior.frozen_feature(ctx.split(x)[2], ctx.split(ctx.pos)[2]), dim=-1))
+            features.append(F.normalize(prior.frozen_feature(ctx.split(x)[2], ctx.patch_pos), dim=-1))
     finally:
         model.train(training)
     if not features:

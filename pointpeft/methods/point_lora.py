@@ -41,14 +41,19 @@ class LowRank(nn.Module):
 class SharedMlps(nn.Module):
     """Four MLPs, the same for all blocks: for patch tokens, selected tokens, and beside both maps of the attention."""
 
+    patches: nn.Sequential
+    selected: nn.Sequential
+    qkv: nn.Sequential
+    proj: nn.Sequential
+
     def __init__(self, width: int, hidden: int, at: dict[str, Any]):
         super().__init__()
         for name, out in (("patches", width), ("selected", width), ("qkv", 3 * width), ("proj", width)):
-            layers = nn.Sequential(nn.Linear(width, hidden, **at), nn.GELU(), nn.Linear(hidden, out, **at))
-            for layer in (layers[0], layers[2]):
+            down, up = nn.Linear(width, hidden, **at), nn.Linear(hidden, out, **at)
+            for layer in (down, up):
                 nn.init.trunc_normal_(layer.weight, std=0.02)
                 nn.init.zeros_(layer.bias)
-            self.add_module(name, layers)
+            self.add_module(name, nn.Sequential(down, nn.GELU(), up))
 
 
 class TokenSelector(nn.Module):
@@ -69,7 +74,7 @@ class TokenSelector(nn.Module):
     def scale(self, x: Tensor, ctx: Context, level: int) -> tuple[Tensor, Tensor]:
         """Tokens and positions of the patches of one scale. [B, G / 2^level, C] each"""
         if level == 0:
-            return ctx.split(x)[2], ctx.split(ctx.pos)[2]
+            return ctx.split(x)[2], ctx.patch_pos
         backbone = self._backbone[0]
         # Farthest points are picked one by one, so the first half of the centres is what half as many would be.
         centers = ctx.centers[:, : ctx.num_groups >> level]
@@ -77,7 +82,7 @@ class TokenSelector(nn.Module):
         patches = gather(ctx.xyz, idx) - centers[:, :, None]
         own = Context(ctx.xyz, centers)
         tokens = backbone.embed(own, patches)
-        return own.split(tokens)[2], own.split(own.pos)[2]
+        return own.split(tokens)[2], own.patch_pos
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
         """Puts the selected tokens behind the patches and leaves the selector's loss. [B, T, C] -> [B, T + P, C]"""
@@ -122,7 +127,8 @@ class PointLoRABlock(Block):
     def fold(self) -> None:
         """Adds the low-rank updates to the weights; the MLPs stay."""
         for layer, update in ((self.attn.qkv, self.lora_qkv), (self.attn.proj, self.lora_proj)):
-            update.fold(layer)
+            if update is not None:
+                update.fold(layer)
         self.lora_qkv = self.lora_proj = None
 
 

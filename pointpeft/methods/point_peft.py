@@ -96,6 +96,9 @@ class PointPrior(nn.Module):
             self.keep_frozen(backbone.norm)
         self.frozen: tuple[PointPEFTBlock, ...] = ()
 
+    norm_weight: Tensor
+    norm_bias: Tensor
+
     def keep_frozen(self, norm: nn.LayerNorm) -> None:
         """Copies the final norm, which trains: the frozen features need the one of the pre-training."""
         self.register_buffer("norm_weight", norm.weight.detach().clone())
@@ -153,6 +156,13 @@ class PointPrior(nn.Module):
 class PointPEFTBlock(Block):
     """A frozen block with prompts, an adapter behind its MLP, and the geometry-aware adapter behind both."""
 
+    # What `keep_frozen` sets.
+    frozen_norm1: Tensor
+    frozen_attn_proj: Tensor
+    frozen_norm2: Tensor
+    frozen_mlp_fc1: Tensor
+    frozen_mlp_fc2: Tensor
+
     def __init__(self, block: Block, prior: PointPrior, prompted: bool):
         self.adopt(block)
         method, width, at = prior.method, block.width, where(block)
@@ -172,8 +182,8 @@ class PointPEFTBlock(Block):
     def keep_frozen(self) -> None:
         """Copies the biases that train, for `frozen_forward`."""
         for name in TUNED_BIASES:
-            bias = self.get_submodule(name).bias.detach().clone()
-            self.register_buffer(f"frozen_{name.replace('.', '_')}", bias)
+            layer: Any = self.get_submodule(name)
+            self.register_buffer(f"frozen_{name.replace('.', '_')}", layer.bias.detach().clone())
 
     def frozen_forward(self, x: Tensor) -> Tensor:
         """The block as pre-trained, its tuned biases undone. [B, G, C] -> [B, G, C]"""
@@ -191,7 +201,7 @@ class PointPEFTBlock(Block):
         def retrieve() -> Tensor:  # called by the first block, whose input is the tokenizer's output
             if prior.method.published:
                 return prior.retrieve(ctx.inputs["pooled_feature"])
-            return prior.retrieve(prior.frozen_feature(ctx.split(x)[2], ctx.split(ctx.pos)[2]))
+            return prior.retrieve(prior.frozen_feature(ctx.split(x)[2], ctx.patch_pos))
 
         z = ctx.cached("point_peft.memory", retrieve)
         return self.prompt_dropout(self.prompt_embeddings.expand(x.shape[0], -1, -1)) + z + self.cp_adapter(z)

@@ -39,21 +39,20 @@ class ScaleShift(nn.Module):
         """Weight and bias of `layer` with this transform after it; kept in evaluation until one of them changes."""
         sources = [t for t in (layer.weight, layer.bias, self.gamma, self.beta) if t is not None]
         keeps = not (self.training or torch.compiler.is_compiling() or any(t.is_inference() for t in sources))
-        key = [(t.data_ptr(), t._version) for t in sources] if keeps else None
-        if keeps and self._kept is not None and self._kept[0] == key:
-            return self._kept[1]
-        result = _folded(layer, self)
-        if keeps:
-            self._kept = (key, result)
-        return result
+        if not keeps:
+            return _folded(layer, self)
+        key = [(t.data_ptr(), t._version) for t in sources]
+        if self._kept is None or self._kept[0] != key:
+            self._kept = (key, _folded(layer, self))
+        return self._kept[1]
 
 
 @torch.no_grad()
-def fold(layer: nn.Linear | nn.LayerNorm | nn.Conv1d, after: ScaleShift) -> nn.Identity:
+def fold(layer: nn.Linear | nn.LayerNorm | nn.Conv1d, after: ScaleShift) -> Any:
     """Folds `after`, which reads the output of `layer`, into `layer`, giving it a bias where it has none.
 
     Returns:
-        What stands in the place of `after` now.
+        What stands in the place of `after` now: an identity.
     """
     weight, bias = _folded(layer, after)
     layer.weight, layer.bias = _frozen(weight), _frozen(bias)

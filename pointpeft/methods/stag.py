@@ -78,7 +78,7 @@ class STAGBlock(nn.Module):
         state.count += 1
         if i + 1 < side.first and (i + 1) % side.share_down:
             return
-        down = side.down[i // side.share_down]
+        down: Any = side.down[i // side.share_down]
         projected = F.linear(state.waiting, down.weight) + state.count * down.bias
         state.h = projected if state.h is None else state.h + projected
         state.waiting, state.count = None, 0

@@ -90,7 +90,7 @@ class UniPELTBlock(Block):
         if self.central_gate is not None:
             lora_gate, prefix_gate = self.central_gate(u)
         qkv = self.attn.qkv(u)
-        if self.lora_q is not None:
+        if self.lora_q is not None and self.lora_v is not None:
             q, k, v = qkv.chunk(3, -1)
             qkv = torch.cat([q + self.lora_q(u, lora_gate), k, v + self.lora_v(u, lora_gate)], -1)
         if self.encoder_of_all[0] is None:
@@ -106,7 +106,7 @@ class UniPELTBlock(Block):
         x = ctx.add_pos(x)
         x = x + self.drop_path(self.attend(self.norm1(x), ctx))
         z = self.mlp(self.norm2(x))
-        if self.adapter is not None:
+        if self.adapter is not None and self.adapter_gate is not None:
             z = z + self.adapter_gate(z) * self.adapter(z)
         return x + self.drop_path(z)
 

@@ -454,7 +454,7 @@ def _cpu_backward(grad, grad_prompt, x, nw, nb, gw, gb, dw, db, uw, ub, seed, ep
     if gate is not None:
         dgate = torch.where(gate > 0, (dgate + to_bias) * multiplier, 0)
         d_gb = dgate.sum()[None]
-    if nw is not None:
+    if nw is not None and stats is not None:
         du, (d_nw, d_nb, d_unit) = _rows.norm_backward(du, x, stats, nw, gw, dgate if gate is not None else None)
         if gate is not None:  # u = weight ⊙ x̂ + bias
             d_gw = torch.addcmul(d_gb * nb, d_unit, nw)[None]

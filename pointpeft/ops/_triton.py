@@ -75,8 +75,8 @@ def kernel(configs: list[tuple[dict[str, int], int, int]], key: list[str]) -> Ca
     return lambda function: Kernel(function, configs, key)
 
 
-def device_function(function: Callable[..., Any]) -> Kernel:
-    """Decorator of a function that kernels call."""
+def device_function(function: Callable[..., Any]) -> Any:
+    """Decorator of a function that kernels call; no type: the `Kernel` is none until it is jitted."""
     return Kernel(function, [], [])
 
 

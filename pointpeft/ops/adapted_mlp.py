@@ -159,7 +159,7 @@ def adapted_mlp_reference(
     seed: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The definition in plain PyTorch; arguments and result as in `adapted_mlp`."""
-    u = layer_norm_scale_shift_reference(x, *norm, norm_eps).to(mlp[0].dtype)
+    u = layer_norm_scale_shift_reference(x, *norm, eps=norm_eps).to(mlp[0].dtype)
     options = {"eps": eps, "dropout_p": dropout_p, "training": training, "seed": seed}
     a, prompt = dynamic_adapter_reference(u, *adapter, **options, with_prompt=True)
     return scale_shift_mlp_reference(u, *mlp) + a, prompt

@@ -83,7 +83,7 @@ def aggregate_neighbors_reference(
     neighbours = features.to(_accumulate(features)).gather(1, rows).view(batch, groups, s, channels)
     if mode == "max":
         pooled = neighbours.max(2).values  # of equal ones the first
-    elif mode == "weighted":
+    elif weights is not None:  # mode is "weighted"
         pooled = (neighbours * weights.to(neighbours.dtype)[..., None]).sum(2)
     else:
         pooled = neighbours.mean(2) if mode == "mean" else neighbours.sum(2)

@@ -56,7 +56,7 @@ def chamfer_distance_reference(a: Tensor, b: Tensor, norm: int = 2) -> Tensor:
         a, b = a.float(), b.float()
     dx, dy, dz = (a[:, :, None] - b[:, None]).unbind(-1)
     sq_distance = dx * dx + dy * dy + dz * dz  # (B, N, M)
-    return _mean(*(_first_smallest(part) for part in (sq_distance, sq_distance.transpose(1, 2))), norm)
+    return _mean(_first_smallest(sq_distance), _first_smallest(sq_distance.transpose(1, 2)), norm)
 
 
 def _first_smallest(sq_distance: Tensor) -> Tensor:

@@ -272,8 +272,8 @@ def _checked(patches: Tensor, weights: PatchEmbedWeights) -> tuple[Tensor, Patch
     for name, weight in zip(PatchEmbedWeights._fields, weights, strict=True):
         if not isinstance(weight, Tensor):
             raise ValueError(f"{name} must be a tensor, got {type(weight).__name__}")
-    patches, *weights = _library.autocast(patches, *weights)
-    weights = PatchEmbedWeights(*weights)
+    patches, *tensors = _library.autocast(patches, *weights)
+    weights = PatchEmbedWeights(*tensors)
     h1, h2, h3, c = (_check.rows(weights[i]) for i in (0, 2, 4, 6))
     for name, width in zip(("w1", "w2", "w3", "w4"), (h1, h2, h3, c), strict=True):
         if width == 0:

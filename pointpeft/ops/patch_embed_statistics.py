@@ -98,8 +98,8 @@ def _fused(patches, w1, b1, gamma1, beta1, eps1, w2, b2, w3, b3, moments1):
     center = points.mean(0)
     spread = points - center
     mean1, var1 = torch.addmv(b1, w1, center), ((w1 @ (spread.t() @ spread / count)) * w1).sum(1)
-    used = (mean1, var1) if moments1 is None else moments1
-    w1, b1 = fold_batch_norm(w1, b1, *used, gamma1, beta1, eps1)
+    mean, var = (mean1, var1) if moments1 is None else moments1
+    w1, b1 = fold_batch_norm(w1, b1, mean, var, gamma1, beta1, eps1)
     h2 = w2.shape[0]
     gram = w1.new_zeros(w1.shape[0], w1.shape[0], dtype=torch.float64)
     means, tops = [], []  # per patch: of h [n, H1], maximum of W2 h [n, H2]

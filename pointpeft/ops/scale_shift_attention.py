@@ -18,7 +18,8 @@ def _adapted(z: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
 
 def _heads(y: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
     batch, tokens, width = y.shape
-    return y.view(batch, tokens, 3, num_heads, width // 3 // num_heads).permute(2, 0, 3, 1, 4).unbind(0)
+    q, k, v = y.view(batch, tokens, 3, num_heads, width // 3 // num_heads).permute(2, 0, 3, 1, 4)
+    return q, k, v
 
 
 # On the CPU the result and the log-sum-exp of each token are kept for the backward: C + heads values a token, against

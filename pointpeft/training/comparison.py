@@ -90,7 +90,7 @@ def run_config(config: Any, entry: str, seed: int, output: Path) -> FinetuneConf
             kept.append(pair)
         else:
             raise ValueError(f"a method is METHOD or METHOD:NAME=VALUE,NAME=VALUE, got {entry!r}")
-    task = getattr(config, "task", "classification")  # few-shot folds are of clouds
+    task: Any = getattr(config, "task", "classification")  # few-shot folds are of clouds
     shared = ("data", "backbone", "epochs", "batch_size", "num_points", "augment", "select", "device", "precision")
     return FinetuneConfig(
         **{name: getattr(config, name) for name in shared},
@@ -197,7 +197,7 @@ def _p_value(first: list[FinetuneConfig], second: list[FinetuneConfig]) -> float
     ]
     if not pairs or any(one is None or other is None for one, other in pairs):
         return None
-    means = [np.mean([pair[i] for pair in pairs], axis=0) for i in (0, 1)]
+    means = [np.mean([np.asarray(pair[i]) for pair in pairs], axis=0) for i in (0, 1)]
     return round(paired_p_value(*means), 4)
 
 

@@ -107,5 +107,5 @@ def voted_logits(
     model.eval()
     device = next(model.parameters()).device
     voting = Voting() if voting is None else voting
-    total = sum(forward_shared(model, points, batch_size, device, title) for points in voting.views(clouds))
+    total: Any = sum(forward_shared(model, points, batch_size, device, title) for points in voting.views(clouds))
     return total / voting.vote

@@ -14,7 +14,6 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from pointpeft.training.clouds import Batches
 from pointpeft.training.ema import averaged, follow, load
 from pointpeft.training.memory import keep_freed_memory, peak_memory
 from pointpeft.training.processes import augment_share, broadcast_trained, largest, sum_gradients, total_of
@@ -101,7 +100,7 @@ def train(
     accelerator: Accelerator,
     model: nn.Module,
     recipe: Recipe,
-    batches: Callable[[int], Batches],
+    batches: Callable[[int], Any],
     loss_of: Callable[[nn.Module, Tensor, Tensor], dict[str, Tensor]],
     folder: RunFolder,
     after_epoch: Callable[[nn.Module, State], dict[str, float]] | None = None,

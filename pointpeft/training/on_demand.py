@@ -50,7 +50,7 @@ class _Stacks(Sequence[Tensor]):
     def __len__(self) -> int:
         return -(-len(self.rows) // self.size)
 
-    def __getitem__(self, index: Any) -> Tensor:
+    def __getitem__(self, index: Any) -> Tensor:  # pyrefly: ignore[bad-override]  # no slices
         if not 0 <= index < len(self):
             raise IndexError(f"index must be between 0 and {len(self) - 1}, got {index}")
         return torch.stack(list(self.rows[index * self.size : (index + 1) * self.size]))
@@ -111,6 +111,7 @@ class _Jobs(torch.utils.data.Dataset[Any]):
     def __init__(self, points: OnDemand) -> None:
         self.points = points
 
+    # pyrefly: ignore[bad-override-param-name]  # its index is a job
     def __getitem__(self, job: tuple[list[int], np.ndarray]) -> np.ndarray | DataError:
         try:
             return take(self.points, (job[0], torch.from_numpy(job[1].astype(np.int64)))).numpy()

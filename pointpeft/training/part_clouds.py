@@ -121,7 +121,7 @@ class PartClouds(Clouds):
 class PartBatches(Batches):
     """One epoch of training batches, (points [B, N, 3], targets)."""
 
-    clouds: PartClouds
+    clouds: PartClouds  # pyrefly: ignore[bad-override-mutable-attribute]  # set once, by __init__
 
     def __iter__(self) -> Iterator[tuple[Tensor, Any]]:
         for chunk in self.chunks:

@@ -30,11 +30,11 @@ class PartSegmentation(Classification):
     double_step = True
     can_stay_on_disk = False
 
-    def load(self, source: str, split: str, up_axis: str | None) -> Any:
+    def load(self, source: str, split: str, up_axis: str | None) -> Any:  # pyrefly: ignore[bad-override]  # never lazy
         """One part of a data set."""
         return load_segments(source, split, up_axis=up_axis)
 
-    def gather(self, dataset: Any, num_points: int) -> PartClouds:
+    def gather(self, dataset: Any, num_points: int) -> PartClouds:  # pyrefly: ignore[bad-override]  # in memory
         """Its clouds in memory."""
         return PartClouds(dataset, num_points)
 

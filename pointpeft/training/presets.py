@@ -80,7 +80,8 @@ class Preset:
         options = (*pairs(self.backbone_options), *pairs(self.method_options))
         known = self.name in PRESETS
         origin = {"preset": self.name if known else None, "config": None if known else Path(self.published)}
-        return FinetuneConfig(**{**values, **origin, "set": options, **changes})
+        chosen: dict[str, Any] = {**values, **origin, "set": options, **changes}
+        return FinetuneConfig(**chosen)
 
 
 def pairs(options: Mapping[str, Any]) -> tuple[str, ...]:

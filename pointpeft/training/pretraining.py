@@ -124,7 +124,7 @@ def _facts(config: PretrainConfig, state: State, clouds: Clouds, backbone: Any, 
         "backbone": config.backbone,
         "backbone options": asdict(backbone.config),
         "parameters": sum(p.numel() for p in backbone.parameters()),
-        "data": Path(config.data).name,  # the card travels; where the data lay does not
+        "data": Path(config.data or "").name,  # the card travels; where the data lay does not
         "clouds": len(clouds),
         "clouds in": "disk" if clouds.on_disk else "memory",
         "points": config.num_points,

@@ -100,7 +100,7 @@ def probe(
 
     def test(name: str) -> Metrics:
         head.eval()
-        logits = sum(forward_all(head, one, batch_size, device) for one in held[name]) / len(held[name])
+        logits: Any = sum(forward_all(head, one, batch_size, device) for one in held[name]) / len(held[name])
         return measure(logits, parts[name].labels)
 
     selector = Selector(select, test)

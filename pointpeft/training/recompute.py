@@ -53,7 +53,9 @@ def _copied(ctx: Context) -> Context:
 
 @contextmanager
 def _statistics_kept(block: nn.Module) -> Iterator[None]:
-    norms = [m for m in block.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    norms: list[Any] = [
+        m for m in block.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats
+    ]
     before = [(norm.momentum, int(norm.num_batches_tracked)) for norm in norms]
     for norm in norms:
         norm.momentum = 0.0

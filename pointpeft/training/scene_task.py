@@ -153,11 +153,11 @@ class SemanticSegmentation(Classification):
     def __init__(self, blocks: int | None = None) -> None:
         self.blocks = blocks
 
-    def load(self, source: str, split: str, up_axis: str | None) -> Any:
+    def load(self, source: str, split: str, up_axis: str | None) -> Any:  # pyrefly: ignore[bad-override]  # never lazy
         """The rooms of one part."""
         return s3dis.load(source, split, up_axis)
 
-    def gather(self, dataset: Any, num_points: int) -> Rooms:
+    def gather(self, dataset: Any, num_points: int) -> Rooms:  # pyrefly: ignore[bad-override]  # in memory
         """Its rooms in memory."""
         return Rooms(dataset, num_points, self.blocks)
 
@@ -190,7 +190,8 @@ class SemanticSegmentation(Classification):
             return confusion(labels.flatten(), logits.argmax(-1), classes), mean * len(batch)
 
         answers = deal([columns[i : i + batch_size] for i in range(0, total, batch_size)], answer)
-        counts, loss = sum(count for count, _ in answers), sum(loss for _, loss in answers)
+        counts: Any = sum(count for count, _ in answers)
+        loss = sum(loss for _, loss in answers)
         return SceneMetrics(counts, loss / total, len(clouds))
 
     def test(
@@ -226,6 +227,7 @@ class SemanticSegmentation(Classification):
         share = [float((s == t).float().mean()) for s, t in zip(answers, clouds.point_labels, strict=True)]
         worst = sorted(range(len(share)), key=share.__getitem__)[:SHOWN]
         figure = Figure(figsize=(10, 4 * len(worst)), layout="constrained")
+        handles: Any = ()
         for row, i in enumerate(worst):
             pick = torch.randperm(len(clouds.points[i]), generator=torch.Generator().manual_seed(0))[:DRAWN]
             pick = pick[clouds.point_labels[i][pick] != 0]  # without the ceiling, which hides the room

@@ -17,8 +17,8 @@ class _Sum(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        total = grad.clone()
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        total = grads[0].clone()
         dist.all_reduce(total)
         return total
 
@@ -29,7 +29,7 @@ class SyncedBatchNorm1d(nn.BatchNorm1d):
     Two messages forward and, where x needs a gradient, two backward. All processes must run it equally often.
     """
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:  # pyrefly: ignore[bad-override-param-name]  # x, as everywhere
         """Normalises channels. [B, C] or [B, C, L]"""
         if not self.training or not (dist.is_initialized() and dist.get_world_size() > 1):
             return super().forward(x)
@@ -52,9 +52,9 @@ class SyncedBatchNorm1d(nn.BatchNorm1d):
 
     @torch.no_grad()
     def _track(self, mean: Tensor, unbiased: Tensor) -> None:
-        if not self.track_running_stats:
+        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
             return
-        self.num_batches_tracked += 1
+        self.num_batches_tracked.add_(1)
         rate = self.momentum if self.momentum is not None else 1.0 / float(self.num_batches_tracked)
         self.running_mean.lerp_(mean.to(self.running_mean.dtype), rate)
         self.running_var.lerp_(unbiased.to(self.running_var.dtype), rate)
@@ -68,6 +68,7 @@ def average_statistics(model: nn.Module) -> None:
             if isinstance(module, SyncedBatchNorm1d):
                 continue
             for statistic in (module.running_mean, module.running_var):
+                assert statistic is not None  # as track_running_stats says
                 dist.all_reduce(statistic)
                 statistic /= dist.get_world_size()
 
