@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 # A .pth file that unpacks to more than so many times its size is made to fill the memory.
@@ -126,6 +127,26 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
         raise OSError(cause.errno, f"cannot be written, {cause.strerror}", str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def save_tensors(tensors: dict[str, Tensor], path: Path, facts: dict[str, str]) -> None:
+    """Writes a safetensors file whose bytes depend on its content alone: the library shuffles the facts.
+
+    Args:
+        tensors: Contiguous, on the CPU.
+        path: The file.
+        facts: Its metadata.
+    """
+    save_file(tensors, path, facts)
+    with open(path, "rb+") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(size)
+        if len(text) != size:
+            raise RuntimeError(f"the header of {path} has {size} bytes, sorted {len(text)}")
+        file.seek(8)
+        file.write(text)
 
 
 def _os_error(error: BaseException | None) -> OSError | None:

@@ -5,9 +5,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
-
-from pointpeft.checkpoints.files import read_weights, sha256, write_atomically
+from pointpeft.checkpoints.files import read_weights, save_tensors, sha256, write_atomically
 from pointpeft.checkpoints.names import LoadReport, load, renamed, strip_prefixes
 
 FOLDER = Path(__file__).parent / "pretrained"
@@ -48,7 +46,7 @@ def save_backbone(backbone: Any, path: str | Path, name: str, metadata: dict[str
     tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in backbone.state_dict().items()}
     header = {"format": "pt", "backbone": name, "fields": json.dumps(asdict(backbone.config))}
     header["metadata"] = json.dumps(metadata or {})
-    write_atomically(Path(path), lambda temporary: save_file(tensors, temporary, header))
+    write_atomically(Path(path), lambda temporary: save_tensors(tensors, temporary, header))
 
 
 def load_backbone(backbone: Any, checkpoint: str | Path) -> LoadReport:

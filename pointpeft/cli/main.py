@@ -1,12 +1,16 @@
 """The console script: finds the command, runs it, turns failures into a message and an exit code."""
 
 import os
+import signal
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
-from typing import Annotated, Any, Union
+from types import FrameType
+from typing import Annotated, Any, NoReturn, Union
 
-import tyro
+# Nothing heavy is imported up here: the first second, too, ends in our message where Ctrl-C comes.
 
 # Command -> (module, its dataclass). The module's `run(command) -> int` does the work and imports what is heavy.
 COMMANDS = {
@@ -27,6 +31,8 @@ COMMANDS = {
     "info": ("pointpeft.cli.info", "Info"),
 }
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+
+STOPPED = "pointpeft: stopped; a run goes on from its last epoch with --resume RUN"
 
 DESCRIPTION = """\
 Adapt a pre-trained point-cloud transformer by training a small part of it.
@@ -58,10 +64,11 @@ def main(argv: list[str] | None = None) -> int:
         print(f"pointpeft {__version__}")
         return OK
     try:
-        command, run = _parse(arguments)
-        return run(command)
+        with _imports_end_at_once():
+            command, run = _parse(arguments)
+            return run(command)
     except KeyboardInterrupt:
-        print("pointpeft: stopped; a run goes on from its last epoch with --resume RUN", file=sys.stderr)
+        print(STOPPED, file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # the reader of our output has left, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -74,15 +81,45 @@ def main(argv: list[str] | None = None) -> int:
         return FAILED
 
 
+@contextmanager
+def _imports_end_at_once() -> Iterator[None]:
+    """Within it Ctrl-C during an import ends the process: an exception would have to pass through libraries that are
+    half loaded, and some abort.
+    """
+
+    def interrupted(number: int, frame: FrameType | None) -> NoReturn:
+        while frame is not None:
+            if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+                os.write(2, f"{STOPPED}\n".encode())
+                os._exit(INTERRUPTED)
+            frame = frame.f_back
+        raise KeyboardInterrupt
+
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # the caller has its own
+        yield
+        return
+    try:
+        signal.signal(signal.SIGINT, interrupted)
+    except ValueError:  # not the main thread, which alone is interrupted
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def _message(error: Exception) -> str:
     """What was wrong with the input; an error that is not about the input says so."""
-    if isinstance(error, (ValueError, OSError, ImportError)):
+    if isinstance(error, (ValueError, OSError, ImportError, MemoryError)):
         return f"error: {error}"
     return f"internal error: {type(error).__name__}: {error} (--debug shows where)"
 
 
 def _parse(arguments: list[str]) -> tuple[Any, Any]:
     """The command's dataclass, filled, and its `run`. A wrong command line ends the process with code 2."""
+    import tyro
+
     # Only the module of the command asked for is imported; for the overview all are, and they are light.
     named = next((argument for argument in arguments if not argument.startswith("-")), None)
     chosen = {named: COMMANDS[named]} if named in COMMANDS else COMMANDS

@@ -23,6 +23,7 @@ from pointpeft.training.inference import Voting
 from pointpeft.training.loop import Recipe, derive_seed, make_accelerator, seed_everything, train
 from pointpeft.training.memory import peak_memory
 from pointpeft.training.models import build, build_probe
+from pointpeft.training.out_of_memory import named_out_of_memory
 from pointpeft.training.probe import probe
 from pointpeft.training.recompute import checkpoint_blocks
 from pointpeft.training.run_folder import RunFolder
@@ -62,7 +63,9 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
         config = folder.read_config(FinetuneConfig, "finetune")
     else:
         folder = None
-    with determinism(config.deterministic):
+    asked = f"method {config.method} on {config.backbone}"
+    remedies = "--accumulate keeps the batch of a step, --checkpoint-blocks computes blocks again"
+    with determinism(config.deterministic), named_out_of_memory(asked, config.batch_size, remedies):
         return _finetune(accelerator, config, folder)
 
 

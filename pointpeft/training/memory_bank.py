@@ -3,10 +3,9 @@
 from collections.abc import Iterator
 from typing import Any
 
-from safetensors.torch import save_file
 from torch import Tensor
 
-from pointpeft.checkpoints.files import write_atomically
+from pointpeft.checkpoints.files import save_tensors, write_atomically
 from pointpeft.data import load_dataset
 from pointpeft.methods.memory_bank import SHA256, TENSOR, build_memory_bank
 from pointpeft.training.clouds import Clouds
@@ -43,5 +42,5 @@ def memory_bank(config: MemoryBankConfig) -> dict[str, Any]:
     if model.origin is not None:
         facts[SHA256] = model.origin.sha256
     config.output.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(config.output, lambda path: save_file({TENSOR: bank}, path, facts))
+    write_atomically(config.output, lambda path: save_tensors({TENSOR: bank}, path, facts))
     return {"clouds": bank.shape[1], "channels": bank.shape[0], "file": str(config.output)}

@@ -7,11 +7,10 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from safetensors.torch import save_file
 
 from pointpeft.backbones import create_backbone
 from pointpeft.backbones.masked_autoencoder import MaskedAutoencoder
-from pointpeft.checkpoints.files import write_atomically, write_json
+from pointpeft.checkpoints.files import save_tensors, write_atomically, write_json
 from pointpeft.data import load_dataset
 from pointpeft.data.transforms import named
 from pointpeft.training.clouds import Clouds
@@ -20,12 +19,15 @@ from pointpeft.training.determinism import determinism
 from pointpeft.training.loop import Recipe, State, derive_seed, make_accelerator, seed_everything, train
 from pointpeft.training.memory import peak_memory
 from pointpeft.training.models import backbone_options
+from pointpeft.training.out_of_memory import named_out_of_memory
 from pointpeft.training.run_folder import RunFolder, write_text
 from pointpeft.training.storage import stay_on_disk
 from pointpeft.training.tracking import require_tracker
 from pointpeft.training.versions import versions
 
 WEIGHTS = "backbone.safetensors"
+# Facts that differ between runs of one seed: they stand beside the weights, whose file repeats to the byte.
+MEASURED = ("training minutes", "clouds per second", "peak memory MiB")
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,8 @@ def pretrain(config: PretrainConfig) -> PretrainResult:
         if config.data is None:
             raise ValueError("name the clouds to pre-train on: pointpeft pretrain DATA")
         folder = RunFolder.shared(config.output, f"pretrain-{config.backbone}", main)
-    with determinism(config.deterministic):
+    asked, remedies = f"pre-training {config.backbone}", "--accumulate keeps the batch of a step"
+    with determinism(config.deterministic), named_out_of_memory(asked, config.batch_size, remedies):
         return _pretrain(accelerator, config, folder)
 
 
@@ -111,8 +114,8 @@ def _pretrain(accelerator: Accelerator, config: PretrainConfig, folder: RunFolde
     if main:
         tensors = {name: tensor.contiguous().cpu() for name, tensor in model.backbone_state_dict().items()}
         header = {"format": "pt", "backbone": config.backbone, "fields": json.dumps(asdict(backbone.config))}
-        header["metadata"] = json.dumps(facts)
-        write_atomically(weights, lambda path: save_file(tensors, path, header))
+        header["metadata"] = json.dumps({name: value for name, value in facts.items() if name not in MEASURED})
+        write_atomically(weights, lambda path: save_tensors(tensors, path, header))
         write_json(folder.path / "result.json", facts)
         write_text(folder.path / "README.md", _card(facts))
         folder.close()

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from pointpeft.checkpoints import files
-from pointpeft.checkpoints.files import read_weights, sha256, tensors_of, write_atomically, write_json
+from pointpeft.checkpoints.files import read_weights, save_tensors, sha256, tensors_of, write_atomically, write_json
 
 TENSORS = {"norm.weight": torch.arange(5.0), "blocks.0.bias": torch.ones(2, 3)}
 
@@ -123,3 +123,14 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     write_json(path, {"a": 2})
     assert json.loads(path.read_text()) == {"a": 2}
     assert os.listdir(tmp_path) == ["config.json"]
+
+
+def test_the_bytes_of_a_safetensors_file_depend_on_its_content_alone(tmp_path):
+    facts = {f"fact {i}": 'ä "quoted"\n' * i for i in range(9)}
+    contents = set()
+    for i in range(4):  # the library shuffles the facts anew for every file
+        save_tensors(TENSORS, tmp_path / f"{i}.safetensors", dict(sorted(facts.items(), reverse=i % 2 == 1)))
+        contents.add((tmp_path / f"{i}.safetensors").read_bytes())
+        assert read_weights(tmp_path / f"{i}.safetensors")[1] == facts
+        assert equal(read_weights(tmp_path / f"{i}.safetensors")[0])
+    assert len(contents) == 1

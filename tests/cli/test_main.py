@@ -1,5 +1,6 @@
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -7,7 +8,8 @@ import h5py
 import numpy as np
 import pytest
 
-from pointpeft.cli.main import COMMANDS, main
+from pointpeft.cli.main import COMMANDS, STOPPED, main
+from tests.faults.runs import interrupt_imports
 from tests.training.conftest import TINY, TINY_MODEL, write_clouds
 
 QUICK = [
@@ -185,3 +187,20 @@ def test_python_dash_m_is_the_console_script():
     )
     assert done.returncode == 0
     assert done.stdout.startswith("pointpeft ")
+
+
+@pytest.mark.parametrize("moment", [0.0, 0.3])
+def test_ctrl_c_in_the_imports_ends_with_the_message(moment, tmp_path):
+    # A library that is half loaded aborted the process when the exception came through it.
+    code, said = interrupt_imports(["finetune", f"--output={tmp_path / 'run'}", "--epochs=500"], moment)
+    assert (code, said.strip().splitlines()[-1:]) == (130, [STOPPED])
+
+
+def test_ctrl_c_is_put_back_as_it_was(monkeypatch):
+    import pointpeft.cli.info
+
+    seen = []
+    monkeypatch.setattr(pointpeft.cli.info, "run", lambda command: seen.append(signal.getsignal(signal.SIGINT)) or 0)
+    assert main(["info"]) == 0
+    assert seen != [signal.default_int_handler]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

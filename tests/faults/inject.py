@@ -1,8 +1,9 @@
 """Injects faults into training runs: `python -m tests.faults.inject --kills 50 --seed 0`.
 
 Kinds: a kill at a random moment; a kill inside a write, before or after it is made durable, half-way or behind the
-rename; Ctrl-C; a full disk; a limit on file sizes; a folder that cannot be written to; bits flipped in, and ends cut
-off, what a run left. After a kill or Ctrl-C the run goes on to the same bits as one that was left alone; all others end
+rename; Ctrl-C, also in the imports; one of two processes that train together is killed; no memory for a step; a full
+disk; a limit on file sizes; a folder that cannot be written to; bits flipped in, and ends cut off, what a run left.
+After a kill, Ctrl-C or an end of memory the run goes on to the same bits as one that was left alone; all others end
 with a message that names the file.
 """
 
@@ -23,11 +24,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 
 torch.set_num_threads(1)  # a fork keeps one thread only
 
 from pointpeft.checkpoints import files  # noqa: E402
-from tests.faults.runs import OPTIONS, Child, quietly, run, same, sound  # noqa: E402
+from tests.faults.runs import OPTIONS, Child, interrupt_imports, quietly, run, same, sound, together  # noqa: E402
 from tests.fuzz.driver import write  # noqa: E402
 from tests.training.conftest import write_clouds  # noqa: E402
 
@@ -130,6 +132,62 @@ class Injector:
             files.os.fsync, files.os.replace = fsync, replace
 
         return prepare
+
+    def interrupted_early(self) -> None:
+        """Ctrl-C in the first seconds of a real process, while its libraries are imported."""
+        folder = self.folder()
+        moment = self.random.uniform(0, 2)
+        code, said = interrupt_imports(self.fresh(folder), moment)
+        wrong = sound(folder) if folder.exists() else []
+        if code != 130 or not said.strip().splitlines()[-1].startswith("pointpeft: stopped"):
+            wrong.append(f"ended with {code}, needs 130 and the message: {said[-1500:]}")
+        self.check("Ctrl-C in the imports", "; ".join(wrong) or None, moment=round(moment, 3))
+
+    def partner_dies(self) -> None:
+        """One of two processes that train together is killed: the other ends, and the run goes on to its end."""
+        folder = self.folder()
+        pair = together(self.fresh(folder), 2)
+        time.sleep(self.random.uniform(0.2, 1) * self.seconds)
+        victim = self.random.randrange(2)
+        pair[victim].kill(signal.SIGKILL)
+        codes, said = [child.wait() for child in pair], pair[1 - victim].output()
+        for child in pair:
+            child.close()
+        wrong = sound(folder) if folder.exists() else []
+        if codes[1 - victim] == 0 and codes[victim] != 0:
+            wrong.append("ended well without its partner")
+        self.check("a process of two dies", "; ".join(wrong) or None, victim=victim, codes=codes)
+        if (folder / "config.json").exists() and any(codes):
+            code, said, _ = run(["finetune", "--resume", str(folder)])
+            done = None if code == 0 and (folder / "result.json").exists() else f"ended with {code}: {said[-1500:]}"
+            self.check("resumed", done, after="a process of two dies")
+
+    def out_of_memory(self) -> None:
+        """The device has no room for a step, at a random one."""
+        folder, step = self.folder(), self.random.randrange(1, 20)
+
+        def prepare() -> None:
+            count, real = 0, Accelerator.backward
+
+            def backward(*arguments: Any, **options: Any) -> None:
+                nonlocal count
+                count += 1
+                if count == step:
+                    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+                real(*arguments, **options)
+
+            Accelerator.backward = backward
+
+        code, said, _ = run(self.fresh(folder), prepare)
+        message = said.strip().splitlines()[-1] if said.strip() else ""
+        clear = code == 1 and message.startswith("pointpeft: error: out of memory with batch size ")
+        wrong = [] if clear and "method dapt" in message else [f"ended with {code}: {said[-1500:]}"]
+        wrong += sound(folder)
+        self.check("out of memory", "; ".join(wrong) or None, step=step)
+        code, said, _ = run(["finetune", "--resume", str(folder)])
+        self.check(
+            "resumed", f"ended with {code}: {said[-1500:]}" if code else same(self.whole, folder), after="memory"
+        )
 
     # ---- disks ----
 
@@ -247,7 +305,16 @@ def main() -> None:
         for i in range(given.kills):
             injector.killed(kinds[i % 3])
         for _ in range(others):
-            for fault in (injector.limited, injector.full, injector.read_only, injector.damaged, injector.damaged):
+            for fault in (
+                injector.limited,
+                injector.full,
+                injector.read_only,
+                injector.damaged,
+                injector.damaged,
+                injector.out_of_memory,
+                injector.partner_dies,
+                injector.interrupted_early,
+            ):
                 fault()
     report = {
         "what": "tests.faults.inject",

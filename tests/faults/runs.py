@@ -5,11 +5,16 @@ import io
 import json
 import os
 import signal
+import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from pointpeft.cli.main import main as command_line
@@ -50,8 +55,6 @@ class Child:
                 os.write(2, f"escaped: {type(error).__name__}: {error}\n".encode())
             finally:
                 with contextlib.suppress(Exception):
-                    import sys
-
                     sys.stdout.flush()
                     sys.stderr.flush()
                 os._exit(code)
@@ -96,6 +99,38 @@ def run(arguments: list[str], prepare: Callable[[], None] = lambda: None) -> tup
     code, said = child.wait(), child.output()
     child.close()
     return code, said, time.monotonic() - child.started
+
+
+def together(arguments: list[str], processes: int) -> list[Child]:
+    """Processes that train as one, each `pointpeft ARGUMENTS`, as torch.distributed.run starts them."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+
+    def prepare(rank: int) -> None:
+        names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
+        os.environ.update({name: str(value) for name, value in {**names, "MASTER_PORT": port}.items()})
+        os.environ["MASTER_ADDR"] = "127.0.0.1"
+        AcceleratorState._reset_state(reset_partial_state=True)
+
+    return [Child(arguments, partial(prepare, rank)) for rank in range(processes)]
+
+
+def interrupt_imports(arguments: list[str], moment: float) -> tuple[int, str]:
+    """`pointpeft ARGUMENTS` in a process of its own, interrupted so many seconds after PyTorch begins to load.
+
+    Gives its exit code and its output.
+    """
+    command = [sys.executable, "-m", "pointpeft", *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    maps = Path(f"/proc/{process.pid}/maps")
+    until = time.monotonic() + 120
+    while "libtorch_cpu" not in maps.read_text() and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.002)
+    time.sleep(moment)
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=240)
+    return process.returncode, said
 
 
 def sound(folder: Path) -> list[str]:

@@ -1,0 +1,33 @@
+"""What a run says when the memory ends."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+_NO_ROOM = ("DefaultCPUAllocator", "can't allocate memory")  # as PyTorch tells it of the CPU
+
+
+@contextmanager
+def named_out_of_memory(what: str, batch_size: int, remedies: str) -> Iterator[None]:
+    """Inside, an end of the memory is told with what asked for it.
+
+    Args:
+        what: The backbone and the method.
+        batch_size: Clouds of a step.
+        remedies: Options that take less memory, beside a smaller batch.
+
+    Raises:
+        MemoryError: The memory of the device or of the machine ended.
+    """
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        short = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(mark in str(error) for mark in _NO_ROOM)
+        if not short:
+            raise
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        smaller = "" if batch_size == 1 else f" --batch-size {batch_size // 2} takes about half;"
+        raise MemoryError(
+            f"out of memory with batch size {batch_size} and {what}:{smaller} {remedies}. PyTorch says: {reason}"
+        ) from error

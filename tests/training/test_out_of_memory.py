@@ -1,0 +1,40 @@
+import pytest
+import torch
+
+from pointpeft.training.config import FinetuneConfig
+from pointpeft.training.finetuning import finetune
+from pointpeft.training.out_of_memory import named_out_of_memory
+from tests.training.conftest import TINY, TINY_MODEL
+
+
+def test_a_run_out_of_memory_names_batch_size_and_method(clouds_folder, tmp_path, monkeypatch):
+    def full(*ignored):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr("accelerate.Accelerator.backward", full)
+    options = {"data": str(clouds_folder), "set": TINY_MODEL, "checkpoint": "none", "device": "cpu", "quiet": True}
+    config = FinetuneConfig(**options, **{**TINY, "batch_size": 6}, probe=False, output=tmp_path / "run")
+    with pytest.raises(
+        MemoryError,
+        match=r"out of memory with batch size 6 and method dapt on point_mae_tiny: --batch-size 3 .*Tried to allocate",
+    ):
+        finetune(config)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory."),
+        MemoryError(),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
+def test_every_kind_of_end_of_memory_is_told(error):
+    with pytest.raises(MemoryError, match=r"out of memory with batch size 1 and method x: less"):
+        with named_out_of_memory("method x", 1, "less"):
+            raise error
+
+
+def test_other_errors_pass_as_they_are():
+    with pytest.raises(RuntimeError, match=r"^other$"), named_out_of_memory("method x", 1, "less"):
+        raise RuntimeError("other")
