@@ -144,13 +144,14 @@ class Injector:
         self.check("Ctrl-C in the imports", "; ".join(wrong) or None, moment=round(moment, 3))
 
     def partner_dies(self) -> None:
-        """One of two processes that train together is killed: the other ends, and the run goes on to its end."""
+        """One of two processes that train together is killed: the run goes on, in one process, to its end."""
         folder = self.folder()
         pair = together(self.fresh(folder), 2)
         time.sleep(self.random.uniform(0.2, 1) * self.seconds)
         victim = self.random.randrange(2)
         pair[victim].kill(signal.SIGKILL)
-        codes, said = [child.wait() for child in pair], pair[1 - victim].output()
+        pair[1 - victim].kill(signal.SIGTERM)  # as the launcher does: by itself it might wait for its partner
+        codes = [child.wait() for child in pair]
         for child in pair:
             child.close()
         wrong = sound(folder) if folder.exists() else []
