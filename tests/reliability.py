@@ -30,6 +30,7 @@ python -m tests.fuzz.ops --cases 1000000               # random calls of every o
 python -m tests.fuzz.readers --cases 1000000           # damaged files
 python -m tests.faults.inject --kills 50               # killed, interrupted, out of disk, damaged
 python -m tests.endurance                              # 10 000 training steps, 200 000 predictions
+.ci/nightly                                            # all of these, and this page
 ```
 
 `pytest` runs a slice of each of the middle three: `POINTPEFT_FUZZ_SECONDS` (15 for each fuzzer) and

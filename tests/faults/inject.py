@@ -137,7 +137,7 @@ class Injector:
         """Ctrl-C in the first seconds of a real process, while its libraries are imported."""
         folder = self.folder()
         moment = self.random.uniform(0, 2)
-        code, said = interrupt_imports(self.fresh(folder), moment)
+        code, said = interrupt_imports([*self.fresh(folder), "--epochs=100000"], moment)  # it cannot end before
         wrong = sound(folder) if folder.exists() else []
         if code != 130 or not said.strip().splitlines()[-1].startswith("pointpeft: stopped"):
             wrong.append(f"ended with {code}, needs 130 and the message: {said[-1500:]}")
