@@ -75,7 +75,8 @@ def main() -> None:
         for what, failure in open_ones:
             lines = failure["why"].strip().splitlines() or [""]
             where = " ".join(str(failure[key]) for key in ("group", "kind", "case") if failure.get(key) is not None)
-            text += f"- `{what}`, {where}: {lines[-1]}\n"
+            # A fault's first line says what was wrong; a case's last one is its error.
+            text += f"- `{what}`, {where}: {lines[0 if 'kind' in failure else -1]}\n"
     temporary = given.output.with_suffix(".tmp")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(given.output)
