@@ -3,10 +3,19 @@
 from pointpeft.methods.adalora import AdaLoRA
 from pointpeft.methods.adapter_x import AdapterX
 from pointpeft.methods.adaptformer import AdaptFormer
-from pointpeft.methods.base import Method, create_method, method_class, method_names, register_method
+from pointpeft.methods.base import (
+    Method,
+    TrainingClouds,
+    create_method,
+    method_class,
+    method_names,
+    register_method,
+)
+from pointpeft.methods.bi_adaptformer import BiAdaptFormer
 from pointpeft.methods.bitfit import BitFit
 from pointpeft.methods.dapt import DAPT
 from pointpeft.methods.dyt import DyT
+from pointpeft.methods.fact import FacT
 from pointpeft.methods.full import Full
 from pointpeft.methods.hf_peft import HRA, OFT, DoRA, LoHa, LoKr, LoRA, RsLoRA, VeRA
 from pointpeft.methods.houlsby import Houlsby
@@ -21,6 +30,7 @@ from pointpeft.methods.point_gst import PointGST
 from pointpeft.methods.point_lora import PointLoRA
 from pointpeft.methods.point_peft import PointPEFT
 from pointpeft.methods.prefix import Prefix
+from pointpeft.methods.sct import SCT
 from pointpeft.methods.ssf import SSF
 from pointpeft.methods.stag import STAG
 from pointpeft.methods.unipelt import UniPELT
@@ -32,15 +42,18 @@ __all__ = [
     "IA3",
     "IDPT",
     "OFT",
+    "SCT",
     "SSF",
     "STAG",
     "VPT",
     "AdaLoRA",
     "AdaptFormer",
     "AdapterX",
+    "BiAdaptFormer",
     "BitFit",
     "DoRA",
     "DyT",
+    "FacT",
     "Full",
     "Houlsby",
     "IConFormer",
@@ -56,6 +69,7 @@ __all__ = [
     "PointPEFT",
     "Prefix",
     "RsLoRA",
+    "TrainingClouds",
     "UniPELT",
     "VeRA",
     "build_memory_bank",

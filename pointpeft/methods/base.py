@@ -1,7 +1,7 @@
 """What an adaptation method is: a frozen dataclass of its options that attaches itself to a model, and a registry."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, fields
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
@@ -13,6 +13,21 @@ if TYPE_CHECKING:
 
 # The tokens before the patches and their positions, which a pre-training may lack: what a method lists under `trains`.
 PREFIX_TOKENS = r"^backbone\.\w+_(token|pos)$"
+
+
+@dataclass(frozen=True)
+class TrainingClouds:
+    """Batches of training clouds, not augmented; iterating gives their points alone. [B, N, 3] each
+
+    Attributes:
+        labelled: Begins a pass over points [B, N, 3] and the class of each cloud, int64 [B]: of a part task its
+            category, of rooms 0.
+    """
+
+    labelled: Callable[[], Iterable[tuple[Tensor, Tensor]]]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (points for points, _ in self.labelled())
 
 
 @dataclass(frozen=True)
@@ -83,12 +98,12 @@ class Method:
         """Puts the method's modules into the model; they train."""
         raise NotImplementedError
 
-    def prepare(self, model: "PointModel", clouds: Iterable[Tensor]) -> None:
+    def prepare(self, model: "PointModel", clouds: TrainingClouds) -> None:
         """Fills what the method takes from the training clouds before training; by default nothing.
 
         Args:
             model: On its device, with its pre-trained weights.
-            clouds: Batches of training clouds, not augmented; only iterated over where they are needed. [B, N, 3] each
+            clouds: Only iterated over where they are needed.
         """
 
     def after_step(self, model: "PointModel") -> None:

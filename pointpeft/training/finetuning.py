@@ -16,6 +16,7 @@ from pointpeft.checkpoints import save_adapter
 from pointpeft.checkpoints.files import write_json
 from pointpeft.data import split_validation
 from pointpeft.data.transforms import named
+from pointpeft.methods import TrainingClouds
 from pointpeft.training.compiled_step import check_compiled, compiled_step
 from pointpeft.training.config import FinetuneConfig
 from pointpeft.training.determinism import determinism
@@ -181,17 +182,17 @@ def _run(
     def test_on(name: str) -> Any:
         return task.judge(model, parts[name], config.batch_size, voting if name == "test" else Voting())
 
-    def training_clouds() -> Iterator[Tensor]:
+    def training_clouds() -> Iterator[tuple[Tensor, Tensor]]:
         generator = torch.Generator().manual_seed(derive_seed(config.seed, "prepare"))
-        for points, _ in training.batches(config.batch_size, generator):
-            yield points.to(accelerator.device)
+        for points, targets in training.batches(config.batch_size, generator):
+            yield points.to(accelerator.device), task.classes_of(points, targets)
 
     synced = config.sync_batchnorm and accelerator.num_processes > 1
     if config.checkpoint_blocks:
         checkpoint_blocks(model.backbone.blocks)
     if synced:
         sync_batch_norm(model)
-    model.method.prepare(model.to(accelerator.device), training_clouds())
+    model.method.prepare(model.to(accelerator.device), TrainingClouds(training_clouds))
     selector = Selector(config.select, test_on)
 
     def after_step() -> None:

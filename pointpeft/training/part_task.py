@@ -47,6 +47,10 @@ class PartSegmentation(Classification):
         """Names of the parts, and those of each category."""
         return {"parts": list(clouds.parts), "parts of": [list(parts) for parts in clouds.parts_of]}
 
+    def classes_of(self, points: Tensor, targets: Any) -> Tensor:
+        """The category of each cloud of a batch. int64 [B]"""
+        return targets.category
+
     def losses(self, wrapped: nn.Module, model: PointModel, points: Tensor, targets: Any) -> dict[str, Tensor]:
         """Cross-entropy over all points and all parts, and the method's own."""
         inputs = {"category": targets.category} if model.num_categories else {}

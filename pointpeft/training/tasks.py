@@ -55,6 +55,10 @@ class Classification:
         """Facts of the labels that evaluation and prediction need beside the classes."""
         return {}
 
+    def classes_of(self, points: Tensor, targets: Any) -> Tensor:
+        """The class of each cloud of a batch. int64 [B]"""
+        return targets
+
     def losses(self, wrapped: nn.Module, model: PointModel, points: Tensor, targets: Any) -> dict[str, Tensor]:
         """The task's loss and the method's own."""
         logits = wrapped(points)

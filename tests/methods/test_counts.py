@@ -57,6 +57,10 @@ WITHOUT_HEAD = [
     ("unipelt", {"parts": ("lora",), "soft_prompts": 10}, 12 * 2 * (2 * 8 * 384 + 385) + 3_840),
     ("unipelt", {"parts": ("lora", "prefix"), "central_gate": True}, 12 * (4 * 8 * 384 + 770) + 4_928_768),
     ("adalora", {}, 885_312),
+    ("fact", {}, 49_152),
+    ("fact", {"form": "tk"}, 18_688),
+    ("bi_adaptformer", {}, 294_912),
+    ("sct", {}, 111_744),
 ]
 
 

@@ -9,7 +9,9 @@ from tests.methods.test_registry import clouds, make, train
 
 VARIANTS = [
     ("adapter_x", {"dynamic": True}),
+    ("bi_adaptformer", {"bits": 2}),
     ("dyt", {"experts": 2}),
+    ("fact", {"form": "tk"}),
     ("iconformer", {"form": "curve"}),
     ("peterrec", {"insertion": "parallel"}),
     ("prefix", {"hidden": 16}),
