@@ -122,14 +122,24 @@ def interrupt_imports(arguments: list[str], moment: float) -> tuple[int, str]:
     Gives its exit code and its output.
     """
     command = [sys.executable, "-m", "pointpeft", *arguments]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        # What a shell starts in the background ignores Ctrl-C, and so would a child of ours.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     maps = Path(f"/proc/{process.pid}/maps")
     until = time.monotonic() + 120
     while "libtorch_cpu" not in maps.read_text() and process.poll() is None and time.monotonic() < until:
         time.sleep(0.002)
     time.sleep(moment)
     process.send_signal(signal.SIGINT)
-    said, _ = process.communicate(timeout=240)
+    try:
+        said, _ = process.communicate(timeout=240)
+    finally:
+        process.kill()  # where it has ended, nothing
     return process.returncode, said
 
 
