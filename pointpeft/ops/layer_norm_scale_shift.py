@@ -45,6 +45,12 @@ def layer_norm_scale_shift(
     if _library.use_fused_reference(x):
         return layer_norm_scale_shift_reference(x, weight, bias, gamma, beta, eps)
     weight, bias, gamma, beta = _library.promoted(weight, bias, gamma, beta)
+    learns = any(tensor.requires_grad for tensor in (weight, bias, gamma, beta))
+    if x.device.type == "cpu" and x.dtype.itemsize == 2 and learns and torch.is_grad_enabled():
+        # PyTorch sums the gradients of both weights over the tokens in the type of x there: in bfloat16 a sum of 2050
+        # ends at 512.
+        y = F.layer_norm(x.float(), x.shape[-1:], weight.float() * gamma, torch.addcmul(beta, bias, gamma).float(), eps)
+        return y.to(x.dtype)
     return F.layer_norm(x, x.shape[-1:], weight * gamma, torch.addcmul(beta, bias, gamma), eps)
 
 

@@ -263,3 +263,15 @@ def test_an_adapter_over_no_clouds_has_zero_gradients(generator):
 def test_no_rows_may_have_any_strides():
     x = torch.empty_strided((0, 32), (134, 2))
     assert ops.scale_shift(x, torch.ones(32), torch.zeros(32)).shape == (0, 32)
+
+
+def test_the_gradients_of_short_norms_are_summed_in_float32():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(4096, 8, generator=generator).bfloat16()
+    weights = [(torch.rand(8, generator=generator) + 0.5).bfloat16().requires_grad_() for _ in range(4)]
+    grad = torch.rand(4096, 8, generator=generator).bfloat16()
+    double = [tensor.detach().double().requires_grad_() for tensor in weights]
+    got = torch.autograd.grad(ops.layer_norm_scale_shift(x, *weights), weights, grad)
+    exact = torch.autograd.grad(ops.layer_norm_scale_shift_reference(x.double(), *double), double, grad.double())
+    for g, e in zip(got, exact, strict=True):  # two roundings, and those of the normalised values
+        assert (g.double() - e).norm() < 0.01 * e.norm()
