@@ -151,15 +151,17 @@ void nearest_by_tree(const Problem& p, int64_t b, int64_t n) {
   });
 }
 
-// Squared norms of the points of a contiguous (B, N, C) tensor; returns whether all values are finite.
+// Squared norms of the points of a contiguous (B, N, C) tensor, the first of each cloud where there are lengths;
+// returns whether all their values are finite. Padding may hold anything.
 template <class A>
-bool squared_norms(const Tensor& points, A* norms) {
-  const int64_t count = points.size(0) * points.size(1), channels = points.size(2);
+bool squared_norms(const Tensor& points, const int64_t* lengths, A* norms) {
+  const int64_t n = points.size(1), count = points.size(0) * n, channels = points.size(2);
   const A* data = static_cast<const A*>(points.const_data_ptr());
   std::atomic<bool> finite{true};
   torch::stable::parallel_for(0, count, 256, [&](int64_t begin, int64_t end) {
     bool good = true;
     for (int64_t i = begin; i < end; ++i) {
+      if (lengths && i % n >= lengths[i / n]) continue;
       A sum = 0;
       for (int64_t c = 0; c < channels; ++c) {
         const A value = data[i * channels + c];
@@ -181,8 +183,8 @@ void nearest_by_product(const Problem& p) {
   const Tensor query = torch::stable::contiguous(torch::stable::to(p.query, dtype));
   const Tensor support = torch::stable::contiguous(torch::stable::to(p.support, dtype));
   std::unique_ptr<A[]> query_norm(new A[p.batch * p.m]), support_norm(new A[p.batch * p.n]);
-  require(squared_norms(support, support_norm.get()), "support must be finite, got NaN or infinite values");
-  require(squared_norms(query, query_norm.get()), "query must be finite, got NaN or infinite values");
+  require(squared_norms(support, p.lengths, support_norm.get()), "support must be finite, got NaN or infinite values");
+  require(squared_norms<A>(query, nullptr, query_norm.get()), "query must be finite, got NaN or infinite values");
   const Search<A> search = search_for_level<A>();
   const int64_t chunk = queries_a_product(p.batch, p.m, p.n), padded = p.padded();
   const Tensor transposed = torch::stable::transpose(support, 1, 2);

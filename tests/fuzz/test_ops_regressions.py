@@ -275,3 +275,15 @@ def test_the_gradients_of_short_norms_are_summed_in_float32():
     exact = torch.autograd.grad(ops.layer_norm_scale_shift_reference(x.double(), *double), double, grad.double())
     for g, e in zip(got, exact, strict=True):  # two roundings, and those of the normalised values
         assert (g.double() - e).norm() < 0.01 * e.norm()
+
+
+def test_a_search_of_many_channels_lets_padding_hold_anything():
+    query, support = torch.rand(1, 2, 17), torch.rand(1, 7, 17)
+    support[0, 4:] = torch.nan
+    lengths = torch.tensor([4])
+    expected = ops.knn(query, support[:, :4], 2)
+    for got, needed in zip(ops.knn(query, support, 2, lengths=lengths), expected, strict=True):
+        torch.testing.assert_close(got, needed)
+    support[0, 3] = torch.nan
+    with pytest.raises(ValueError, match="support must be finite"):
+        ops.knn(query, support, 2, lengths=lengths)
