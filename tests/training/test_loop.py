@@ -1,10 +1,13 @@
 import math
+from itertools import count
+from types import SimpleNamespace
 from unittest import mock
 
 import pytest
 import torch
 from torch import nn
 
+from pointpeft.training import loop
 from pointpeft.training.clouds import Clouds
 from pointpeft.training.loop import (
     FLOOR,
@@ -184,10 +187,12 @@ def test_accumulated_batches_make_one_step(tmp_path):
     assert len(calls) == 2
 
 
-def test_a_time_limit_ends_the_run_annealed(tmp_path):
-    _, state = run(tmp_path, epochs=10**6, per_epoch=False, time_limit=0.5)
-    assert state.epoch < 10**6
-    assert state.elapsed >= 0.5
+def test_a_time_limit_ends_the_run_annealed(tmp_path, monkeypatch):
+    ticks = count(step=1 / 64)  # an epoch reads the clock at its start, in each of 3 steps, and twice at its end
+    monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
+    _, state = run(tmp_path, epochs=10**6, per_epoch=False, time_limit=52 / 64)
+    assert state.epoch == 11  # in whose second step the time is over
+    assert state.elapsed == 54 / 64
     assert state.history[-1]["lr"] == pytest.approx(FLOOR)
 
 
