@@ -29,11 +29,12 @@ from accelerate import Accelerator
 torch.set_num_threads(1)  # a fork keeps one thread only
 
 from pointpeft.checkpoints import files  # noqa: E402
-from tests.faults.runs import OPTIONS, Child, interrupt_imports, quietly, run, same, sound, together  # noqa: E402
+from tests.faults.runs import EPOCHS, OPTIONS, Child, interrupt_imports, quietly, run, same, sound, together  # noqa: E402
 from tests.fuzz.driver import write  # noqa: E402
 from tests.training.conftest import write_clouds  # noqa: E402
 
 MOST_RESTARTS = 6
+STEPS = 2 * EPOCHS  # of a run: its 11 training clouds are two batches
 NOBODY = 65534
 
 
@@ -165,7 +166,7 @@ class Injector:
 
     def out_of_memory(self) -> None:
         """The device has no room for a step, at a random one."""
-        folder, step = self.folder(), self.random.randrange(1, 20)
+        folder, step = self.folder(), self.random.randint(1, STEPS)
 
         def prepare() -> None:
             count, real = 0, Accelerator.backward
