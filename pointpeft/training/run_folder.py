@@ -152,8 +152,12 @@ def _plain(config: Any) -> dict[str, Any]:
 
 
 def _write_sealed(path: Path, state: dict[str, Any]) -> None:
-    with open(path, "wb") as file:  # opened here, so that a full disk is the system's error, not the library's
-        torch.save(state, file)
+    # Into memory first: PyTorch's writer, cut short by Ctrl-C, writes its end when it is destroyed, and where the file
+    # is closed by then the process aborts. And so a full disk is the system's error, not the library's.
+    content = io.BytesIO()
+    torch.save(state, content)
+    with open(path, "wb") as file:
+        file.write(content.getbuffer())
     seal = _SEAL + sha256(path).encode()
     with open(path, "ab") as file:
         file.write(seal)
