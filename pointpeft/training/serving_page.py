@@ -31,7 +31,7 @@ PAGE = """<!doctype html>
 <meta name="viewport" content="width=device-width">
 <style>
 @STYLE@#drop{border:2px dashed #888;border-radius:8px;padding:2.5rem;text-align:center;cursor:pointer;display:block}
-#drop.over{background:#eef4ff;border-color:#36c}#grid{grid-template-columns:repeat(auto-fill,minmax(320px,1fr))}
+#drop{margin:0}#drop.over{background:#eef4ff;border-color:#36c}#grid{grid-template-columns:repeat(auto-fill,minmax(320px,1fr))}
 </style></head><body>
 <h1>@TITLE@</h1><p id="facts"></p>
 <label id="drop">Drop scans here, or click to choose: .ply .npy .pcd .las .xyz .off .obj .stl and others,
@@ -84,8 +84,9 @@ async function classify(file) {
 }
 function all(list) { for (const file of list) classify(file); }
 files.onchange = () => { all(files.files); files.value = ""; };
-drop.ondragover = event => { event.preventDefault(); drop.className = "over"; };
-drop.ondragleave = () => { drop.className = ""; };
-drop.ondrop = event => { event.preventDefault(); drop.className = ""; all(event.dataTransfer.files); };
+// Anywhere on the page: beside the field, the browser would leave the page and open the file.
+ondragover = event => { event.preventDefault(); drop.className = "over"; };
+ondragleave = event => { if (!event.relatedTarget) drop.className = ""; };
+ondrop = event => { event.preventDefault(); drop.className = ""; all(event.dataTransfer.files); };
 </script></body></html>
 """

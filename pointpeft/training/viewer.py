@@ -16,6 +16,7 @@ STYLE = """body{font:14px/1.4 system-ui,sans-serif;margin:1.5rem;color:#222;back
 figure{margin:0;border:1px solid #ddd;border-radius:6px;overflow:hidden}
 canvas{display:block;width:100%;aspect-ratio:1;background:#10151c;cursor:grab;touch-action:none}
 figcaption{padding:6px 8px;overflow-wrap:anywhere}.said{color:#b3261e}.true{color:#146c2e}small{color:#666}
+label{margin-right:10px}.bar{display:inline-block;width:7rem;height:.6rem;border-radius:3px;margin:0 6px}
 table{border-collapse:collapse}td,th{padding:1px 12px 1px 0;text-align:left}
 """
 
@@ -45,7 +46,8 @@ function draw(view) {
   if (canvas.width !== size) canvas.width = canvas.height = size;
   pen.clearRect(0, 0, size, size);
   const cy = Math.cos(view.yaw), sy = Math.sin(view.yaw), cp = Math.cos(view.pitch), sp = Math.sin(view.pitch);
-  const scale = view.zoom * size * 0.3 / 127, dot = Math.max(1.5, size / 130), zUp = up.value === "z", seen = [];
+  const scale = view.zoom * size * 0.46 / view.radius, dot = Math.max(1.5, size / 130);
+  const zUp = up.value === "z", seen = [];
   for (let i = 0; i < points.length; i += 3) {
     const x = points[i], y = zUp ? points[i + 2] : points[i + 1], z = zUp ? -points[i + 1] : points[i + 2];
     const a = cy * x + sy * z, b = cy * z - sy * x;
@@ -53,13 +55,16 @@ function draw(view) {
   }
   seen.sort((p, q) => p[2] - q[2]);
   for (const [a, b, depth, i] of seen) {
-    pen.fillStyle = colour(view.layer, i, Math.min(1, Math.max(0, depth / 360 + 0.5)));
+    pen.fillStyle = colour(view.layer, i, Math.min(1, Math.max(0, depth / view.radius / 2 + 0.5)));
     pen.fillRect(size / 2 + a * scale, size / 2 - b * scale, dot, dot);
   }
 }
 function reset(view) { view.yaw = 0.6; view.pitch = 0.35; view.zoom = 1; draw(view); }
 function open(canvas, points) {
-  const view = {canvas, points: decode(points, Int8Array), layer: null};
+  const view = {canvas, points: decode(points, Int8Array), layer: null, radius: 1};
+  for (let i = 0; i < view.points.length; i += 3) {
+    view.radius = Math.max(view.radius, Math.hypot(...view.points.subarray(i, i + 3)));
+  }
   views.push(view);
   canvas.onpointerdown = event => canvas.setPointerCapture(event.pointerId);
   canvas.onpointermove = event => {
@@ -98,7 +103,13 @@ function choose() {
   document.getElementById("meaning").textContent = meanings[choice.value] || "";
   for (const [view, layers, legend] of shown) {
     const layer = view.layer = layers[choice.value] || null;
-    legend.textContent = !layer || layer.classes ? "" : `${layer.low.toPrecision(3)} to ${layer.high.toPrecision(3)}`;
+    legend.textContent = "";
+    if (layer && !layer.classes) {
+      const stops = [0, 32, 64, 96, 128, 160, 192, 224, 255].map(value => colour({values: [value]}, 0, 1));
+      text(legend, "span", layer.low.toPrecision(3));
+      text(legend, "i", "", "bar").style.background = `linear-gradient(90deg, ${stops.join()})`;
+      text(legend, "span", layer.high.toPrecision(3));
+    }
     for (const [name, value] of layer && layer.classes ? Object.entries(layer.names) : []) {
       text(legend, "b", `\\u25cf ${name} `).style.color = `hsl(${hue(value)} 75% 40%)`;
     }

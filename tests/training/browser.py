@@ -65,6 +65,21 @@ class Page:
         node = self.call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
         self.call("DOM.setFileInputFiles", nodeId=node, files=[str(file) for file in files])
 
+    def drag(self, selector: str, files: list[Path], *steps: str) -> None:
+        """Drags files over the middle of an element: any of dragEnter, dragOver, dragCancel, drop, in order."""
+        x, y = self.middle(selector)
+        data = {"items": [], "files": [str(file) for file in files], "dragOperationsMask": 1}
+        for step in steps:
+            self.call("Input.dispatchDragEvent", type=step, x=x, y=y, data=data)
+
+    def middle(self, selector: str) -> tuple[float, float]:
+        """The middle of an element in the window."""
+        x, y = self.run(
+            f"(() => {{ const r = document.querySelector({selector!r}).getBoundingClientRect(); "
+            "return [r.x + r.width / 2, r.y + r.height / 2]; })()"
+        )
+        return x, y
+
     def picture(self, path: Path) -> None:
         """A PNG of what is seen."""
         path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))

@@ -65,11 +65,15 @@ def own(problems):
     return [problem for problem in problems if "favicon.ico" not in problem]
 
 
-def test_a_scan_given_to_the_served_page_is_classified_and_shown(served, tmp_path):
+def test_a_scan_dropped_on_the_served_page_is_classified_and_shown(served, tmp_path):
     with browser(tmp_path / "profile") as page:
         page.open(served(classifier()))
-        page.choose("#files", [scan(tmp_path / "scan.npy")])
+        files = [scan(tmp_path / "scan.npy")]
+        page.drag("#drop", files, "dragEnter", "dragOver")
+        assert page.run("drop.className") == "over"
+        page.drag("#drop", files, "drop")
         page.wait("document.querySelector('figcaption small') !== null")
+        assert page.run("drop.className") == ""
         caption = page.run("document.querySelector('figcaption').textContent")
         assert "scan.npy" in caption
         assert all(name in caption for name in ("bed", "chair", "lamp"))
@@ -81,17 +85,14 @@ def test_a_scan_given_to_the_served_page_is_classified_and_shown(served, tmp_pat
         assert page.colours() > 20
         page.run(f"choice.value = {ATTENTION!r}; choice.onchange()")
         assert page.run("document.getElementById('meaning').textContent").startswith("attention of the last block")
+        assert "gradient" in page.run("getComputedStyle(document.querySelector('figcaption .bar')).background")
         assert page.run("document.querySelector('canvas').toDataURL()") != before
         turned = page.run("document.querySelector('canvas').toDataURL()")
-        where = {"x": 120, "y": 500, "button": "left", "clickCount": 1, "buttons": 1}
-        place = page.run(
-            "(() => { const r = document.querySelector('canvas').getBoundingClientRect(); "
-            "return [r.x + r.width / 2, r.y + r.height / 2]; })()"
-        )
-        where |= {"x": place[0], "y": place[1]}
-        page.call("Input.dispatchMouseEvent", type="mousePressed", **where)
-        page.call("Input.dispatchMouseEvent", type="mouseMoved", **{**where, "x": place[0] + 60})
-        page.call("Input.dispatchMouseEvent", type="mouseReleased", **{**where, "x": place[0] + 60, "buttons": 0})
+        x, y = page.middle("canvas")
+        where = {"y": y, "button": "left", "clickCount": 1}
+        page.call("Input.dispatchMouseEvent", type="mousePressed", x=x, buttons=1, **where)
+        page.call("Input.dispatchMouseEvent", type="mouseMoved", x=x + 60, buttons=1, **where)
+        page.call("Input.dispatchMouseEvent", type="mouseReleased", x=x + 60, buttons=0, **where)
         assert page.run("document.querySelector('canvas').toDataURL()") != turned
         page.picture(tmp_path / "served.png")
         (tmp_path / "broken.npy").write_bytes(b"no array")
@@ -101,14 +102,15 @@ def test_a_scan_given_to_the_served_page_is_classified_and_shown(served, tmp_pat
         assert [problem for problem in own(page.problems) if "422" not in problem] == []
 
 
-def test_a_scan_given_to_the_served_page_of_parts_is_shown_in_parts(served, tmp_path):
+def test_a_scan_dropped_anywhere_on_the_served_page_of_parts_is_shown_in_parts(served, tmp_path):
     with browser(tmp_path / "profile") as page:
         page.open(served(parts_model()))
         assert page.run("document.querySelector('h1').textContent") == "What are its parts?"
         page.run("category.value = 'lamp'")
-        page.choose("#files", [scan(tmp_path / "scan.npy")])
+        page.drag("h1", [scan(tmp_path / "scan.npy")], "dragEnter", "dragOver", "drop")
         page.wait("shown.length === 1")
         assert page.run("choice.value") == show.PART
+        assert ATTENTION in page.run("[...document.querySelectorAll('#layer option')].map(o => o.textContent)")
         caption = page.run("document.querySelector('figcaption').textContent")
         assert "lamp/" in caption
         assert "mug/" not in caption
