@@ -4,8 +4,10 @@ import re
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pointpeft import ops
+from pointpeft.ops._library import use_fused_reference
 from tests.ops.fused import assert_all_close, draw, results
 
 
@@ -287,3 +289,12 @@ def test_a_search_of_many_channels_lets_padding_hold_anything():
     support[0, 3] = torch.nan
     with pytest.raises(ValueError, match="support must be finite"):
         ops.knn(query, support, 2, lengths=lengths)
+
+
+def test_float64_on_cuda_takes_the_reference(monkeypatch):
+    # The Triton kernels rounded it to float32.
+    monkeypatch.setattr("pointpeft.ops._triton.available", lambda: True)
+    with FakeTensorMode():
+        double, single = (torch.empty(2, device="cuda", dtype=dtype) for dtype in (torch.float64, torch.float32))
+        assert use_fused_reference(double)
+        assert not use_fused_reference(single)

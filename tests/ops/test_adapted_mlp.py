@@ -46,8 +46,6 @@ def to(tensors, dtype, device):
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("dtype", fused.TOLERANCE)
 def test_results_and_gradients_equal_the_reference(size, dtype, device, generator):
-    if device.type == "cuda" and dtype == torch.float64:
-        pytest.skip("Triton's dot has no float64")
     inputs, grads = (to(tensors, dtype, device) for tensors in case(size, generator))
     expected = results(adapted_mlp_reference, to(inputs, torch.float64, device), to(grads, torch.float64, device))
     rough = results(adapted_mlp_reference, inputs, grads) if dtype.itemsize == 2 else None
