@@ -156,11 +156,17 @@ def close(mine: Tensor, reference: Tensor, exact: Tensor, dtype: torch.dtype, si
 def one(seed: int, number: int) -> tuple[str, str]:
     """Runs a case; gives the operation and how it ended."""
     draw = Draw("ops", seed, number)
-    name = draw.choice(sorted(CASES))
+    return run(draw, draw.choice(sorted(CASES)))
+
+
+def run(draw: Draw, name: str, change: Callable[[str, Tensor], Tensor] | None = None) -> tuple[str, str]:
+    """Runs a case of an operation, whose tensors `change` may change before."""
     level = draw.choice(LEVELS)
     if os.environ.get("POINTPEFT_CPU_LEVEL") != level:
         os.environ["POINTPEFT_CPU_LEVEL"] = level
     case = CASES[name](draw)
+    if change is not None:
+        case.arguments = replaced(case.arguments, change)
     case.arguments = replaced(
         case.arguments, lambda at, t: t.detach().requires_grad_() if at in case.learns and draw.happens(0.4) else t
     )

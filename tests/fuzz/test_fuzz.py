@@ -5,7 +5,8 @@ import os
 import pytest
 
 from pointpeft import ops
-from tests.fuzz import fused_cases, point_cases  # noqa: F401
+from pointpeft.ops import _library
+from tests.fuzz import cuda_path, fused_cases, point_cases  # noqa: F401
 from tests.fuzz.case import CASES
 from tests.fuzz.driver import run
 
@@ -17,9 +18,18 @@ def test_every_operation_has_a_case():
     assert set(CASES) == public
 
 
+def test_every_answer_for_cuda_that_is_python_is_tried():
+    written = {name.removeprefix("pointpeft::") for name in _library.FUSED._op_defs}
+    assert {name for name in written if "attention" not in name} == set(cuda_path.ANSWERS)
+
+
 @pytest.mark.parametrize(
     ("module", "outcomes"),
-    [("tests.fuzz.ops", {"equal", "refused"}), ("tests.fuzz.readers", {"read", "refused"})],
+    [
+        ("tests.fuzz.ops", {"equal", "refused"}),
+        ("tests.fuzz.readers", {"read", "refused"}),
+        pytest.param("tests.fuzz.cuda_path", {"equal", "refused"}, marks=pytest.mark.triton),
+    ],
 )
 def test_every_case_ends_in_a_right_result_or_a_clear_error(module, outcomes):
     report = run(module, seed=0, seconds=SECONDS, cases=None, first=0, patience=120.0)
