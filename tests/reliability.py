@@ -1,7 +1,7 @@
 """Writes tests/RELIABILITY.md from the counts of the long runs: `python -m tests.reliability build/reliability/*.json`.
 
 The counts come from `--output build/reliability/NAME.json` of `python -m tests.fuzz.ops`, `tests.fuzz.readers`,
-`tests.faults.inject` and `tests.endurance`.
+`tests.fuzz.cuda_path`, `tests.fuzz.atheris_readers`, `tests.faults.inject`, `tests.endurance` and `tests.mutation`.
 """
 
 import argparse
@@ -10,6 +10,8 @@ import json
 import sys
 from pathlib import Path
 from typing import Any
+
+from tests.mutation.verdicts import VERDICTS
 
 TESTS = Path(__file__).parent
 REGRESSIONS = ("fuzz/test_ops_regressions.py", "fuzz/test_readers_regressions.py", "faults/test_inject.py")
@@ -28,12 +30,15 @@ Every kind of case, how it is judged, and how a failure is repeated: the docstri
 .ci/sanitize                                           # the operations' tests, every access to memory checked
 python -m tests.fuzz.ops --cases 1000000               # random calls of every operation, against the reference
 python -m tests.fuzz.readers --cases 1000000           # damaged files
+python -m tests.fuzz.cuda_path --cases 2000            # the Triton kernels, interpreted, on such calls
+python -m tests.fuzz.atheris_readers -runs=100000      # damaged files, led by what code they reach
 python -m tests.faults.inject --kills 50               # killed, interrupted, out of disk, damaged
 python -m tests.endurance                              # 10 000 training steps, 200 000 predictions
+python -m tests.mutation                               # small faults in the operations: does a test see them?
 .ci/nightly                                            # all of these, and this page
 ```
 
-`pytest` runs a slice of each of the middle three: `POINTPEFT_FUZZ_SECONDS` (15 for each fuzzer) and
+`pytest` runs a slice of the first three fuzzers and of the faults: `POINTPEFT_FUZZ_SECONDS` (15 for each fuzzer) and
 `POINTPEFT_FAULT_KILLS` (3) lengthen it. Hostile files are in `tests/security`.
 
 """
@@ -51,6 +56,15 @@ def row(report: dict[str, Any]) -> str:
     return "| " + " | ".join(map(str, [*cells, report["failed"]])) + " |"
 
 
+def mutants(report: dict[str, Any]) -> list[str]:
+    """Every fault that no test saw, with its verdict."""
+    lines = []
+    for one in report["survivors"]:
+        verdict = VERDICTS.get((one["file"], one["original"], one["mutated"]), "**not looked at**")
+        lines.append(f"- `{one['file']}`, `{one['original']}` as `{one['mutated']}`: {verdict}")
+    return lines
+
+
 def regressions(path: Path) -> list[str]:
     """The tests of a file, as sentences."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -64,11 +78,19 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=TESTS / "RELIABILITY.md")
     given = parser.parse_args()
     reports = [json.loads(path.read_text(encoding="utf-8")) for path in given.reports]
+    for report in reports:
+        if "survivors" in report:
+            report["failed"] = sum("not looked at" in line for line in mutants(report))
     reports.sort(key=lambda report: (report["what"], report.get("seed", 0)))
     text = HEAD + "\n".join(map(row, reports)) + "\n" + COMMANDS
     text += "## Defects found, and the tests that hold their mending\n"
     for name in REGRESSIONS:
         text += f"\n`tests/{name}`\n\n" + "\n".join(regressions(TESTS / name)) + "\n"
+    survived = [line for report in reports if "survivors" in report for line in mutants(report)]
+    if survived:
+        text += (
+            "\n## Faults in the operations that no test sees, and why they do no harm\n\n" + "\n".join(survived) + "\n"
+        )
     open_ones = [(report["what"], failure) for report in reports for failure in report["failures"]]
     if open_ones:
         text += "\n## Failures of the last long runs\n\n"

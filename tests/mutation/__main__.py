@@ -1,0 +1,130 @@
+"""Puts small faults into the operations, one at a time, and counts those that a test sees.
+
+`python -m tests.mutation --python 60 --cpp 25 --seed 1 --output build/reliability/mutation.json`. A fault is killed by
+the tests of its operation, by the fuzzer's regression tests or by ten seconds of the fuzzer. Survivors without a
+verdict in `tests/mutation/verdicts.py` end the command with 1. `--again REPORT` tries the survivors of a report.
+"""
+
+import argparse
+import importlib.util
+import json
+import queue
+import random
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from tests.fuzz.driver import write
+from tests.mutation.sites import Site, sites
+from tests.mutation.trial import NOT_COMPILED, SURVIVED, Trial
+from tests.mutation.verdicts import VERDICTS
+
+
+def chosen(number: dict[str, int], seed: int) -> list[Site]:
+    """So many sites of each language; the same for the same code and seed, in a random order."""
+    found = []
+    for language, count in number.items():
+        every = sites(language)
+        found += random.Random(f"{language}/{seed}").sample(every, min(count, len(every)))
+    random.Random(seed).shuffle(found)  # a run that is cut short has tried some of each
+    return found
+
+
+def survivors(report: dict[str, Any]) -> list[Site]:
+    """The sites of a report's survivors, in the code as it is now."""
+    wanted = {(one["file"], one["original"], one["mutated"]) for one in report["survivors"]}
+    return [s for language in ("python", "cpp") for s in sites(language) if (s.file, s.original, s.mutated) in wanted]
+
+
+class Counts:
+    """What came of the faults; several threads count."""
+
+    def __init__(self, seed: int, outcomes: Counter[str]) -> None:
+        self.seed = seed
+        self.outcomes = outcomes
+        self.survivors: list[dict[str, Any]] = []
+        self.started = time.monotonic()
+        self.lock = threading.Lock()
+
+    def add(self, site: Site, outcome: str) -> None:
+        with self.lock:
+            self.outcomes[outcome] += 1
+            print(
+                f"{outcome}: {site.file}:{site.line}: {site.original}  ->  {site.mutated}", file=sys.stderr, flush=True
+            )
+            if outcome == SURVIVED:
+                names = {"original": site.original, "mutated": site.mutated}
+                self.survivors.append({"file": site.file, "line": site.line, **names})
+
+    def report(self) -> dict[str, Any]:
+        with self.lock:
+            unseen = [one for one in self.survivors if (one["file"], one["original"], one["mutated"]) not in VERDICTS]
+            return {
+                "what": "tests.mutation",
+                "seed": self.seed,
+                "cases": sum(count for name, count in self.outcomes.items() if name != NOT_COMPILED),
+                "seconds": round(time.monotonic() - self.started, 1),
+                "outcomes": dict(sorted(self.outcomes.items())),
+                "survivors": list(self.survivors),
+                "failures": [],
+                "failed": len(unseen),
+            }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.mutation", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--python", type=int, default=60, help="faults in pointpeft/ops")
+    parser.add_argument("--cpp", type=int, default=25, help="faults in the CPU kernels of csrc")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=1, help="copies of the tree that share the faults")
+    parser.add_argument("--again", type=Path, help="try only the survivors of this report, and correct its counts")
+    parser.add_argument("--output", type=Path, help="write the counts and the survivors here, as JSON")
+    given = parser.parse_args()
+    outcomes: Counter[str] = Counter()
+    seed = given.seed
+    if given.again:
+        before = json.loads(given.again.read_text(encoding="utf-8"))
+        outcomes, seed, todo = Counter(before["outcomes"]), before["seed"], survivors(before)
+        outcomes[SURVIVED] -= len(before["survivors"])
+    else:
+        if given.python and importlib.util.find_spec("triton") is None:
+            parser.error("--python needs Triton, of whose kernels no fault would be seen")
+        todo = chosen({"cpp": given.cpp, "python": given.python}, seed)
+    counts = Counts(seed, outcomes)
+    waiting: queue.SimpleQueue[Site] = queue.SimpleQueue()
+    for site in todo:
+        waiting.put(site)
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            with tempfile.TemporaryDirectory(prefix="mutation-") as folder:
+                trial = Trial(Path(folder).resolve())
+                while not errors:
+                    site = waiting.get_nowait()
+                    counts.add(site, trial.outcome(site))
+                    if given.output:
+                        write(given.output, counts.report())
+        except queue.Empty:
+            return
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(given.workers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+    report = counts.report()
+    print(json.dumps(report, indent=2))
+    sys.exit(1 if report["failed"] else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,162 @@
+"""Runs the tests of an operation on a copy of the tree with one fault in it."""
+
+import contextlib
+import os
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from functools import cache, partial
+from pathlib import Path
+
+from tests.mutation.sites import ROOT, Site, included
+
+TREE = ("csrc", "pointpeft", "tests", "setup.py", "pyproject.toml", "README.md", "LICENSE")
+REGRESSIONS = "tests/fuzz/test_ops_regressions.py"
+FUZZ_SECONDS = 10
+TEST_SECONDS = 900  # of processor time
+MEMORY = 8 << 30  # of address space; a fault may ask for any amount
+KILLED, SURVIVED, TIMED_OUT, NOT_COMPILED = "killed", "survived", "timed out", "does not compile"
+
+
+@cache
+def tests_of(file: str) -> tuple[str, ...]:
+    """The tests of an operation; of what several operations share its own ones, then theirs."""
+    path = ROOT / file
+    if path.suffix == ".py":
+        stems = [path.stem]
+        if path.stem.startswith("_"):
+            uses = re.compile(
+                rf"^from pointpeft\.ops(\.{path.stem})? import .*\b{path.stem}\b|ops\.{path.stem} import", re.M
+            )
+            modules = sorted(path.parent.glob("[a-z]*.py"))
+            stems += [one.stem for one in modules if uses.search(one.read_text(encoding="utf-8"))]
+    elif path.suffix == ".cpp":
+        stems = [path.stem]
+    else:
+        stems = [source.stem for source in sorted(path.parent.glob("*.cpp")) if path in included(source)]
+    names = [f"tests/ops/test_{stem.removeprefix('_')}.py" for stem in stems]
+    found = tuple(dict.fromkeys(name for name in names if (ROOT / name).is_file()))
+    return found or tuple(f"tests/ops/{one.name}" for one in sorted((ROOT / "tests/ops").glob("test_*.py")))
+
+
+class Trial:
+    """A copy of the tree, in which one file at a time is changed and put back."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        for name in TREE:
+            if (ROOT / name).is_dir():
+                shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "_cuda.so"))
+            else:
+                shutil.copy2(ROOT / name, folder / name)
+        # No bytecode: a file of the same size, changed within the same second, would not be read again.
+        path = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+        path = os.pathsep.join([str(folder), *(one for one in path if one and Path(one).resolve() != ROOT)])
+        names = {"PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1", "POINTPEFT_CUDA": "0"}
+        self.environment = os.environ | names | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+        self.built: Path | None = None
+        self.sound: set[tuple[object, ...]] = set()
+        code = "import pointpeft; print(pointpeft.__file__)"
+        said = subprocess.run([sys.executable, "-c", code], cwd=folder, env=self.environment, capture_output=True)
+        if Path(said.stdout.decode().strip()) != folder / "pointpeft/__init__.py":
+            raise RuntimeError(f"the copy in {folder} is not what is imported: {said}")
+
+    def outcome(self, site: Site) -> str:
+        """Killed, survived, timed out, or does not compile."""
+        compiled = not site.file.endswith(".py")
+        if compiled and self.built is None:
+            self._build_all()
+        path = self.folder / site.file
+        before, facts = path.read_text(encoding="utf-8"), path.stat()
+        try:
+            path.write_text(site.put(before), encoding="utf-8")
+            if compiled and not self._build():
+                return NOT_COMPILED
+            # The interpreter is slow, and the fuzzer's cases are smaller than those of the tests.
+            tries = self._tries(site.file, fuzz_first="_triton" in before)
+            code, last = next(((code, run) for run in tries if (code := run()) != 0), (0, None))
+        finally:
+            path.write_text(before, encoding="utf-8")
+            os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+            if compiled:
+                self._put_back()
+        if last is not None and last.func == self._test and last.args not in self.sound:
+            if last() != 0:
+                raise RuntimeError(f"without any fault too {last.args} fail")
+            self.sound.add(last.args)
+        return SURVIVED if code == 0 else TIMED_OUT if code is None else KILLED
+
+    def _tries(self, file: str, fuzz_first: bool) -> list[partial[int | None]]:
+        """What may kill a fault, each giving an exit status."""
+
+        def fuzz(name: str) -> int | None:
+            return self._run([f"tests.fuzz.{name}", "--seconds", str(FUZZ_SECONDS)], FUZZ_SECONDS + 150)
+
+        tests = (*tests_of(file), REGRESSIONS)
+        tries = [partial(self._test, tests), partial(fuzz, "ops")]
+        return [partial(fuzz, "cuda_path"), *tries] if fuzz_first else tries
+
+    def _test(self, tests: tuple[str, ...]) -> int | None:
+        code = self._run(["pytest", "-x", "-q", "-p", "no:cacheprovider", *tests], TEST_SECONDS)
+        if code in (4, 5):
+            raise RuntimeError(f"pytest ended with {code}: no tests in {tests}")
+        return code
+
+    def _run(self, command: list[str], limit: float) -> int | None:
+        """The exit status of a module, None where it worked for more than so many seconds.
+
+        Its own time counts, not the clock's: a busy machine is no endless loop. One that sleeps has four times as long.
+        """
+
+        def bounded() -> None:
+            resource.setrlimit(resource.RLIMIT_AS, (MEMORY, resource.RLIM_INFINITY))
+            resource.setrlimit(resource.RLIMIT_CPU, (int(limit), int(limit) + 5))
+
+        process = subprocess.Popen(
+            [sys.executable, "-m", *command],
+            cwd=self.folder,
+            env=self.environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            preexec_fn=bounded,
+        )
+        try:
+            code = process.wait(4 * limit)
+            return None if code == -signal.SIGXCPU else code
+        except subprocess.TimeoutExpired:
+            return None
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # processes that it started, too
+            process.wait()
+
+    # ---- C++: what was compiled without a fault is kept, so that a fault costs its own objects and one link ----
+
+    def _build(self) -> bool:
+        command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
+        return subprocess.run(command, cwd=self.folder, env=self.environment, capture_output=True).returncode == 0
+
+    def _build_all(self) -> None:
+        if not self._build():
+            raise RuntimeError("csrc does not compile without any fault")
+        self.built = self.folder / "built"
+        self.built.mkdir()
+        for path in self._products():
+            shutil.copy2(path, self.built / path.name)
+
+    def _products(self) -> list[Path]:
+        return [*(self.folder / "build/ninja").glob("*.o"), *(self.folder / "pointpeft").glob("*.so")]
+
+    def _put_back(self) -> None:
+        """The objects and libraries with their times, older than any file that is changed next."""
+        if self.built is None:
+            raise RuntimeError("nothing was built")
+        for path in self._products():
+            kept = self.built / path.name
+            if path.stat().st_mtime_ns != kept.stat().st_mtime_ns:
+                path.unlink()
+                shutil.copy2(kept, path)
