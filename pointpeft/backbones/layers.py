@@ -40,6 +40,18 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias, device=device, dtype=dtype)
         self.proj = nn.Linear(width, width, device=device, dtype=dtype)
 
+    def visible(self, qkv: Tensor, mask: Tensor | None = None) -> Tensor | None:
+        """Where a token (row) may look at a token (column): `mask`, and what a kind of attention takes away from it.
+
+        Args:
+            qkv: [B, T, 3C]
+            mask: bool, [T, T]; None for everywhere.
+
+        Returns:
+            bool, [T, T]; None for everywhere.
+        """
+        return mask
+
     def attend(self, qkv: Tensor, mask: Tensor | None = None) -> Tensor:
         """Mixes the values of all tokens, head by head.
 
@@ -52,7 +64,26 @@ class Attention(nn.Module):
         """
         batch, tokens, width = qkv.shape
         q, k, v = qkv.view(batch, tokens, 3, self.num_heads, width // 3 // self.num_heads).permute(2, 0, 3, 1, 4)
-        return F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2).reshape(batch, tokens, width // 3)
+        y = F.scaled_dot_product_attention(q, k, v, self.visible(qkv, mask))
+        return y.transpose(1, 2).reshape(batch, tokens, width // 3)
+
+    def attend_with_prefix(self, qkv: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Attention over the tokens and, before them, a prefix that has keys and values but no queries.
+
+        Args:
+            qkv: Queries, keys and values side by side. [B, T, 3C]
+            keys: [B or 1, P, C]
+            values: [B or 1, P, C]
+
+        Returns:
+            [B, T, C]
+        """
+        batch, tokens, width = qkv.shape
+        q, k, v = qkv.chunk(3, -1)
+        k = torch.cat([keys.expand(batch, -1, -1), k], 1)
+        v = torch.cat([values.expand(batch, -1, -1), v], 1)
+        q, k, v = (t.view(batch, -1, self.num_heads, width // 3 // self.num_heads).transpose(1, 2) for t in (q, k, v))
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, tokens, width // 3)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Self-attention. [B, T, C] -> [B, T, C]"""

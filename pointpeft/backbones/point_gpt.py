@@ -42,11 +42,11 @@ class PointGPTConfig(PointMAEConfig):
 class CausalAttention(Attention):
     """Self-attention of each token to itself and those before it."""
 
-    def attend(self, qkv: Tensor, mask: Tensor | None = None) -> Tensor:
-        """[B, T, 3C] -> [B, T, C]; a further `mask` takes away from what is causal."""
+    def visible(self, qkv: Tensor, mask: Tensor | None = None) -> Tensor:
+        """[B, T, 3C] -> bool [T, T]; a further `mask` takes away from what is causal."""
         tokens = qkv.shape[1]
         causal = torch.ones(tokens, tokens, dtype=torch.bool, device=qkv.device).tril()
-        return super().attend(qkv, causal if mask is None else causal & mask)
+        return causal if mask is None else causal & mask
 
 
 class GPTBlock(Block):

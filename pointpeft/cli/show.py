@@ -12,8 +12,8 @@ class Show:
     """Write a page and pictures of clouds, coloured by class or part, attention, and what the method does with patches.
 
     That is the influence of prompts, DAPT's dynamic scale, which patches DyT keeps, and what Point-PEFT's memory
-    recalls. The page is one file that needs no network: clouds are turned with the mouse. Without files a classifier's
-    test clouds are also placed in a plane by its features.
+    recalls; of rooms the class of each point. The page is one file that needs no network: clouds are turned with the
+    mouse. Without files a classifier's test clouds are also placed in a plane by its features.
     """
 
     run: Annotated[Path, Positional, arg(metavar="RUN")]
@@ -42,20 +42,30 @@ def run(command: Show) -> int:
     from pointpeft.training.evaluation import category_index, clouds_of_run, load_run
 
     adapted = load_run(command.run, torch.device("cpu"))
-    if adapted.model.task == "semantic_segmentation":
-        raise ValueError("show is for classifiers and part segmentation; `pointpeft predict` draws rooms")
+    rooms = adapted.model.task == "semantic_segmentation"
     if adapted.model.method.inputs:
         raise ValueError(f"the model takes {', '.join(adapted.model.method.inputs)} beside points, which show has not")
     if command.count < 1:
         raise ValueError(f"count must be at least 1, got {command.count}")
+    if rooms and command.category is not None:
+        raise ValueError(f"category must not be given for rooms, got {command.category!r}")
     dense, folder = adapted.model.dense, command.output or command.run / "show"
     up_axis, cards, written = str(command.up_axis), [], []
     if command.files:
-        kind = category_index(adapted, command.category) if dense else 0
+        kind = category_index(adapted, command.category) if dense and not rooms else 0
         for path in command.files:
-            points = fit(read_points(path, normalized=adapted.normalized), adapted.num_points)
+            points = read_points(path, normalized=adapted.normalized)
+            if rooms:
+                cards.append(show.room_card(adapted, points, path.name))
+                continue
+            points = fit(points, adapted.num_points)
             card = show.part_card(adapted, points, path.name, kind) if dense else None
             cards.append(card or show.class_card(adapted, points, path.name))
+    elif rooms:
+        clouds = clouds_of_run(command.run, adapted)
+        up_axis = clouds.up_axis
+        for i in range(min(command.count, len(clouds))):
+            cards.append(show.room_card(adapted, clouds.points[i], clouds.names[i], clouds.point_labels[i]))
     else:
         clouds = clouds_of_run(command.run, adapted)
         up_axis = clouds.up_axis

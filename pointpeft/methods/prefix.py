@@ -4,33 +4,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pointpeft.backbones.context import Context
-from pointpeft.backbones.layers import Attention, Block
+from pointpeft.backbones.layers import Block
 from pointpeft.methods.base import PREFIX_TOKENS, Method, register_method, where
 from pointpeft.model import PointModel
-
-
-def attend_with_prefix(attn: Attention, qkv: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Attention over the tokens and, before them, a prefix that has keys and values but no queries.
-
-    Args:
-        attn: Gives the number of heads.
-        qkv: Queries, keys and values side by side. [B, T, 3C]
-        keys: [B or 1, P, C]
-        values: [B or 1, P, C]
-
-    Returns:
-        [B, T, C]
-    """
-    batch, tokens, width = qkv.shape
-    q, k, v = qkv.chunk(3, -1)
-    k = torch.cat([keys.expand(batch, -1, -1), k], 1)
-    v = torch.cat([values.expand(batch, -1, -1), v], 1)
-    q, k, v = (t.view(batch, -1, attn.num_heads, width // 3 // attn.num_heads).transpose(1, 2) for t in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, tokens, width // 3)
 
 
 class PrefixEncoder(nn.Module):
@@ -75,7 +54,7 @@ class PrefixBlock(Block):
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
         """[B, T, C] -> [B, T, C]"""
         x = ctx.add_pos(x)
-        y = attend_with_prefix(self.attn, self.attn.qkv(self.norm1(x)), *self.prefix(ctx))
+        y = self.attn.attend_with_prefix(self.attn.qkv(self.norm1(x)), *self.prefix(ctx))
         x = x + self.drop_path(self.attn.proj(y))
         return x + self.drop_path(self.mlp(self.norm2(x)))
 

@@ -12,7 +12,7 @@ from pointpeft.backbones.context import Context
 from pointpeft.backbones.layers import Block
 from pointpeft.methods.base import PREFIX_TOKENS, Method, register_method, where
 from pointpeft.methods.bottleneck import Bottleneck
-from pointpeft.methods.prefix import PrefixEncoder, attend_with_prefix
+from pointpeft.methods.prefix import PrefixEncoder
 from pointpeft.model import PointModel
 
 PREFIX_HIDDEN = 512  # of the re-parameterisation, as published
@@ -97,7 +97,7 @@ class UniPELTBlock(Block):
             return self.attn.proj(self.attn.attend(qkv))
         keys, values = ctx.cached("unipelt_prefix", self.encoder_of_all[0])[self.index]
         gate = prefix_gate if self.prefix_gate is None else self.prefix_gate(u)
-        return self.attn.proj(attend_with_prefix(self.attn, qkv, gate * keys, gate * values))
+        return self.attn.proj(self.attn.attend_with_prefix(qkv, gate * keys, gate * values))
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
         """[B, T, C] -> [B, T, C]; the first block adds the soft prompts to T."""

@@ -215,8 +215,7 @@ def predict_points(
             results.append({"file": str(path), "error": str(error)})
             continue
         if rooms:
-            above = points - points.amin(0)
-            labels = classify_room(adapted.model, above, adapted.num_points, 16, Voting(1, seed))[0]
+            labels = label_room(adapted, points, seed)
         else:
             labels = _label_parts(adapted, points, kind)
         picture, array = folder / f"{path.stem}.labels.png", folder / f"{path.stem}.labels.npy"
@@ -240,6 +239,20 @@ def category_index(adapted: Adapted, category: str | None) -> int:
     if category is not None and category not in classes:
         raise ValueError(f"category must be one of {', '.join(classes)}, got {category!r}")
     return 0 if category is None else classes.index(category)
+
+
+def label_room(adapted: Adapted, points: torch.Tensor, seed: int = 0) -> torch.Tensor:
+    """Class of every point of a room, by one pass of the sliding window.
+
+    Args:
+        adapted: A model of semantic segmentation.
+        points: In metres, z up, wherever the room lies. [n, 3]
+        seed: Of the windows.
+
+    Returns:
+        int64, [n]
+    """
+    return classify_room(adapted.model, points - points.amin(0), adapted.num_points, 16, Voting(1, seed))[0]
 
 
 @torch.no_grad()

@@ -11,18 +11,23 @@ from torch import Tensor
 
 from pointpeft.checkpoints.files import write_atomically
 from pointpeft.training import token_layers, viewer
-from pointpeft.training.evaluation import Adapted
+from pointpeft.training.evaluation import Adapted, label_room
 from pointpeft.training.part_metrics import predicted_parts
 from pointpeft.training.part_report import draw_amounts, draw_cloud
 from pointpeft.training.run_folder import write_text
 from pointpeft.training.token_layers import look
 
 DEPTH, CLASS, PART, TRUE_PART = "depth", "class", "part", "true part"
+POINT_CLASS, TRUE_POINT_CLASS = "class of each point", "true class of each point"
+ROOM_POINTS = 8000  # of a room that are shown; all are classified
+CEILING = "ceiling"  # left out, because it hides the room
 MEANING = {
     DEPTH: "nearer points are lighter",
     CLASS: "the class that the cloud is taken for",
     PART: "the part that each point is taken for",
     TRUE_PART: "the part that each point is",
+    POINT_CLASS: "the class that each point of the room is taken for; without the ceiling, which hides the room",
+    TRUE_POINT_CLASS: "the class that each point of the room is; without the ceiling",
     **token_layers.MEANING,
 }
 
@@ -34,8 +39,8 @@ class Card:
     Attributes:
         name: Of the file or cloud.
         xyz: [N, 3]
-        said: Class or category.
-        sure: Probability of `said`; the share of points in the right part where the parts are known; else None.
+        said: Class or category; of a room, how many points it has.
+        sure: Probability of `said`; the share of points of the right part or class where those are known; else None.
         true: The true class, where it is known.
         labels: By name the layers of names: class or part of each point, int64 [N], and the names by index.
         amounts: By name the layers of numbers. [N] each
@@ -79,6 +84,29 @@ def part_card(adapted: Adapted, xyz: Tensor, name: str, kind: int, true_parts: T
     return Card(name, xyz, adapted.classes[kind], right, None, named, seen.layers, seen.memory)
 
 
+def room_card(adapted: Adapted, xyz: Tensor, name: str, true_labels: Tensor | None = None) -> Card:
+    """A room for a model of semantic segmentation, thinned and without what is, or is taken for, its ceiling.
+
+    Args:
+        adapted: A model of semantic segmentation.
+        xyz: In metres, z up. [n, 3]
+        name: Of the room.
+        true_labels: Class of each point, where it is known. int64, [n]
+    """
+    labels = label_room(adapted, xyz)
+    inner = torch.ones(len(xyz), dtype=torch.bool)
+    if CEILING in adapted.classes:
+        inner = (labels if true_labels is None else true_labels) != adapted.classes.index(CEILING)
+    kept = inner.nonzero().flatten() if inner.any() else torch.arange(len(xyz))
+    kept = kept[torch.randperm(len(kept), generator=torch.Generator().manual_seed(0))[:ROOM_POINTS]]
+    named: dict[str, tuple[Tensor, Sequence[str]]] = {POINT_CLASS: (labels[kept], adapted.classes)}
+    right = None
+    if true_labels is not None:
+        named[TRUE_POINT_CLASS] = (true_labels[kept], adapted.classes)
+        right = float((labels == true_labels).float().mean())
+    return Card(name, xyz[kept], f"room of {len(xyz)} points", right, None, named, {})
+
+
 def entry(card: Card) -> dict[str, Any]:
     """A card for the script of a page, ready for JSON."""
     named = {name: viewer.classes(labels, names) for name, (labels, names) in card.labels.items()}
@@ -118,6 +146,7 @@ def picture(cards: Sequence[Card], up_axis: str) -> Any:
     columns = list(dict.fromkeys(name for card in cards for name in (*card.labels, *card.amounts)))
     figure = Figure(figsize=(3.4 * len(columns), 3.4 * len(cards)), layout="constrained")
     for i, card in enumerate(cards):
+        size = 4 if len(card.xyz) <= ROOM_POINTS // 2 else 1
         for j, name in enumerate(columns):
             axes = figure.add_subplot(len(cards), len(columns), i * len(columns) + j + 1, projection="3d")
             axes.set_axis_off()
@@ -125,14 +154,14 @@ def picture(cards: Sequence[Card], up_axis: str) -> Any:
             axes.set_title(title, fontsize=8)
             if name in card.labels:
                 labels, names = card.labels[name]
-                handles = draw_cloud(axes, card.xyz, labels, range(len(names)), up_axis, size=4)
+                handles = draw_cloud(axes, card.xyz, labels, range(len(names)), up_axis, size=size)
                 if name != CLASS:
                     own = labels.unique().tolist()
                     axes.legend(
                         [handles[part] for part in own], [names[part] for part in own], fontsize=6, markerscale=3
                     )
             elif name in card.amounts:
-                drawn = draw_amounts(axes, card.xyz, card.amounts[name], up_axis, size=4)
+                drawn = draw_amounts(axes, card.xyz, card.amounts[name], up_axis, size=size)
                 figure.colorbar(drawn, ax=axes, shrink=0.6)
     return figure
 

@@ -19,11 +19,11 @@ from pointpeft.ops import interpolate
 
 ATTENTION, SCALE, PROMPTS, KEPT = "attention", "dynamic scale", "prompt influence", "kept by DyT"
 MEANING = {
-    ATTENTION: "attention of the last block to the patches: of its class token, or of all tokens where it has none; "
-    "mean over heads",
+    ATTENTION: "attention of the last block to the patches: of its class token, or of all tokens where it has none or "
+    "where that one sees no patch, as in PointGPT; mean over heads",
     SCALE: "DAPT's scale of each patch token, mean over blocks",
-    PROMPTS: "share of a patch's attention that goes to tokens which the method has put in: prompts, selected tokens; "
-    "mean over heads and over the blocks that have any",
+    PROMPTS: "share of a patch's attention that goes to what the method has put in: prompts, selected tokens, a "
+    "learned prefix; mean over heads and over the blocks that have any",
     KEPT: "share of the blocks whose MLP DyT lets the patch pass through",
 }
 RECALLED = 5  # entries of a memory bank that are told
@@ -68,8 +68,14 @@ def look(model: PointModel, xyz: Tensor, **inputs: Tensor) -> Seen:
         watch = stack.enter_context
         for module in model.modules():
             if isinstance(module, Attention):
-                heads = module.num_heads
-                watch(_watched(module, "attend", lambda given, _, h=heads: tables.append(_attention(*given, h))))
+                watch(_watched(module, "attend", lambda given, _, m=module: tables.append(_attention(m, *given))))
+                watch(
+                    _watched(
+                        module,
+                        "attend_with_prefix",
+                        lambda given, _, m=module: tables.append(_attention(m, given[0], keys=given[1])),
+                    )
+                )
             elif isinstance(module, DynamicAdapter):
                 hook = module.register_forward_pre_hook(lambda own, given: scales.append(_scale(own, *given)))
                 stack.callback(hook.remove)
@@ -82,9 +88,9 @@ def look(model: PointModel, xyz: Tensor, **inputs: Tensor) -> Seen:
     ctx = contexts[0]
     found = {}
     if tables:
-        last = tables[-1]
-        found[ATTENTION] = _patches(last[0] if ctx.num_prefix else last.mean(0), ctx)
-        prompted = [table for table in tables if len(table) > ctx.num_prefix + ctx.num_groups]
+        first = _patches(tables[-1][0], ctx)  # a causal model's class token sees no patch
+        found[ATTENTION] = first if ctx.num_prefix and first.any() else _patches(tables[-1].mean(0), ctx)
+        prompted = [table for table in tables if table.shape[1] > ctx.num_prefix + ctx.num_groups]
         if prompted:
             found[PROMPTS] = torch.stack([_to_added(table, ctx) for table in prompted]).mean(0)
     if scales:
@@ -125,14 +131,26 @@ def _scale(adapter: DynamicAdapter, x: Tensor) -> Tensor:
     return adapter.scale(adapter.norm(x)).relu().float()[0, :, 0]
 
 
-def _attention(qkv: Tensor, *rest: Any) -> Tensor:
-    """Mean over heads of the attention of one cloud; `rest` is a mask, or none, and the heads. [1, T, 3C] -> [T, T]"""
-    *masks, heads = rest
-    tokens, width = qkv.shape[1:]
-    q, k, _ = qkv[0].float().view(tokens, 3, heads, width // 3 // heads).permute(1, 2, 0, 3)
+def _attention(module: Attention, qkv: Tensor, mask: Tensor | None = None, keys: Tensor | None = None) -> Tensor:
+    """Mean over heads of the attention of one cloud, to P further keys before those of its tokens.
+
+    Args:
+        module: Gives the heads, and which tokens see which.
+        qkv: [1, T, 3C]
+        mask: bool, [T, T]
+        keys: [1, P, C]
+
+    Returns:
+        [T, P + T]
+    """
+    q, k, _ = qkv[0].float().chunk(3, -1)
+    if keys is not None:
+        k = torch.cat([keys[0].float(), k])
+    q, k = (t.unflatten(-1, (module.num_heads, -1)).transpose(0, 1) for t in (q, k))
     scores = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
-    if masks and masks[0] is not None:
-        scores = scores.masked_fill(~masks[0], -torch.inf)
+    visible = None if keys is not None else module.visible(qkv, mask)
+    if visible is not None:
+        scores = scores.masked_fill(~visible, -torch.inf)
     return scores.softmax(-1).mean(0)
 
 
@@ -143,9 +161,9 @@ def _patches(row: Tensor, ctx: Context) -> Tensor:
 
 
 def _to_added(table: Tensor, ctx: Context) -> Tensor:
-    """The patches' attention to what is neither prefix nor patch. [T, T] -> [G]"""
-    rows = _patches(table, ctx)
-    return (1 - rows[:, : ctx.num_prefix].sum(1) - _patches(rows.T, ctx).sum(0)).clamp(min=0)
+    """The patches' attention to what is neither prefix nor patch. [T, P + T] -> [G]"""
+    rows, keys = _patches(table, ctx), table.shape[1] - table.shape[0]
+    return (1 - rows[:, keys : keys + ctx.num_prefix].sum(1) - _patches(rows.T, ctx).sum(0)).clamp(min=0)
 
 
 def _cosines(feature: Tensor, bank: Tensor) -> Tensor:

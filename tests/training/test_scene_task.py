@@ -1,6 +1,8 @@
 import json
 import math
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +11,8 @@ from torch import nn
 
 from pointpeft.cli.main import main
 from pointpeft.data.s3dis import load
-from pointpeft.training import EvaluateConfig, FinetuneConfig, evaluate, finetune
+from pointpeft.training import EvaluateConfig, FinetuneConfig, evaluate, finetune, show
+from pointpeft.training.evaluation import Adapted
 from pointpeft.training.inference import Voting
 from pointpeft.training.rooms import BLOCK, Rooms, windows
 from pointpeft.training.scene_task import SceneMetrics, classify_room, confusion
@@ -87,6 +90,21 @@ class ByHeight(nn.Module):
         return self.one * nn.functional.one_hot(label, 13).float() * 9
 
 
+def test_a_room_is_shown_without_its_ceiling_in_the_classes_of_its_points(config):
+    dataset = load(config.data, "test")
+    xyz, labels = dataset[0]
+    adapted = Adapted(ByHeight().eval(), dataset.classes, 64, False)
+    far = xyz + torch.tensor([50.0, 40.0, 7.0])
+    card = show.room_card(adapted, far, "room", labels)
+    assert (card.sure, card.said) == (1.0, "room of 2000 points")
+    said, names = card.labels[show.POINT_CLASS]
+    assert torch.equal(said, card.labels[show.TRUE_POINT_CLASS][0])
+    assert set(said.tolist()) == {1, 12}
+    assert names[0] == "ceiling"
+    assert len(card.xyz) == int((labels != 0).sum())
+    assert torch.equal(said == 1, card.xyz[:, 2] < 7.1)
+
+
 @pytest.mark.parametrize("vote", [1, 3])
 def test_the_votes_of_windows_return_to_their_points(config, vote):
     xyz, labels = load(config.data, "test")[0]
@@ -128,6 +146,17 @@ def test_a_run_learns_rooms_and_can_be_evaluated(config, tmp_path, capsys):
     (found,) = json.loads(capsys.readouterr().out)
     labels = np.load(found["labels"])
     assert (labels == cloud[:, 6]).mean() == pytest.approx(facts["test"]["point accuracy"], abs=0.05)
+
+    for given in ([], [str(tmp_path / "new.npy")]):
+        assert main(["show", str(result.folder), *given, f"--output={output}"]) == 0
+        page, picture = map(Path, capsys.readouterr().out.split())
+        assert picture.read_bytes()[:4] == b"\x89PNG"
+        (shown,) = json.loads(re.search(r"const clouds = (\[.*?\]);\n", page.read_text()).group(1))
+        assert set(shown["layers"]) == {show.POINT_CLASS} | (set() if given else {show.TRUE_POINT_CLASS})
+        if not given:
+            assert shown["sure"] == pytest.approx(facts["test"]["point accuracy"], abs=0.05)
+    assert main(["show", str(result.folder), "--category=office"]) != 0
+    assert "category must not be given for rooms" in capsys.readouterr().err
 
 
 def test_a_stopped_run_repeats_itself(config, tmp_path):

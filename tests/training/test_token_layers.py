@@ -22,7 +22,7 @@ def xyz(generator):
     return torch.randn(100, 3, generator=generator)
 
 
-@pytest.mark.parametrize("method", ["dapt", "dyt", "point_peft", "vpt"])
+@pytest.mark.parametrize("method", ["dapt", "dyt", "point_peft", "prefix", "unipelt", "vpt"])
 def test_looking_leaves_the_model_and_its_logits_as_they_are(method, xyz):
     model = made(method)
     with torch.no_grad():
@@ -40,6 +40,8 @@ def test_looking_leaves_the_model_and_its_logits_as_they_are(method, xyz):
         ("idpt", {ATTENTION, PROMPTS}),
         ("point_peft", {ATTENTION, PROMPTS}),
         ("point_lora", {ATTENTION, PROMPTS}),
+        ("prefix", {ATTENTION, PROMPTS}),
+        ("unipelt", {ATTENTION, PROMPTS}),
         ("dapt", {ATTENTION, PROMPTS, SCALE}),
         ("dyt", {ATTENTION, KEPT}),
     ],
@@ -73,6 +75,46 @@ def test_the_influence_of_prompts_is_their_share_of_the_attention(placement, xyz
     found = look(model, xyz).layers
     torch.testing.assert_close(found[PROMPTS], torch.full((100,), 4 / 21))
     torch.testing.assert_close(found[ATTENTION], torch.full((100,), 1 / 21))
+
+
+@pytest.mark.parametrize("method", ["prefix", "unipelt"])
+def test_a_learned_prefix_is_a_share_of_the_attention(method, xyz):
+    """Where all queries are zero, every key gets the same share: 16 patches, a class token, and the prefix."""
+    model = made(method, num_prompts=4)
+    with torch.no_grad():
+        for block in model.backbone.blocks:
+            block.attn.qkv.weight.zero_()
+            if method == "unipelt":
+                block.lora_q.b.weight.zero_()
+    found = look(model, xyz).layers
+    torch.testing.assert_close(found[PROMPTS], torch.full((100,), 4 / 21))
+    torch.testing.assert_close(found[ATTENTION], torch.full((100,), 1 / 21))
+
+
+def test_a_prefix_draws_the_attention_that_its_keys_ask_for(xyz):
+    """Keys that equal the patches' mean query times a large number leave the patches next to nothing."""
+    model = made("prefix", num_prompts=4)
+    block = model.backbone.blocks[-1]
+    queries = []
+    hook = block.attn.qkv.register_forward_hook(lambda _, given, out: queries.append(out[0, :, :96].mean(0)))
+    with torch.no_grad():
+        model(xyz[None])
+        hook.remove()
+        before = look(model, xyz).layers[ATTENTION]
+        block.keys.copy_((1e3 * queries[0]).expand_as(block.keys))
+    assert (look(model, xyz).layers[ATTENTION] < 0.01 * before.min()).all()
+
+
+def test_a_causal_model_shows_what_its_mask_lets_through(xyz):
+    """Where queries are zero, token t, from 0, looks at t + 1 tokens alike; two stand before the 16 patches."""
+    model = made("linear", "point_gpt")
+    with torch.no_grad():
+        model.backbone.blocks[-1].attn.qkv.weight.zero_()
+        model.backbone.blocks[-1].attn.qkv.bias.zero_()
+    found = look(model, xyz).layers[ATTENTION]
+    seen = [sum(1 / (t + 1) for t in range(patch, 18)) / 18 for patch in range(2, 18)]
+    assert found.max().item() == pytest.approx(seen[0], rel=1e-3)
+    assert found.min().item() == pytest.approx(seen[-1], rel=1e-3)
 
 
 def test_the_scale_is_carried_over_from_the_patches(xyz):
