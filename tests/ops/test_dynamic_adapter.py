@@ -64,6 +64,20 @@ def test_kernels_equal_the_reference(shape, dtype, with_prompt, generator):
     assert_all_close(kernels(inputs, grads, with_prompt), expected, dtype, rough)
 
 
+@pytest.mark.parametrize(
+    "function", [_adapter._cpu_backward, pytest.param(_adapter._launch_backward, marks=pytest.mark.triton)]
+)
+def test_a_scale_at_the_edge_of_its_relu_gives_no_gradient(function, generator):
+    # As PyTorch has it: the derivative of ReLU at 0 is 0.
+    inputs, grads = case(SHAPES[0], generator)
+    inputs[3:5] = torch.zeros_like(inputs[3]), torch.zeros_like(inputs[4])
+    back = function(grads[0], None, *inputs, None, 1e-5, 1.0, 0.0, False)
+    expected = results(dynamic_adapter_reference, inputs, grads, False)[1:]
+    for ours, theirs in zip(back, expected, strict=True):
+        assert not theirs.any()
+        assert not ours.any()
+
+
 @pytest.mark.triton
 def test_kernels_at_the_published_size(generator):
     inputs, grads = case(SHAPES[3], generator)

@@ -22,6 +22,17 @@ def test_equals_the_reference_index_for_index(batch, n, k, dtype, device, genera
     assert torch.equal(furthest_point_sample(xyz, k), furthest_point_sample_reference(xyz, k))
 
 
+def test_the_exported_reference_picks_the_same(generator):
+    class Sample(torch.nn.Module):
+        def forward(self, xyz):
+            return furthest_point_sample_reference(xyz, 9)
+
+    xyz = cloud(2, 33, generator)
+    program = torch.export.export(Sample(), (xyz,))
+    assert len(list(program.graph.nodes)) < 40  # one loop
+    assert torch.equal(program.module()(xyz), furthest_point_sample_reference(xyz, 9))
+
+
 def test_each_vector_level_equals_the_reference(cpu_level, generator):
     xyz = cloud(4, 777, generator)
     assert torch.equal(furthest_point_sample(xyz, 99), furthest_point_sample_reference(xyz, 99))

@@ -1,12 +1,16 @@
 """The Triton kernels compile for every architecture, and cost nothing where they are not launched."""
 
+import importlib
 import os
 import subprocess
 import sys
 
 import pytest
 
+from pointpeft.ops import _triton
 from tests.ops.compile_kernels import ARCHS, CASES
+
+KERNELS = ("_adapter", "patch_embed", "scale_shift", "scale_shift_gelu")
 
 
 @pytest.mark.triton
@@ -18,6 +22,17 @@ def test_kernels_compile_for_every_architecture(name):
     assert done.returncode == 0, done.stderr
     for arch in ARCHS:
         assert f"sm_{arch}: " in done.stdout
+
+
+def test_blocks_are_powers_of_two_and_differ():
+    modules = [importlib.import_module(f"pointpeft.ops.{name}") for name in KERNELS]
+    kernels = {kernel for module in modules for kernel in vars(module).values() if isinstance(kernel, _triton.Kernel)}
+    tuned = [kernel.configs for kernel in kernels if kernel.configs]
+    assert len(tuned) == 9
+    for configs in tuned:
+        numbers = [number for blocks, warps, _ in configs for number in (*blocks.values(), warps)]
+        assert all(number & (number - 1) == 0 for number in numbers)
+        assert all(configs.count(config) == 1 for config in configs)
 
 
 def test_importing_pointpeft_imports_no_triton():
