@@ -8,8 +8,9 @@ take over a state from the pickle unchecked, and a forged one makes it follow po
 import builtins
 import math
 import pickle
+import pickletools
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
@@ -96,6 +97,13 @@ class _Unpickler(pickle.Unpickler):
         raise DataError("refused: it refers to objects outside the file")
 
 
+def _check_memo(file: BinaryIO, size: int) -> None:
+    """Raises where an object is given a number that no file of `size` bytes has: pickle takes memory for all below."""
+    for opcode, argument, _ in pickletools.genops(file):
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and not 0 <= int(argument) <= size:
+            raise DataError(f"is damaged: object number {argument} in {size} bytes")
+
+
 def load_arrays(path: Path) -> Any:
     """Reads a pickle of arrays.
 
@@ -109,6 +117,8 @@ def load_arrays(path: Path) -> Any:
         raise DataError(f"{path}: no such file")
     try:
         with open(path, "rb") as file:
+            _check_memo(file, path.stat().st_size)
+            file.seek(0)
             return _Unpickler(file).load()
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
