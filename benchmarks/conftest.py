@@ -15,6 +15,7 @@ import torch
 
 torch.set_num_threads(min(2, os.cpu_count() or 1))
 
+SLOW = 0.1  # seconds of a first run, from which on a row is timed three times only
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 
 
@@ -74,11 +75,25 @@ def limits() -> dict[str, dict[str, float]]:
     return {device: _measure_limits(device) for device in DEVICES}
 
 
+@pytest.fixture(autouse=True)
+def _bfloat16_in_hardware(request: pytest.FixtureRequest) -> None:
+    """Leaves out bfloat16 on a processor without instructions for it, where a row takes minutes and says nothing."""
+    row = getattr(request.node, "callspec", None)
+    if (
+        row is not None
+        and row.params.get("device") == "cpu"
+        and row.params.get("dtype") in ("bf16", torch.bfloat16)
+        and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    ):
+        pytest.skip("this processor computes bfloat16 in software")
+
+
 @pytest.fixture
 def compare(benchmark: Any, request: pytest.FixtureRequest, limits: dict[str, dict[str, float]]) -> Callable[..., None]:
     """`compare(group, run, check, device="cpu", bytes=…, flops=…)`: checks `run()`, then times a row of `group`.
 
-    `rounds` limits rows of seconds to so many runs; the rest run for `--benchmark-max-time`, but five times at least.
+    `rounds` limits a row to so many runs, as does a first run that is slow; the rest run for `--benchmark-max-time`, but
+    five times at least.
     """
 
     def row(
@@ -89,7 +104,11 @@ def compare(benchmark: Any, request: pytest.FixtureRequest, limits: dict[str, di
         rounds: int | None = None,
         **facts: Any,
     ) -> None:
-        if not check(run()):
+        begin = time.perf_counter()
+        result = run()
+        if rounds is None and time.perf_counter() - begin > SLOW:
+            rounds = 3
+        if not check(result):
             pytest.fail(f"{request.node.name} gives a wrong result: not timed")
         benchmark.group = group if device == "cpu" else f"{group} [{device}]"
         benchmark.extra_info.update(facts, device=device, limits=limits[device])

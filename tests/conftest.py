@@ -11,7 +11,8 @@ if not torch.cuda.is_available():
 
 from pointpeft.ops import _library
 
-torch.set_num_threads(min(2, os.cpu_count() or 1))
+# Processes of pytest-xdist share the cores among them.
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else min(2, os.cpu_count() or 1))
 
 
 def _cuda_reason() -> str | None:
