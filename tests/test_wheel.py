@@ -1,0 +1,59 @@
+"""What a wheel holds, asked of setuptools without compiling."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("setuptools", minversion="77")
+
+ROOT = Path(__file__).resolve().parent.parent
+LARGEST = 4 * 2**20  # bytes of one file; larger weights stay in a checkout
+CODE = """
+import json, sys
+import setuptools  # first: it brings the distutils that the next line means
+from distutils.core import run_setup
+
+dist = run_setup("setup.py", ["--quiet", "build_py", "--build-lib", sys.argv[1]], stop_after="commandline")
+dist.run_commands()
+libraries = dist.get_command_obj("build_ext")
+libraries.build_lib, libraries.inplace = sys.argv[1], False
+libraries.ensure_finalized()
+print(json.dumps(libraries.get_outputs()))
+"""
+
+
+def wheel(folder, cuda):
+    """Names of the files that a build copies, and of the libraries that it would compile."""
+    command, settings = [sys.executable, "-c", CODE, str(folder)], os.environ | {"POINTPEFT_CUDA": cuda}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=settings, check=False)
+    assert done.returncode == 0, done.stderr
+    copied = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    libraries = {Path(path).relative_to(folder).as_posix() for path in json.loads(done.stdout.splitlines()[-1])}
+    return copied, libraries
+
+
+def test_a_wheel_holds_the_package_its_data_and_nothing_else(tmp_path):
+    copied, libraries = wheel(tmp_path, "0")
+    python = {path.relative_to(ROOT).as_posix() for path in (ROOT / "pointpeft").rglob("*.py")}
+    assert {name for name in copied if name.endswith(".py")} == python
+    weights = {f"pointpeft/checkpoints/pretrained/{name}" for name in ("README.md", "point_mae_tiny.md")}
+    weights |= {"pointpeft/checkpoints/pretrained/point_mae_tiny.safetensors"}
+    data = {f"pointpeft/data/embedded/{name}" for name in ("furniture.h5", "items.tsv", "CREDITS")}
+    assert copied - python == {"pointpeft/py.typed"} | weights | data
+    assert all((tmp_path / name).stat().st_size < LARGEST for name in copied)
+    module = {name for name in libraries if name.startswith("pointpeft/_C.")}
+    assert len(module) == 1
+    assert libraries - module == {"pointpeft/_cpu.so"}
+
+
+@pytest.mark.skipif(
+    not shutil.which("nvcc", path=f"{os.environ.get('CUDA_HOME', '/usr/local/cuda')}/bin") and not shutil.which("nvcc"),
+    reason="no nvcc",
+)
+def test_a_wheel_built_where_there_is_nvcc_holds_the_cuda_library(tmp_path):
+    assert {"pointpeft/_cpu.so", "pointpeft/_cuda.so"} <= wheel(tmp_path, "1")[1]
