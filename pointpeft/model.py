@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pointpeft.backbones import backbone_config
-from pointpeft.heads import ClassificationHead, DenseFeatures, DenseHead, Pool, tapped_blocks
+from pointpeft.heads import ClassificationHead, DenseFeatures, DenseHead, Pool, UpsamplingHead, tapped_blocks
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -81,23 +81,34 @@ class PointModel(nn.Module):
         self.task = task
         self.num_categories = num_categories
         self.pool: Any = None
-        if self.dense and not backbone.dense_prefix:
-            backbone.drop_prefix()
+        if self.dense:
+            backbone.for_points()
         self.read(backbone.pooled)
         method.attach(self)
         parameter = next(backbone.parameters())
         at = {"device": parameter.device, "dtype": parameter.dtype}
-        self.head: ClassificationHead | DenseHead
-        if self.pool is None:
-            width = backbone.config.width
-            self.head = DenseHead(width, num_classes, num_categories, whole=width * backbone.dense_whole, **at)
-        else:
+        self.head: ClassificationHead | DenseHead | UpsamplingHead
+        width = backbone.config.width
+        if self.pool is not None:
             self.head = ClassificationHead(self.pool.out_dim, num_classes, **backbone.head_options, **at)
+        elif backbone.dense_upsampling:
+            min_sq_norm = backbone.config.min_sq_norm
+            self.head = UpsamplingHead(width, num_classes, num_categories, min_sq_norm=min_sq_norm, **at)
+        else:
+            options = {"whole": width * backbone.dense_whole, "hidden": backbone.dense_hidden}
+            self.head = DenseHead(width, num_classes, num_categories, **options, **at)
 
     @property
     def dense(self) -> bool:
         """Whether every point is classified, and not the cloud."""
         return self.task != "classification"
+
+    @property
+    def taps(self) -> tuple[int, ...]:
+        """The blocks whose outputs a dense head reads, three of them; none where clouds are classified."""
+        if not self.dense:
+            return ()
+        return self.backbone.dense_blocks or tapped_blocks(len(self.backbone.blocks))
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -131,13 +142,21 @@ class PointModel(nn.Module):
                 f"xyz must have at least {needed} points per cloud (num_groups = {config.num_groups}, "
                 f"group_size = {config.group_size}), got N = {xyz.shape[1]}"
             )
-        taps = tapped_blocks(len(self.backbone.blocks)) if self.dense else ()
+        taps = self.taps
         tokens, ctx = self.backbone(xyz, inputs, taps)
         self._aux_losses = ctx.aux_losses
         if self.pool is not None:
             return self.pool(tokens, ctx)
-        levels = [self.backbone.token_transform(self.backbone.norm(ctx.hidden[block])) for block in taps]
-        return DenseFeatures(ctx.centers, torch.cat(levels, -1), ctx.whole)
+
+        def normalised(tokens: dict[int, Tensor]) -> Tensor:
+            """Those after each tapped block side by side. [B, T, C] each -> [B, T, 3C]"""
+            return torch.cat([self.backbone.token_transform(self.backbone.norm(tokens[block])) for block in taps], -1)
+
+        pooled = None
+        if ctx.pooled:
+            first, second = ({block: pair[i] for block, pair in ctx.pooled.items()} for i in range(2))
+            pooled = (normalised(first).squeeze(1), normalised(second).squeeze(1))
+        return DenseFeatures(ctx.centers, normalised(ctx.hidden), ctx.whole, pooled, xyz)
 
     def forward(self, xyz: Tensor, *, query: Tensor | None = None, **inputs: Tensor) -> Tensor:
         """Classifies clouds, or their points.

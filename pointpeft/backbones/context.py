@@ -28,6 +28,8 @@ class Context:
         taps: Which block outputs to keep, by block index.
         hidden: Patch tokens after the blocks named in `taps`. [B, G, C] each
         whole: What a dense head reads of the whole cloud beside them, where the backbone has it. [B, C]
+        pooled: Two tokens after blocks named in `taps` that a method puts in the place of the maximum and the mean over
+            the patches there. [B, 1, C] each
     """
 
     xyz: Tensor
@@ -42,6 +44,7 @@ class Context:
     taps: tuple[int, ...] = ()
     hidden: dict[int, Tensor] = field(default_factory=dict)
     whole: Tensor | None = None
+    pooled: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     @property
     def num_prefix(self) -> int:

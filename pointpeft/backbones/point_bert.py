@@ -58,6 +58,7 @@ class PointBERT(PointMAE):
 
     family = "point_bert"
     dense_prefix = True
+    dense_upsampling = True
     head_options: ClassVar[dict[str, Any]] = {"hidden": (256,), "batchnorm": False}
     published_renames = ((r"^backbone\.patch_embed\.reduce_dim\.", "reduce_dim."), *PointMAE.published_renames)
     published_prefixes = ("transformer_q.",)

@@ -15,6 +15,8 @@ from pointpeft.backbones.point_mae import PointMAE, PointMAEConfig
 from pointpeft.backbones.registry import register_backbone
 
 LARGE_HIDDEN = 256  # first width of the large tokenizer
+DENSE_HIDDEN = (2048, 1024, 512)  # widths of the dense head of PointGPT-B, which PointGPT-L shares
+PUBLISHED_DENSE_BLOCKS = (3, 7, 11)  # at every depth
 
 
 @dataclass(frozen=True)
@@ -25,11 +27,14 @@ class PointGPTConfig(PointMAEConfig):
         large_tokenizer: Three layers before the first maximum instead of two; `embed_width` is the first one's.
         generator_depth: Layers of the pre-training's generator to keep. No logit depends on them; published fine-tuned
             files hold them, and are written again with them.
+        dense_blocks: Three blocks whose outputs a dense head reads, () for the last of each third. The published code
+            reads 3, 7 and 11 at every depth, so that no logit depends on the later half of PointGPT-L's 24.
     """
 
     drop_path: float = 0.0
     large_tokenizer: bool = False
     generator_depth: int = 0
+    dense_blocks: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -37,6 +42,10 @@ class PointGPTConfig(PointMAEConfig):
             raise ValueError(f"drop_path must be 0 for a PointGPT, got {self.drop_path}")
         if self.generator_depth < 0:
             raise ValueError(f"generator_depth must be at least 0, got {self.generator_depth}")
+        blocks = tuple(self.dense_blocks)  # a list after JSON
+        object.__setattr__(self, "dense_blocks", blocks)
+        if blocks and (len(blocks) != 3 or any(not 0 <= block < self.depth for block in blocks)):
+            raise ValueError(f"dense_blocks must be three of the {self.depth} blocks, from 0, or empty, got {blocks}")
 
 
 class CausalAttention(Attention):
@@ -187,6 +196,7 @@ class PointGPT(PointMAE):
         (r"^backbone\.norm\.0\.", "blocks.ln_f."),
         (r"^backbone\.norm\.1\.", "blocks.cls_norm."),
         (r"^backbone\.generator\.norm\.", "norm."),
+        (r"^backbone\.generator\.extractor_norm\.", "blocks.ln_f."),
         (r"^backbone\.generator\.extractor_dim\.", "blocks.increase_dim."),
         (r"^backbone\.generator\.", "generator_blocks."),
         (r"^backbone\.blocks\.", "blocks.layers."),
@@ -222,12 +232,37 @@ class PointGPT(PointMAE):
         """The pre-training's last norm, and the classifier's: [B, T, C] -> [B, T, C]."""
         return nn.Sequential(*(nn.LayerNorm(config.width, device=device, dtype=dtype) for _ in range(2)))
 
+    def for_points(self) -> None:
+        """Normalises by one layer that no pre-training trains, as published, where clouds are classified by two.
+
+        The pre-training's last norm leads to the generator alone there, and is kept with it.
+        """
+        parts: Any = self
+        last = parts.norm[0]
+        self.norm = nn.LayerNorm(self.config.width, device=last.weight.device, dtype=last.weight.dtype)
+        if parts.config.generator_depth:
+            del parts.generator.norm
+            parts.generator.extractor_norm = last
+
+    @property
+    def dense_blocks(self) -> tuple[int, ...]:
+        """The blocks whose outputs a dense head reads; empty for the last of each third."""
+        config: Any = self.config
+        return config.dense_blocks
+
+    @property
+    def dense_hidden(self) -> tuple[int, int, int] | None:
+        """Hidden widths of its dense head, None for those of 384 channels in proportion."""
+        return DENSE_HIDDEN if self.config.width > 768 else None
+
     @classmethod
     def published_config(cls, config: dict[str, Any]) -> dict[str, Any]:
         """Our fields from the `model:` section of a published YAML file."""
         fields = super().published_config(config)
         fields["drop_path"] = 0.0  # named there, but its blocks have none
         fields["generator_depth"] = int(config.get("decoder_depth", 0))
+        if fields["depth"] > PUBLISHED_DENSE_BLOCKS[-1] + 1:  # at 12, and in our smaller ones, by thirds
+            fields["dense_blocks"] = PUBLISHED_DENSE_BLOCKS
         return fields
 
     @classmethod

@@ -75,6 +75,8 @@ class PointMAE(nn.Module):
     dense_prefix: ClassVar[bool] = False
     # Whether a dense head reads the maximum of those tokens after the last block, before the norm.
     dense_whole: ClassVar[bool] = False
+    # Whether points are classified by Point-BERT's upsampling instead of Point-MAE's pooling.
+    dense_upsampling: ClassVar[bool] = False
     # How its published classifier differs from `ClassificationHead`'s defaults.
     head_options: ClassVar[dict[str, Any]] = {}
     # Layout of published files: substitutions that turn our names into theirs, in order ...
@@ -167,12 +169,24 @@ class PointMAE(nn.Module):
             )
         return {}
 
-    def drop_prefix(self) -> None:
-        """Takes the tokens before the patches out, and their positions."""
+    def for_points(self) -> None:
+        """Takes out what does not stay where every point is classified: the tokens before the patches, by default."""
+        if self.dense_prefix:
+            return
         for name in self.prefix:
             delattr(self, f"{name}_token")
             delattr(self, f"{name}_pos")
         self.prefix = ()  # type: ignore[misc]
+
+    @property
+    def dense_blocks(self) -> tuple[int, ...]:
+        """The blocks whose outputs a dense head reads; empty for the last of each third."""
+        return ()
+
+    @property
+    def dense_hidden(self) -> tuple[int, int, int] | None:
+        """Hidden widths of its dense head, None for those of 384 channels in proportion."""
+        return None
 
     def group(self, xyz: Tensor) -> tuple[Tensor, Tensor]:
         """Patches (B, G, S, 3) relative to their centres, and the centres (B, G, 3), of clouds (B, N, 3)."""

@@ -117,10 +117,10 @@ def from_published(
         raise ValueError(f"config must have cls_dim, got {sorted(config)}")
     beside = {key: extra.pop(key) for key in method_class(method).published_beside if key in extra}
     state |= beside
-    state = {re.sub(SUFFIX, r"\1.", key): tensor for key, tensor in state.items()}
+    state = {_shortened(key): tensor for key, tensor in state.items()}
     task = _dense_task(state)
     model = _build(backbone, method_class(method), config | beside, extra, task)
-    names = published_names(model)
+    names = {ours: _shortened(theirs) for ours, theirs in published_names(model).items()}
     backbone_type = backbone_families()[backbone]
     for copy, original in _copies(model, names).items():
         if copy in state and original in state and not torch.equal(state[original], state[copy]):
@@ -144,10 +144,17 @@ def from_published(
     return model
 
 
+def _shortened(name: str) -> str:
+    return re.sub(SUFFIX, r"\1.", name)
+
+
 def _dense_task(state: dict[str, Tensor]) -> dict[str, Any]:
     """What a file says of its task: the head of part segmentation has a branch for categories."""
     if "propagation_0.mlp_convs.0.weight" not in state:
         return {}
+    if "dgcnn_pro_1.layer1.0.weight" in state:  # the last propagation reads the category, the place and C channels
+        categories = state["propagation_0.mlp_convs.0.weight"].shape[1] - 3 - state["conv1.weight"].shape[1]
+        return {"task": "part_segmentation" if categories else "semantic_segmentation", "num_categories": categories}
     if "label_conv.0.weight" not in state:
         return {"task": "semantic_segmentation"}
     return {"task": "part_segmentation", "num_categories": state["label_conv.0.weight"].shape[1]}

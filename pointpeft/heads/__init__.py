@@ -1,7 +1,16 @@
 """Heads: what turns tokens into the answer of a task."""
 
 from pointpeft.heads.classification import ClassificationHead
-from pointpeft.heads.dense import DenseFeatures, DenseHead, tapped_blocks
+from pointpeft.heads.dense import DenseFeatures, DenseHead, dense_widths, tapped_blocks
 from pointpeft.heads.pooling import Pool
+from pointpeft.heads.upsampling import UpsamplingHead
 
-__all__ = ["ClassificationHead", "DenseFeatures", "DenseHead", "Pool", "tapped_blocks"]
+__all__ = [
+    "ClassificationHead",
+    "DenseFeatures",
+    "DenseHead",
+    "Pool",
+    "UpsamplingHead",
+    "dense_widths",
+    "tapped_blocks",
+]

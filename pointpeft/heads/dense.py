@@ -1,17 +1,15 @@
 """A class for every point: features of the patches at three depths, carried to the points."""
 
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pointpeft.ops import interpolate
+from pointpeft.heads.propagation import LEAK, Propagation, activate, convolutions, norms, project
 
 NUM_LEVELS = 3
 CATEGORY_WIDTH = 64  # channels that stand for a cloud's category, as published
-LEAK = 0.2
 
 
 class DenseFeatures(NamedTuple):
@@ -21,16 +19,25 @@ class DenseFeatures(NamedTuple):
         centers: Centre of each patch. [B, G, 3]
         levels: Patch tokens after each of `tapped_blocks`, normalised, side by side. [B, G, 3C]
         whole: What a backbone says of the whole cloud beside its patches, None for most. [B, C]
+        pooled: What a method puts in the place of the maximum and the mean of `levels`, None for most. [B, 3C] each
+        cloud: The points that the tokens are made of, for heads that sample some of them. [B, N, 3]
     """
 
     centers: Tensor
     levels: Tensor
     whole: Tensor | None = None
+    pooled: tuple[Tensor, Tensor] | None = None
+    cloud: Tensor | None = None
 
 
 def tapped_blocks(depth: int) -> tuple[int, ...]:
     """The blocks whose outputs are read: the last of each third, 3, 7 and 11 of 12 as published."""
     return tuple(-(-depth * part // NUM_LEVELS) - 1 for part in range(1, NUM_LEVELS + 1))
+
+
+def dense_widths(width: int) -> tuple[int, int, int]:
+    """Hidden widths of a `DenseHead`: those published for tokens of 384 channels, in proportion."""
+    return 8 * width // 3, 4 * width // 3, 2 * width // 3
 
 
 class DenseHead(nn.Module):
@@ -41,19 +48,20 @@ class DenseHead(nn.Module):
         local(p)  = MLP([p ; interpolate(p, centres, F)])
         logits(p) = W₃ Dropout(W₂ W₁ [local(p) ; max F ; mean F ; category])
 
-    As published, dropout stands between W₁ and W₂. Where the published code multiplies every point by a matrix, two
-    products are made once per patch or cloud: the interpolation's weights sum to one, so that it commutes with the
-    first layer, and the part of W₁ that reads the whole cloud gives all points the same summand.
+    As published, dropout stands between W₁ and W₂. Where the published code multiplies every point by a matrix, the
+    part of W₁ that reads the whole cloud, which gives all points the same summand, is multiplied once per cloud.
 
     Args:
-        width: C of the tokens. The hidden widths are those published for 384, in proportion.
+        width: C of the tokens.
         num_classes: Number of logits.
         num_categories: Kinds of clouds, of which each cloud names its own; 0 for none, as in scenes.
-        whole: Channels of `DenseFeatures.whole`, which stand before the category; 0 for none.
         dropout: Of the first hidden layer of the classifier.
+        whole: Channels of `DenseFeatures.whole`, which stand before the category; 0 for none.
+        hidden: Channels of local(p), and after W₁ and W₂; None for `dense_widths(width)`.
 
     Source: the published part segmentation code of Point-MAE (ECCV 2022), and without categories that of ACT (ICLR
-    2023) for S3DIS; with `whole` that of ReCon (ICML 2023). Only the first was held against recorded outputs.
+    2023) for S3DIS; with `whole` that of ReCon (ICML 2023); that of PointGPT (NeurIPS 2023), and of IDPT (ICCV 2023)
+    with prompts pooled. Held against recorded outputs of Point-MAE's, PointGPT-S's and IDPT's.
     """
 
     published_renames = (
@@ -75,23 +83,22 @@ class DenseHead(nn.Module):
         dropout: float = 0.5,
         *,
         whole: int = 0,
+        hidden: tuple[int, int, int] | None = None,
         device: Any = None,
         dtype: Any = None,
     ):
         super().__init__()
         at = {"device": device, "dtype": dtype}
         levels = NUM_LEVELS * width
-        carried, local, hidden, last = 4 * width, 8 * width // 3, 4 * width // 3, 2 * width // 3
+        local, first, last = hidden or dense_widths(width)
         self.num_categories = num_categories
         if num_categories:
             conv = nn.Conv1d(num_categories, CATEGORY_WIDTH, 1, bias=False, **at)
             self.category: Any = nn.Sequential(conv, nn.BatchNorm1d(CATEGORY_WIDTH, **at))
-        self.propagation: Any = nn.Module()  # Any: torch knows no types of the parts of a container
-        self.propagation.convs = _convs((3 + levels, carried, local), at)
-        self.propagation.norms = _norms((carried, local), at)
+        self.propagation = Propagation(levels, (4 * width, local), **at)
         seen = local + 2 * levels + whole + (CATEGORY_WIDTH if num_categories else 0)
-        self.convs: Any = _convs((seen, hidden, last, num_classes), at)
-        self.norms: Any = _norms((hidden, last), at)
+        self.convs: Any = convolutions((seen, first, last, num_classes), at)
+        self.norms: Any = norms((first, last), at)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, points: Tensor, features: DenseFeatures, category: Tensor | None = None) -> Tensor:
@@ -105,38 +112,15 @@ class DenseHead(nn.Module):
         Returns:
             Logits. [B, N, num_classes]
         """
-        centers, levels, whole = features
-        first, second = self.propagation.convs
-        of_point, of_levels = first.weight.squeeze(-1).split([3, levels.shape[-1]], 1)
-        carried = interpolate(points, centers, F.linear(levels, of_levels), min(3, centers.shape[1]))
-        x = _activate(self.propagation.norms[0], carried + F.linear(points, of_point, first.bias))
-        x = _activate(self.propagation.norms[1], _project(second, x))  # [B, N, local]
+        centers, levels, whole, pooled, _ = features
+        x = self.propagation(points, centers, levels)  # [B, N, local]
 
-        cloud = [levels.amax(1), levels.mean(1), *(() if whole is None else (whole,))]
+        cloud = [*(pooled or (levels.amax(1), levels.mean(1))), *(() if whole is None else (whole,))]
         if self.num_categories:
             assert category is not None
             conv, norm = self.category
             cloud.append(F.leaky_relu(norm(F.embedding(category, conv.weight.squeeze(-1).T)), LEAK))
         of_local, of_cloud = self.convs[0].weight.squeeze(-1).split([x.shape[-1], sum(c.shape[1] for c in cloud)], 1)
         shared = F.linear(torch.cat(cloud, 1), of_cloud, self.convs[0].bias)  # [B, hidden]
-        x = self.dropout(_activate(self.norms[0], F.linear(x, of_local) + shared[:, None]))
-        return _project(self.convs[2], _activate(self.norms[1], _project(self.convs[1], x)))
-
-
-def _convs(widths: tuple[int, ...], at: dict[str, Any]) -> nn.ModuleList:
-    """1x1 convolutions, for the shapes of published files; they are computed as matrix products."""
-    return nn.ModuleList(nn.Conv1d(a, b, 1, **at) for a, b in pairwise(widths))
-
-
-def _norms(widths: tuple[int, ...], at: dict[str, Any]) -> nn.ModuleList:
-    return nn.ModuleList(nn.BatchNorm1d(width, **at) for width in widths)
-
-
-def _project(conv: nn.Conv1d, x: Tensor) -> Tensor:
-    """[..., C] -> [..., C']"""
-    return F.linear(x, conv.weight.squeeze(-1), conv.bias)
-
-
-def _activate(norm: nn.Module, x: Tensor) -> Tensor:
-    """ReLU(BN(x)) over the last dimension. [..., C] -> [..., C]"""
-    return F.relu(norm(x.flatten(0, -2)).view_as(x))
+        x = self.dropout(activate(self.norms[0], F.linear(x, of_local) + shared[:, None]))
+        return project(self.convs[2], activate(self.norms[1], project(self.convs[1], x)))

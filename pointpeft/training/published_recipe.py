@@ -199,6 +199,7 @@ def _options(backbone: str, method: str, model: Mapping[str, Any]) -> tuple[dict
     values["min_sq_norm"] = 0.0
     if "generator_depth" in values:
         values["generator_depth"] = 0
+    values.pop("dense_blocks", None)
     if method in OPTIONS:
         section = {**model, **model.get("adapter_config", {})}
         options = {ours: section[theirs] for theirs, ours in OPTIONS[method].items() if theirs in section}

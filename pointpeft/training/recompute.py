@@ -48,7 +48,8 @@ def _recomputing(block: nn.Module, forward: Any) -> Any:
 def _copied(ctx: Context) -> Context:
     """A context that a block can change without changing the other; values in the cache may be lists."""
     cache = {key: copy(value) for key, value in ctx.cache.items() if not isinstance(value, Tensor)}
-    return replace(ctx, aux_losses=dict(ctx.aux_losses), cache={**ctx.cache, **cache}, hidden=dict(ctx.hidden))
+    own = {"aux_losses": dict(ctx.aux_losses), "hidden": dict(ctx.hidden), "pooled": dict(ctx.pooled)}
+    return replace(ctx, cache={**ctx.cache, **cache}, **own)
 
 
 @contextmanager

@@ -3,6 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from pointpeft import create_model
+from pointpeft.backbones import backbone_families
 from pointpeft.heads import DenseFeatures, DenseHead, tapped_blocks
 from pointpeft.ops import interpolate
 
@@ -82,6 +83,44 @@ def test_recon_gives_the_maximum_of_its_three_tokens_before_the_norm():
 def test_parameter_counts_are_the_published_ones(categories, classes, count):
     head = DenseHead(384, classes, categories, device="meta")
     assert sum(p.numel() for p in head.parameters()) == count
+
+
+PUBLISHED = [
+    # backbone, hidden widths, channels that the first of them reads
+    ("point_mae", (1024, 512, 256), 1024 + 2 * 1152 + 64),
+    ("point_gpt", (1024, 512, 256), 1024 + 2 * 1152 + 64),
+    ("point_gpt_base", (2048, 1024, 512), 2048 + 6 * 768 + 64),
+    ("point_gpt_large", (2048, 1024, 512), 2048 + 6 * 1024 + 64),
+]
+
+
+@pytest.mark.parametrize(("name", "hidden", "seen"), PUBLISHED)
+def test_widths_are_the_published_ones(name, hidden, seen):
+    model = create_model(name, "full", 50, task="part_segmentation", num_categories=16, device="meta")
+    convs, local = model.head.convs, model.head.propagation.convs[1]
+    assert (local.out_channels, convs[0].out_channels, convs[1].out_channels) == hidden
+    assert (local.in_channels, convs[0].in_channels) == (4 * model.backbone.config.width, seen)
+
+
+def test_what_a_method_pools_takes_the_place_of_maximum_and_mean():
+    head = DenseHead(WIDTH, CLASSES).eval()
+    xyz, features, _ = inputs()
+    pooled = (features.levels.amax(1), features.levels.mean(1))
+    torch.testing.assert_close(head(xyz, features._replace(pooled=pooled)), head(xyz, features))
+    assert not torch.allclose(head(xyz, features._replace(pooled=pooled[::-1])), head(xyz, features))
+
+
+def test_the_published_point_gpt_of_24_blocks_reads_no_later_ones():
+    config = {"trans_dim": 48, "depth": 24, "num_heads": 4, "num_group": 8, "group_size": 4, "encoder_dims": 48}
+    fields = backbone_families()["point_gpt"].published_config(config)
+    assert fields["dense_blocks"] == (3, 7, 11)
+    task = {"task": "semantic_segmentation", "device": "meta"}
+    assert create_model("point_gpt", "linear", 5, **task, **fields).taps == (3, 7, 11)
+    assert create_model("point_gpt_large", "linear", 5, **task).taps == (7, 15, 23)
+    with pytest.raises(
+        ValueError, match=r"dense_blocks must be three of the 12 blocks, from 0, or empty, got \(3, 12\)"
+    ):
+        create_model("point_gpt", "linear", 5, **task, dense_blocks=(3, 12))
 
 
 @pytest.mark.parametrize(("depth", "blocks"), [(12, (3, 7, 11)), (6, (1, 3, 5)), (2, (0, 1, 1)), (1, (0, 0, 0))])
