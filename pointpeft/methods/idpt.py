@@ -166,6 +166,30 @@ class PromptedBlock(nn.Module):
         return self.block(ctx.insert_prompts(x, prompt, self.prompt_pos), ctx)
 
 
+class SummarisedBlock(nn.Module):
+    """A frozen block whose output a dense head reads: a prompt is generated for it, and leaves with it.
+
+    The prompt as it enters and as it leaves the block is what the head reads in the place of the maximum and the mean
+    over the patches. All such blocks of a model share one trained position, the first one's `summary_pos`.
+    """
+
+    def __init__(self, block: nn.Module, index: int, summary: nn.Module, width: int, *, first: bool):
+        super().__init__()
+        self.block, self.index, self.summary = block, index, summary
+        self.summary_pos: nn.Parameter | None = None
+        if first:
+            self.summary_pos = nn.Parameter(torch.empty(1, 1, width, **where(block)))
+            nn.init.trunc_normal_(self.summary_pos, std=0.02)
+
+    def forward(self, x: Tensor, ctx: Context) -> Tensor:
+        """[B, T, C] -> [B, T, C]"""
+        shared = ctx.cached("summary_pos", lambda: self.summary_pos)
+        entering = self.summary(ctx.split(x)[2], None if ctx.pos is None else ctx.patch_pos)
+        x = self.block(ctx.insert_prompts(x, entering, shared), ctx)
+        ctx.pooled[self.index] = (entering, ctx.split(x)[1])
+        return ctx.drop_prompts(x)
+
+
 @register_method
 @dataclass(frozen=True)
 class IDPT(Method):
@@ -176,24 +200,30 @@ class IDPT(Method):
     here they are off. Published files hold the generator's norms twice, under two names. The published mlp and
     dgcnn_light have one norm more that nothing reads (`unread`); it is here because it counts as trainable there.
 
+    Where points are classified it is the published part segmentation's other form, for rooms too: before each of the
+    three blocks whose outputs the head reads stands a generator of its own, and the three prompts, before and behind
+    their blocks, take the place of the maximum and the mean over patches in the head. Point-BERT's head has no such
+    place, and reads them by way of the patches alone.
+
     Attributes:
-        prompt_layer: Before which block; -1 is the last.
-        generator: dgcnn (three edge convolutions), dgcnn_light2 (two), dgcnn_light (one), mlp or transformer.
+        prompt_layer: Before which block; -1 is the last. For clouds alone.
+        generator: dgcnn (three edge convolutions), dgcnn_light2 (two), dgcnn_light (one), mlp or transformer. None is
+            the published one: dgcnn for clouds, mlp for points.
         head: What the head reads: all (class token, prompt, maximum over patches), promptcls (class token, prompt),
-            pointcls (class token, maximum over patches) or promptonly.
+            pointcls (class token, maximum over patches) or promptonly. For clouds alone.
         k: Neighbours of a patch in feature space, itself among them; where a cloud has fewer patches, all of them.
 
     Source: Zha et al., "Instance-aware dynamic prompt tuning for pre-trained point cloud models", ICCV 2023.
     """
 
     prompt_layer: int = -1
-    generator: str = "dgcnn"
+    generator: str | None = None
     head: str = "all"
     k: int = 20
 
     trains = (r"^backbone\.(cls_token|cls_pos)$",)
-    dead = (r"\.generator\.unread\.",)
-    published_markers = ("blocks.cls.",)
+    dead = (r"\.(generator|summary)\.unread\.",)
+    published_markers = ("blocks.cls.", "blocks.dgcnn_cls")
     published_renames = (
         (r"^blocks\.blocks\.\d+\.prompt_pos$", "prompt_pos"),
         (r"^blocks\.blocks\.\d+\.generator\.block\.", "blocks.cls.blocks.blocks.0."),
@@ -201,12 +231,16 @@ class IDPT(Method):
         (r"^blocks\.blocks\.\d+\.generator\.last\.", "blocks.cls.conv5."),
         (r"^blocks\.blocks\.\d+\.generator\.conv(\d)\.1\.", r"blocks.cls.bn\1."),
         (r"^blocks\.blocks\.\d+\.generator\.", "blocks.cls."),
+        (r"^blocks\.blocks\.\d+\.summary_pos$", "prompt_cls_pos"),
+        (r"^blocks\.blocks\.(\d+)\.summary\.unread\.", r"blocks.dgcnn_cls\1.bn5."),
+        (r"^blocks\.blocks\.(\d+)\.summary\.last\.", r"blocks.dgcnn_cls\1.conv5."),
         (r"^(blocks\.blocks\.\d+)\.block\.", r"\1."),
+        (r"^(label_conv|propagation_0|convs\d|bns\d)\.", r"\1_cls."),
     )
     published_copies = ((r"^blocks\.cls\.bn(\d)\.", r"blocks.cls.conv\1.1."),)
 
     def __post_init__(self) -> None:
-        if self.generator not in GENERATORS:
+        if self.generator is not None and self.generator not in GENERATORS:
             raise ValueError(f"generator must be one of {', '.join(GENERATORS)}, got {self.generator!r}")
         if self.head not in HEADS:
             raise ValueError(f"head must be one of {', '.join(HEADS)}, got {self.head!r}")
@@ -220,17 +254,27 @@ class IDPT(Method):
         return {ours: config[theirs] for theirs, ours in names.items() if theirs in config}
 
     def build(self, model: PointModel) -> None:
-        """Puts the generator before its block and widens what the head reads."""
+        """Puts the generators before their blocks and changes what the head reads."""
         backbone = model.backbone
-        width, depth, at = backbone.config.width, len(backbone.blocks), where(backbone)
-        if not -depth <= self.prompt_layer < depth:
-            raise ValueError(f"prompt_layer must be below the depth {depth}, got {self.prompt_layer}")
-        generator: nn.Module
-        if self.generator in EDGE_CONVS:
-            generator = EdgeConvPrompt(width, EDGE_CONVS[self.generator], self.k, at)
-        elif self.generator == "mlp":
-            generator = MlpPrompt(width, at)
-        else:
-            generator = TransformerPrompt(width, backbone.config.num_heads, at)
-        backbone.blocks[self.prompt_layer] = PromptedBlock(backbone.blocks[self.prompt_layer], generator, width)
+        blocks, width = backbone.blocks, backbone.config.width
+        if model.dense:
+            if (self.prompt_layer, self.head) != (-1, "all"):
+                raise ValueError(
+                    "prompt_layer and head must be -1 and all where points are classified, whose head has prompts "
+                    f"before three blocks, got {self.prompt_layer} and {self.head}"
+                )
+            taps = sorted(set(model.taps))
+            for i in taps:
+                blocks[i] = SummarisedBlock(blocks[i], i, self.make(model, "mlp"), width, first=i == taps[0])
+            return
+        if not -len(blocks) <= self.prompt_layer < len(blocks):
+            raise ValueError(f"prompt_layer must be below the depth {len(blocks)}, got {self.prompt_layer}")
+        blocks[self.prompt_layer] = PromptedBlock(blocks[self.prompt_layer], self.make(model, "dgcnn"), width)
         model.read(HEADS[self.head])
+
+    def make(self, model: PointModel, published: str) -> nn.Module:
+        """A generator of the chosen kind, or of the published one where none is chosen."""
+        config, at, kind = model.backbone.config, where(model.backbone), self.generator or published
+        if kind in EDGE_CONVS:
+            return EdgeConvPrompt(config.width, EDGE_CONVS[kind], self.k, at)
+        return MlpPrompt(config.width, at) if kind == "mlp" else TransformerPrompt(config.width, config.num_heads, at)

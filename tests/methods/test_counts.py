@@ -29,6 +29,21 @@ def test_trainable_parameters(method, options, classes, count):
     assert create_model("point_mae", method, classes, device="meta", **options).trainable_parameters() == count
 
 
+POINTS = [
+    # backbone, method, categories, classes, with the head
+    ("point_mae", "full", 16, 50, 27_063_730),
+    ("point_mae", "idpt", 16, 50, 5_686_066),
+    ("point_mae", "point_gst", 0, 13, 5_549_805),
+]
+
+
+@pytest.mark.parametrize(("backbone", "method", "categories", "classes", "count"), POINTS)
+def test_trainable_parameters_where_points_are_classified(backbone, method, categories, classes, count):
+    task = "part_segmentation" if categories else "semantic_segmentation"
+    model = create_model(backbone, method, classes, task=task, num_categories=categories, device="meta")
+    assert model.trainable_parameters() == count
+
+
 TOKENS = 2 * 384  # the class token and its position, which train under every method but are in no formula
 
 WITHOUT_HEAD = [

@@ -80,6 +80,50 @@ def test_published_files_round_trip_with_their_second_names(generator):
         torch.testing.assert_close(again, model(xyz), rtol=1e-4, atol=1e-5)
 
 
+POINTS = {"task": "part_segmentation", "num_categories": 2, **SMALL}
+
+
+def test_where_points_are_classified_prompts_stand_for_the_patches_of_three_blocks():
+    torch.manual_seed(0)
+    model = create_model("point_mae_tiny", "idpt", 3, **POINTS).eval()
+    entered, left = {}, {}
+    for i, block in enumerate(model.backbone.blocks):
+        inner = getattr(block, "block", block)
+        inner.register_forward_pre_hook(lambda _, args, i=i: entered.update({i: args[0]}))
+        inner.register_forward_hook(lambda _, args, out, i=i: left.update({i: out}))
+    xyz, category = torch.randn(2, 96, 3), torch.tensor([0, 1])
+    with torch.no_grad():
+        features = model.forward_features(xyz, category=category)
+    taps = (1, 3, 5)
+    assert [entered[i].shape[1] for i in range(6)] == [25 if i in taps else 24 for i in range(6)]
+    norm = model.backbone.norm
+    for found, tokens in zip(features.pooled, (entered, left), strict=True):
+        torch.testing.assert_close(found, torch.cat([norm(tokens[i][:, 0]) for i in taps], -1))
+    torch.testing.assert_close(features.levels, torch.cat([norm(left[i][:, 1:]) for i in taps], -1))
+    made = model.backbone.blocks[3].summary(left[2], None)
+    torch.testing.assert_close(entered[3][:, :1], made)
+
+
+@pytest.mark.parametrize("backbone", ["point_mae_tiny", "recon_tiny", "point_bert_tiny", "point_gpt_tiny"])
+def test_every_parameter_of_its_form_for_points_trains(backbone):
+    torch.manual_seed(0)
+    model = create_model(backbone, "idpt", 3, **POINTS | ({} if "gpt" not in backbone else {"drop_path": 0.0}))
+    logits = model(torch.randn(4, 96, 3), category=torch.tensor([0, 1, 0, 1]))
+    logits.square().mean().backward()
+    for name, p in model.named_parameters():
+        # The last block's own prefix tokens reach no patch, and a class token none at all where patches look back.
+        if name.startswith("backbone.") and not name.endswith(("_token", "_pos")):
+            reached = p.grad is not None and bool(p.grad.any())
+            assert reached == (p.requires_grad and not model.method.is_dead(name)), name
+    assert model.get_parameter("backbone.blocks.1.summary_pos").grad.any()
+
+
+@pytest.mark.parametrize("options", [{"prompt_layer": 2}, {"head": "promptonly"}])
+def test_options_for_clouds_are_refused_for_points(options):
+    with pytest.raises(ValueError, match="prompt_layer and head must be -1 and all where points are classified"):
+        create_model("point_mae_tiny", "idpt", 3, **POINTS, **options)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
