@@ -128,7 +128,13 @@ class AdaLoRA(Method):
         model.backbone.register_buffer("steps", torch.zeros((), dtype=torch.int64, device=where(blocks)["device"]))
 
     def losses(
-        self, model: PointModel, xyz: Tensor, labels: Tensor, logits: Tensor, **inputs: Tensor
+        self,
+        model: PointModel,
+        xyz: Tensor,
+        labels: Tensor,
+        logits: Tensor,
+        class_weights: Tensor | None = None,
+        **inputs: Tensor,
     ) -> dict[str, Tensor]:
         """The mean over the layers of what keeps P and Q from being orthogonal."""
         loss = torch.stack([layer.unorthogonality() for layer in _layers(model).values()]).mean()

@@ -113,7 +113,13 @@ class Method:
         """Called when a pre-training has been put into an attached model: copies of its weights are stale then."""
 
     def losses(
-        self, model: "PointModel", xyz: Tensor, labels: Tensor, logits: Tensor, **inputs: Tensor
+        self,
+        model: "PointModel",
+        xyz: Tensor,
+        labels: Tensor,
+        logits: Tensor,
+        class_weights: Tensor | None = None,
+        **inputs: Tensor,
     ) -> dict[str, Tensor]:
         """Losses of the method beside the task's, by name, after a forward in training.
 
@@ -122,6 +128,7 @@ class Method:
             xyz: What it was given. [B, N, 3]
             labels: Classes, int64; of every point in a dense task. [B] or [B, N]
             logits: What it gave. [..., num_classes]
+            class_weights: Of the classes in the task's cross-entropy; None where all weigh alike. [num_classes]
             inputs: What it was given beside xyz, by name.
 
         Returns:

@@ -143,13 +143,22 @@ class DyT(Method):
             blocks[i] = DyTBlock(block, adapter, self)
 
     def losses(
-        self, model: PointModel, xyz: Tensor, labels: Tensor, logits: Tensor, **inputs: Tensor
+        self,
+        model: PointModel,
+        xyz: Tensor,
+        labels: Tensor,
+        logits: Tensor,
+        class_weights: Tensor | None = None,
+        **inputs: Tensor,
     ) -> dict[str, Tensor]:
-        """The rate loss of the last forward and, under `distill`, both terms of the full pass."""
+        """The rate loss of the last forward and, under `distill`, both terms of the full pass.
+
+        Its cross-entropy weighs the classes as the task's does; the divergence knows no classes.
+        """
         losses = model.aux_losses()
         if self.distill:
             full = self.full_pass(model, xyz, **inputs).flatten(0, -2)
-            losses["full"] = F.cross_entropy(full, labels.flatten())
+            losses["full"] = F.cross_entropy(full, labels.flatten(), class_weights)
             losses["distill"] = F.kl_div(
                 F.log_softmax(logits.flatten(0, -2), -1),
                 F.log_softmax(full.detach(), -1),

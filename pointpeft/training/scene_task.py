@@ -176,7 +176,7 @@ class SemanticSegmentation(Classification):
     def losses(self, wrapped: nn.Module, model: PointModel, points: Tensor, targets: Any) -> dict[str, Tensor]:
         """Cross-entropy weighted by class, and the method's own."""
         logits = wrapped(points)
-        own = model.method.losses(model, points, targets.labels, logits)
+        own = model.method.losses(model, points, targets.labels, logits, targets.weights)
         return {"loss": cross_entropy(logits.flatten(0, 1), targets.labels.flatten(), targets.weights), **own}
 
     @torch.no_grad()

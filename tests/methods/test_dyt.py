@@ -59,6 +59,10 @@ def test_losses_are_the_rate_the_full_pass_and_the_divergence():
     full = model.method.full_pass(model, cloud())
     p, q = F.softmax(full, -1), F.softmax(logits, -1)
     torch.testing.assert_close(losses["full"], F.cross_entropy(full, labels))
+    weights = torch.tensor([1.0, 2.0, 0.5, 7.0, *[1.0] * (full.shape[1] - 4)])
+    weighted = model.method.losses(model, cloud(), labels, logits, weights)
+    torch.testing.assert_close(weighted["full"], F.cross_entropy(full, labels, weights))
+    assert not torch.allclose(weighted["full"], losses["full"])
     torch.testing.assert_close(losses["distill"], (p * (p.log() - q.log())).sum(-1).mean(), rtol=1e-3, atol=1e-6)
     assert set(losses) == {"rate", "full", "distill"}
     assert not torch.allclose(full, logits)

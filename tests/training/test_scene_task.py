@@ -8,14 +8,16 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.functional import cross_entropy
 
+from pointpeft import create_model
 from pointpeft.cli.main import main
 from pointpeft.data.s3dis import load
 from pointpeft.training import EvaluateConfig, FinetuneConfig, evaluate, finetune, show
 from pointpeft.training.evaluation import Adapted
 from pointpeft.training.inference import Voting
 from pointpeft.training.rooms import BLOCK, Rooms, windows
-from pointpeft.training.scene_task import SceneMetrics, classify_room, confusion
+from pointpeft.training.scene_task import SceneMetrics, SemanticSegmentation, classify_room, confusion
 from tests.data.test_s3dis import write_rooms
 from tests.training.conftest import TINY_MODEL
 
@@ -58,6 +60,20 @@ def test_class_weights_are_the_published_ones(config):
     present = counts > 0
     torch.testing.assert_close(weights[present], (counts.max() / counts[present]) ** (1 / 3))
     assert (weights[~present] == 1).all()
+
+
+@torch.no_grad()
+def test_a_method_of_two_passes_weighs_the_classes_in_both(config):
+    rooms = Rooms(load(config.data, "train"), 128)
+    points, targets = next(iter(rooms.batches(4, torch.Generator().manual_seed(0))))
+    options = {name: int(value) for name, value in (pair.split("=") for pair in TINY_MODEL)}
+    task = SemanticSegmentation()
+    model = create_model("point_mae_tiny", "dyt", **task.outputs(rooms), **options).eval()
+    losses = task.losses(model, model, points, targets)
+    for name, logits in (("loss", model(points)), ("full", model.method.full_pass(model, points))):
+        weighted = cross_entropy(logits.flatten(0, 1), targets.labels.flatten(), rooms.class_weights())
+        torch.testing.assert_close(losses[name], weighted)
+        assert not torch.allclose(weighted, cross_entropy(logits.flatten(0, 1), targets.labels.flatten()))
 
 
 @pytest.mark.parametrize(("n", "size"), [(2000, (2.3, 1.1)), (300, (0.4, 3.0)), (50, (5.0, 5.0)), (1, (1.0, 1.0))])
