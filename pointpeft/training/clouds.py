@@ -33,7 +33,7 @@ class Clouds:
         ValueError: No cloud at all.
     """
 
-    start_method: str | None = None  # of workers; None: the system's own
+    start_method: str | None = None  # of workers; None: see `read_ahead`
 
     def __init__(
         self,

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from pointpeft.data import DataError
 
+WAIT = 600.0  # seconds for one batch, after which a worker that neither reads nor dies is an error
+
 
 class OnDemand(Sequence[Tensor]):
     """A row of tensors of which none is kept.
@@ -82,10 +84,11 @@ def read_ahead(points: OnDemand, jobs: Iterable[Job], workers: int, context: str
         points: What to read from.
         jobs: Asked for a few ahead of what is used.
         workers: How many processes; 0 reads here.
-        context: How they are started: fork, spawn, forkserver; None for the system's own way.
+        context: How they are started: fork, spawn, forkserver; None for forkserver where there is one, else spawn.
 
     Raises:
         DataError: A cloud cannot be read.
+        TimeoutError: A batch has not come for `WAIT` seconds.
     """
     if not workers:
         yield from map(partial(take, points), jobs)
@@ -96,13 +99,41 @@ def read_ahead(points: OnDemand, jobs: Iterable[Job], workers: int, context: str
         sampler=_plain(jobs),
         num_workers=workers,
         collate_fn=_as_it_is,
-        multiprocessing_context=context,
+        multiprocessing_context=context or _start_method(),
         generator=torch.Generator(),  # its own: the global one must not depend on how clouds are read
+        timeout=WAIT,
     )
-    for found in loader:
+    batches = iter(loader)
+    while True:
+        try:
+            found = next(batches)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader timed out"):  # a worker that died has a message of its own
+                raise
+            raise TimeoutError(
+                f"{workers} workers have read no batch for {WAIT:g} s, and none of them has died; --workers 0 reads "
+                "without them"
+            ) from error
         if isinstance(found, DataError):
             raise found
         yield torch.from_numpy(found)
+
+
+def _start_method() -> str:
+    """How workers start where nobody says it: never by a fork of this process.
+
+    A fork copies the locks of a process as they are, but of its threads only one. This process has threads: OpenMP's,
+    those of trackers and progress bars. A lock that one of them holds at that moment stays locked in the worker for
+    good, which then waits for ever. (h5py's own lock is not among them: h5py takes it before a fork. Nor is OpenMP's
+    pool, as long as a worker keeps to the one thread that the loader gives it.) The fork server is a process without
+    other threads that has imported all this once, so that its forks start as fast.
+    """
+    if "forkserver" not in torch.multiprocessing.get_all_start_methods():
+        return "spawn"
+    torch.multiprocessing.get_context("forkserver").set_forkserver_preload([__name__])
+    return "forkserver"
 
 
 class _Jobs(torch.utils.data.Dataset[Any]):

@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import time
 
 import h5py
 import numpy as np
@@ -16,7 +18,7 @@ from pointpeft.training.clouds import Clouds
 from pointpeft.training.config import FinetuneConfig, PretrainConfig
 from pointpeft.training.finetuning import finetune
 from pointpeft.training.inference import Voting
-from pointpeft.training.on_demand import OnDemand
+from pointpeft.training.on_demand import OnDemand, read_ahead
 from pointpeft.training.pretraining import pretrain
 from tests.training.conftest import TINY, TINY_MODEL, write_clouds
 
@@ -72,10 +74,39 @@ def test_workers_read_the_same_batches(tmp_path):
     memory, disk = both(dataset, 64, workers=2)
     before = torch.get_rng_state()
     expected = epoch(memory)
-    for method in ("fork", "spawn"):
+    for method in (None, "spawn"):
         disk.start_method = method
         same(expected, epoch(disk))
         assert torch.equal(torch.get_rng_state(), before)  # how clouds are read must not change dropout
+
+
+LOCK = threading.Lock()
+
+
+def locked_row(index):
+    with LOCK:
+        return torch.full((4, 3), float(index))
+
+
+def slow_row(index):
+    time.sleep(120)
+    return torch.zeros(4, 3)
+
+
+def jobs(count):
+    return [([i], torch.arange(4)[None]) for i in range(count)]
+
+
+def test_workers_start_without_the_locks_that_other_threads_hold():
+    with LOCK:  # a fork of this process would copy it as it is, and wait for ever
+        found = list(read_ahead(OnDemand(locked_row, range(3)), jobs(3), workers=1))
+    assert [float(points.mean()) for points in found] == [0.0, 1.0, 2.0]
+
+
+def test_a_worker_that_hangs_is_an_error(monkeypatch):
+    monkeypatch.setattr("pointpeft.training.on_demand.WAIT", 1.0)
+    with pytest.raises(TimeoutError, match="1 workers have read no batch for 1 s, and none of them has died"):
+        list(read_ahead(OnDemand(slow_row, range(1)), jobs(1), workers=1))
 
 
 @pytest.mark.parametrize("workers", [0, 1])
