@@ -180,20 +180,9 @@ class PretrainConfig:
 
 
 @dataclass(frozen=True)
-class CompareConfig:
-    """Adapt with several methods and seeds under one recipe, and print one table: mean ± std on the test clouds.
+class SharedRecipe:
+    """What all runs of a command that makes many have in common."""
 
-    Each run has a process and a folder of its own. The same command again completes a comparison that was stopped.
-    """
-
-    data: Annotated[str, Positional, arg(metavar="DATA")] = "furniture"
-    """Labelled clouds, as for `finetune`."""
-    task: Task = "classification"
-    """What is labelled, as for `finetune`."""
-    methods: Annotated[tuple[str, ...], arg(metavar="METHOD[:NAME=VALUE,...]")] = ("linear", "dapt", "full")
-    """Methods with their own options: `linear dapt dapt:rank=8,lr=1e-3 full:checkpoint=none`."""
-    seeds: int = 3
-    """Runs per method, with seeds seed, seed+1, …"""
     backbone: str = "point_mae_tiny"
     """Architecture of all runs."""
     checkpoint: Annotated[str | None, arg(metavar="FILE|NAME")] = None
@@ -218,6 +207,29 @@ class CompareConfig:
     """Where to compute."""
     precision: Precision = "float32"
     """`bf16` computes the transformer in bfloat16; weights stay float32."""
+
+
+@dataclass(frozen=True)
+class _Compared:
+    """The first options of `CompareConfig`: a dataclass has those of its last base first."""
+
+    data: Annotated[str, Positional, arg(metavar="DATA")] = "furniture"
+    """Labelled clouds, as for `finetune`."""
+    task: Task = "classification"
+    """What is labelled, as for `finetune`."""
+    methods: Annotated[tuple[str, ...], arg(metavar="METHOD[:NAME=VALUE,...]")] = ("linear", "dapt", "full")
+    """Methods with their own options: `linear dapt dapt:rank=8,lr=1e-3 full:checkpoint=none`."""
+    seeds: int = 3
+    """Runs per method, with seeds seed, seed+1, …"""
+
+
+@dataclass(frozen=True)
+class CompareConfig(SharedRecipe, _Compared):
+    """Adapt with several methods and seeds under one recipe, and print one table: mean ± std on the test clouds.
+
+    Each run has a process and a folder of its own. The same command again completes a comparison that was stopped.
+    """
+
     output: Annotated[Path | None, arg(metavar="FOLDER")] = None
     """Folder of the comparison; None: `runs/compare-DATA`."""
     ray: Annotated[str | None, arg(metavar="local|auto|ADDRESS")] = None
@@ -256,12 +268,8 @@ class MemoryBankConfig:
 
 
 @dataclass(frozen=True)
-class FewShotConfig:
-    """Adapt to few clouds: W classes with S training clouds each, over several folds; mean ± std of the test accuracy.
-
-    DATA is a folder of published folds (`5way_10shot/0.pkl` or `5way10shot/0.pkl`), or any data set, from which folds
-    are drawn with a seed. The same command again completes folds and methods that are missing.
-    """
+class _Folds:
+    """The first options of `FewShotConfig`."""
 
     data: Annotated[str, Positional, arg(metavar="DATA")] = "furniture"
     """Published folds, or labelled clouds as for `finetune`."""
@@ -273,30 +281,22 @@ class FewShotConfig:
     """Folds, numbered from 0."""
     methods: Annotated[tuple[str, ...], arg(metavar="METHOD[:NAME=VALUE,...]")] = ("linear", "dapt")
     """Methods with their own options, as for `compare`."""
-    backbone: str = "point_mae_tiny"
-    """Architecture of all runs."""
-    checkpoint: Annotated[str | None, arg(metavar="FILE|NAME")] = None
-    """Pre-trained weights of all runs. None: the one shipped for the backbone; `none`: random weights."""
-    set: Options = ()
-    """Option of the backbone, NAME=VALUE, may be repeated."""
+
+
+@dataclass(frozen=True)
+class FewShotConfig(SharedRecipe, _Folds):
+    """Adapt to few clouds: W classes with S training clouds each, over several folds; mean ± std of the test accuracy.
+
+    DATA is a folder of published folds (`5way_10shot/0.pkl` or `5way10shot/0.pkl`), or any data set, from which folds
+    are drawn with a seed. The same command again completes folds and methods that are missing.
+    """
+
     epochs: int = 60
     """Passes over the training clouds of a fold."""
-    batch_size: int = 32
-    """Clouds per step, at most."""
-    lr: float = 5e-4
-    """Peak learning rate of AdamW."""
-    num_points: int = 1024
-    """Points per cloud."""
-    augment: TaskAugmentation = "auto"
-    """Of training clouds."""
     select: Selection = "last"
     """Which epoch is kept. `test-best` is what published tables show, looks at the test clouds, and is reported so."""
     seed: int = 0
     """Of drawn folds, of initial weights and augmentation."""
-    device: Annotated[str, arg(metavar="cpu|cuda|cuda:N")] = "auto"
-    """Where to compute."""
-    precision: Precision = "float32"
-    """`bf16` computes the transformer in bfloat16; weights stay float32."""
     output: Annotated[Path | None, arg(metavar="FOLDER")] = None
     """Folder of the runs; None: `runs/few-shot-DATA-5way10shot`."""
     quiet: bool = False
