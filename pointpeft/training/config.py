@@ -322,6 +322,9 @@ class EvaluateConfig:
     rooms `none`, their passes differ in which points are seen together."""
     densities: Annotated[tuple[int, ...], arg(metavar="POINTS")] = ()
     """Also test with fewer points per cloud, drawn at random, as of a sparser sensor: `--densities 1024 512 256`."""
+    clouds_in: CloudsIn = "auto"
+    """Where clouds wait, for the same results: in `memory`, or on `disk`, each read when a batch wants it.
+    `auto` leaves them on disk when they would take more than half of the free memory."""
     batch_size: int = 64
     """Clouds per step."""
     seed: int = 0

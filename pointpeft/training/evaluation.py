@@ -21,6 +21,7 @@ from pointpeft.training.part_metrics import predicted_parts
 from pointpeft.training.part_report import write_prediction
 from pointpeft.training.run_folder import RunFolder
 from pointpeft.training.scene_task import classify_room
+from pointpeft.training.storage import stay_on_disk
 from pointpeft.training.tasks import create_task
 from pointpeft.training.versions import versions
 
@@ -95,7 +96,9 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     if data is None:
         run = RunFolder(adapter_folder(config.run).parent, main=False).read_config(FinetuneConfig, "finetune")
         data, up_axis = run.data, run.up_axis
-    clouds = task.gather(task.load(data, "test", up_axis), adapted.num_points)
+    on_disk = stay_on_disk(data, config.clouds_in, adapted.num_points, ("test",), task)
+    lazy, kept = ({"lazy": True}, {"on_disk": True}) if on_disk else ({}, {})
+    clouds = task.gather(task.load(data, "test", up_axis, **lazy), adapted.num_points, **kept)
     task.adopt(clouds, adapted.metadata, data)
     fields = adapted.model.backbone.config
     clouds.require_points(fields.group_size, f"group_size = {fields.group_size} neighbours")
@@ -118,6 +121,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         "test": metrics.summary(),
         "by points per cloud": {points: measured.summary() for points, measured in by_density.items()},
         "data": data,
+        "clouds in": "disk" if on_disk else "memory",
         "points": adapted.num_points,
         "vote": config.vote,
         "test-time augmentation": test_augment if config.vote > 1 else "none",

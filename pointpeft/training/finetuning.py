@@ -75,7 +75,7 @@ def _finetune(accelerator: Accelerator, config: FinetuneConfig, folder: RunFolde
     task = create_task(config.task, blocks=config.blocks)
     _check(config, task)
     require_tracker(config.track)
-    on_disk = stay_on_disk(config, task)
+    on_disk = stay_on_disk(config.data, config.clouds_in, config.num_points, ("train", "test"), task)
     more = {"lazy": True} if on_disk else {}
     train_set, test_set = (task.load(config.data, split, config.up_axis, **more) for split in ("train", "test"))
     if tuple(train_set.classes) != tuple(test_set.classes):

@@ -85,7 +85,7 @@ def _pretrain(accelerator: Accelerator, config: PretrainConfig, folder: RunFolde
         time_limit=None if config.time_limit_minutes is None else 60.0 * config.time_limit_minutes,
         seed=config.seed,
     )
-    on_disk = stay_on_disk(config)
+    on_disk = stay_on_disk(str(config.data), config.clouds_in, config.num_points, ("train",))
     dataset = load_dataset(config.data, "train", lazy=on_disk)
     indices = None
     if config.max_clouds is not None and config.max_clouds < len(dataset):

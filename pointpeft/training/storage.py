@@ -9,7 +9,7 @@ from pointpeft.data import load_dataset, modelnet40
 from pointpeft.data.few_shot import PREFIX
 from pointpeft.data.loading import EMBEDDED, resolve
 from pointpeft.training.clouds import SPARE
-from pointpeft.training.config import FinetuneConfig, PretrainConfig
+from pointpeft.training.config import CloudsIn
 from pointpeft.training.memory import free_memory
 from pointpeft.training.processes import rank_and_world
 
@@ -17,36 +17,40 @@ _POINT = 12  # bytes
 _MOST = 0.5  # of the free memory
 
 
-def stay_on_disk(config: FinetuneConfig | PretrainConfig, task: Any = None) -> bool:
+def stay_on_disk(source: str, clouds_in: CloudsIn, num_points: int, splits: tuple[str, ...], task: Any = None) -> bool:
     """What `clouds_in` says, or for `auto` what the size of the data and the free memory ask for; that is printed.
 
     Args:
-        config: Of the run; its data set is listed, not read.
+        source: The data set; it is listed, not read.
+        clouds_in: As a command's option.
+        num_points: N, points per cloud that the model sees.
+        splits: The parts of the data set that are wanted.
         task: Of an adaptation.
 
     Raises:
         ValueError: Clouds on disk for a task that needs them in memory.
     """
     if task is not None and not task.can_stay_on_disk:
-        if config.clouds_in == "disk":
+        if clouds_in == "disk":
             raise ValueError(f"clouds_in must be auto or memory for {task.name}, which keeps its points in memory")
         return False
-    if config.clouds_in != "auto":
-        return config.clouds_in == "disk"
-    if not _can_be_left(str(config.data)):
+    if clouds_in != "auto":
+        return clouds_in == "disk"
+    if not _can_be_left(source):
         return False
     count, needed = 0, 0
-    for split in ("train",) if task is None else ("train", "test"):
-        dataset = load_dataset(config.data, split, lazy=True)
+    for split in splits:
+        dataset = load_dataset(source, split, lazy=True)
         count += len(dataset)
-        needed += bytes_in_memory(dataset, config.num_points)
+        needed += bytes_in_memory(dataset, num_points)
     free = free_memory() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # of this machine's processes each has its own
     if needed <= _MOST * free:
         return False
     if rank_and_world()[0] == 0:
         print(
             f"{count:,} clouds would take {needed / 2**30:.1f} GiB of {free / 2**30:.1f} GiB free memory: they stay on "
-            "disk and are read as they are needed (--clouds-in memory would keep them, --workers 2 reads ahead)",
+            "disk and are read as they are needed (--clouds-in memory would keep them; for training, --workers 2 reads "
+            "ahead)",
             file=sys.stderr,
         )
     return True

@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 
 from pointpeft.data import DataError, PointCloudDataset, load_dataset
 from pointpeft.training.clouds import Clouds
-from pointpeft.training.config import FinetuneConfig, PretrainConfig
+from pointpeft.training.config import EvaluateConfig, FinetuneConfig, PretrainConfig
+from pointpeft.training.evaluation import evaluate
 from pointpeft.training.finetuning import finetune
 from pointpeft.training.inference import Voting
 from pointpeft.training.on_demand import OnDemand, read_ahead
@@ -133,6 +134,13 @@ def test_a_run_on_disk_ends_with_the_same_weights_and_numbers(tmp_path):
         facts = json.loads((output / "result.json").read_text())
         assert facts["clouds in"] == where
         found.append((facts, weights(output)))
+    reports = [
+        evaluate(EvaluateConfig(tmp_path / "disk0", clouds_in=where, vote=2, device="cpu", quiet=True))
+        for where in ("memory", "disk")
+    ]
+    assert [facts["clouds in"] for facts in reports] == ["memory", "disk"]
+    assert reports[0]["test"] == reports[1]["test"]
+    assert reports[0]["per class"] == reports[1]["per class"]
     (expected, tensors), *others = found
     for facts, other in others:
         for part in ("test", "validation", "linear probe", "selection"):
