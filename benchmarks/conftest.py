@@ -92,7 +92,7 @@ def _bfloat16_in_hardware(request: pytest.FixtureRequest) -> None:
 def compare(benchmark: Any, request: pytest.FixtureRequest, limits: dict[str, dict[str, float]]) -> Callable[..., None]:
     """`compare(group, run, check, device="cpu", bytes=…, flops=…)`: checks `run()`, then times a row of `group`.
 
-    `rounds` limits a row to so many runs, as does a first run that is slow; the rest run for `--benchmark-max-time`, but
+    `rounds` limits a row to so many runs, a slow first run to three; the rest run for `--benchmark-max-time`, but
     five times at least.
     """
 

@@ -18,18 +18,18 @@ POINTPEFT_INLINE A survivor(const Dropout& dropout, A scale, int64_t index) {
 }
 
 // h = s act(z) with dropout. `first` is the index of the row's first element.
-template <bool kRelu, class T, class A>
+template <bool kRelu, bool kDrops, class T, class A>
 POINTPEFT_INLINE void hidden_row(const T* __restrict z, A s, const Dropout dropout, A scale, int64_t first, int64_t r,
                                  T* __restrict h) {
   for (int64_t i = 0; i < r; ++i) {
     const A value = static_cast<A>(z[i]);
-    const A factor = dropout.drops ? survivor(dropout, scale, first + i) : A(1);
+    const A factor = kDrops ? survivor(dropout, scale, first + i) : A(1);
     h[i] = static_cast<T>((kRelu ? (value > 0 ? value : A(0)) : gelu(value)) * factor * s);
   }
 }
 
 // dz from back = g W_up, and the sum back · act(z) with dropout, which the gate's gradient needs.
-template <bool kRelu, class T, class A>
+template <bool kRelu, bool kDrops, class T, class A>
 POINTPEFT_INLINE void hidden_backward_row(const T* __restrict back, const T* __restrict z, A s, const Dropout dropout,
                                           A scale, int64_t first, int64_t r, T* __restrict dz, A* __restrict d_bias,
                                           A* sum) {
@@ -39,7 +39,7 @@ POINTPEFT_INLINE void hidden_backward_row(const T* __restrict back, const T* __r
     for (int64_t l = 0; l < width; ++l) {
       const int64_t i = begin + l;
       const A value = static_cast<A>(z[i]), from = static_cast<A>(back[i]);
-      const A factor = dropout.drops ? survivor(dropout, scale, first + i) : A(1);
+      const A factor = kDrops ? survivor(dropout, scale, first + i) : A(1);
       A below, density;
       normal(value, below, density);
       const A h = kRelu ? (value > 0 ? value : A(0)) : value * below;
@@ -88,16 +88,16 @@ POINTPEFT_INLINE void gradient_row(const T* __restrict grad, T* __restrict a, co
 // The passes over rows at one vector level.
 #define POINTPEFT_LEVEL(NAME, TARGET)                                                                                 \
   struct NAME {                                                                                                       \
-    template <bool kRelu, class T, class A>                                                                           \
+    template <bool kRelu, bool kDrops, class T, class A>                                                              \
     TARGET static void hidden(Rows<const T> z, const A* s, Dropout dropout, A scale, int64_t begin, int64_t end,      \
                               int64_t r, Rows<T> h) {                                                                 \
-      for (int64_t n = begin; n < end; ++n) hidden_row<kRelu>(z[n], s[n], dropout, scale, n * r, r, h[n]);            \
+      for (int64_t n = begin; n < end; ++n) hidden_row<kRelu, kDrops>(z[n], s[n], dropout, scale, n * r, r, h[n]);    \
     }                                                                                                                 \
-    template <bool kRelu, class T, class A>                                                                           \
+    template <bool kRelu, bool kDrops, class T, class A>                                                              \
     TARGET static void hidden_backward(Rows<const T> back, Rows<const T> z, const A* s, Dropout dropout, A scale,     \
                                        int64_t begin, int64_t end, int64_t r, Rows<T> dz, A* d_bias, A* sum) {        \
       for (int64_t n = begin; n < end; ++n)                                                                           \
-        hidden_backward_row<kRelu>(back[n], z[n], s[n], dropout, scale, n * r, r, dz[n], d_bias, sum + n);            \
+        hidden_backward_row<kRelu, kDrops>(back[n], z[n], s[n], dropout, scale, n * r, r, dz[n], d_bias, sum + n);    \
     }                                                                                                                 \
     template <bool kPrompt, class T, class A>                                                                         \
     TARGET static void output(Rows<T> a, const A* up_bias, const A* s, int64_t begin, int64_t end, int64_t c,         \
@@ -141,9 +141,11 @@ Tensor adapter_hidden(const Tensor& z, const Tensor& s, const std::optional<Tens
     const Dropout dropout = dropout_of(seed, probability);
     dispatch_level([&](auto level) {
       dispatch_flag(relu, [&](auto flag) {
-        over_rows(n, [&](int64_t begin, int64_t end) {
-          decltype(level)::template hidden<decltype(flag)::value>(from, factor.data(), dropout,
-                                                                  scale_of<A>(probability), begin, end, r, to);
+        dispatch_flag(dropout.drops, [&](auto drops) {
+          over_rows(n, [&](int64_t begin, int64_t end) {
+            decltype(level)::template hidden<decltype(flag)::value, decltype(drops)::value>(
+                from, factor.data(), dropout, scale_of<A>(probability), begin, end, r, to);
+          });
         });
       });
     });
@@ -169,10 +171,12 @@ std::tuple<Tensor, Tensor, Tensor> adapter_hidden_backward(const Tensor& back, c
     A* of_row = static_cast<A*>(sum.mutable_data_ptr());
     dispatch_level([&](auto level) {
       dispatch_flag(relu, [&](auto flag) {
-        over_parts(n, [&](int64_t part, int64_t begin, int64_t end) {
-          decltype(level)::template hidden_backward<decltype(flag)::value>(g, from, factor.data(), dropout,
-                                                                           scale_of<A>(probability), begin, end, r, to,
-                                                                           sums.data() + part * r, of_row);
+        dispatch_flag(dropout.drops, [&](auto drops) {
+          over_parts(n, [&](int64_t part, int64_t begin, int64_t end) {
+            decltype(level)::template hidden_backward<decltype(flag)::value, decltype(drops)::value>(
+                g, from, factor.data(), dropout, scale_of<A>(probability), begin, end, r, to, sums.data() + part * r,
+                of_row);
+          });
         });
       });
     });

@@ -4,9 +4,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# PyTorch gives float32 products to MKL, which holds back on AMD processors: on two cores of an EPYC with AVX-512 it
-# takes twice as long as oneDNN (benchmarks/bench_frozen_linear.py), which torch.compile's CPU code calls by this name.
-_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+# PyTorch gives float32 products to MKL, which leaves AVX-512 unused on AMD processors: on two cores of an EPYC it takes
+# twice as long as oneDNN (benchmarks/bench_frozen_linear.py), which torch.compile's CPU code calls by this name. Where
+# there is AVX2 alone MKL is the faster one, by 5 to 25 %.
+_ONEDNN = (
+    torch.backends.mkldnn.is_available()
+    and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    and torch.backends.cpu.get_cpu_capability() == "AVX512"
+)
 _LEAST = 1 << 20  # multiplications that are worth oneDNN's longer way to its kernel
 
 
