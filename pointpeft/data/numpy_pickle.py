@@ -100,7 +100,7 @@ class _Unpickler(pickle.Unpickler):
 def _check_memo(file: BinaryIO, size: int) -> None:
     """Raises where an object is given a number that no file of `size` bytes has: pickle takes memory for all below."""
     for opcode, argument, _ in pickletools.genops(file):
-        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and not 0 <= int(argument) <= size:
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and not 0 <= int(argument or 0) <= size:
             raise DataError(f"is damaged: object number {argument} in {size} bytes")
 
 
