@@ -1,7 +1,8 @@
 """Writes tests/RELIABILITY.md from the counts of the long runs: `python -m tests.reliability build/reliability/*.json`.
 
 The counts come from `--output build/reliability/NAME.json` of `python -m tests.fuzz.ops`, `tests.fuzz.readers`,
-`tests.fuzz.cuda_path`, `tests.fuzz.atheris_readers`, `tests.faults.inject`, `tests.endurance` and `tests.mutation`.
+`tests.fuzz.cuda_path`, `tests.fuzz.atheris_readers`, `tests.faults.inject`, `tests.endurance` and `tests.mutation`;
+those of covered lines from `pytest -n 2 --cov=pointpeft --cov-report=json:build/reliability/coverage.json`.
 """
 
 import argparse
@@ -35,6 +36,7 @@ python -m tests.fuzz.atheris_readers -runs=100000      # damaged files, led by w
 python -m tests.faults.inject --kills 50               # killed, interrupted, out of disk, damaged
 python -m tests.endurance                              # 10 000 training steps, 200 000 predictions
 python -m tests.mutation                               # small faults in the operations: does a test see them?
+pytest -n 2 --cov=pointpeft                            # lines that the tests reach
 .ci/nightly                                            # all of these, and this page
 ```
 
@@ -50,10 +52,18 @@ def row(report: dict[str, Any]) -> str:
         f"`{report['what']}`",
         report.get("seed", ""),
         f"{report['cases']:,}",
-        f"{report['seconds']:.0f}",
+        f"{report['seconds']:.0f}" if report["seconds"] else "",
         outcomes,
     ]
     return "| " + " | ".join(map(str, [*cells, report["failed"]])) + " |"
+
+
+def of_coverage(report: dict[str, Any]) -> dict[str, Any]:
+    """The counts of a report of `coverage json`, as the other commands give theirs."""
+    lines = report["totals"]
+    outcomes = {"lines reached": lines["covered_lines"], "not reached": lines["missing_lines"]}
+    cases = lines["num_statements"]
+    return {"what": "pytest --cov", "cases": cases, "seconds": 0, "outcomes": outcomes, "failures": [], "failed": 0}
 
 
 def mutants(report: dict[str, Any]) -> list[str]:
@@ -78,6 +88,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=TESTS / "RELIABILITY.md")
     given = parser.parse_args()
     reports = [json.loads(path.read_text(encoding="utf-8")) for path in given.reports]
+    reports = [of_coverage(report) if "totals" in report else report for report in reports]
     for report in reports:
         if "survivors" in report:
             report["failed"] = sum("not looked at" in line for line in mutants(report))

@@ -43,10 +43,16 @@ def test_their_code_runs_on_our_operations_and_our_model_agrees(checkout, config
         pytest.importorskip(module)
     driver, output = Path(__file__).with_name("drive_published.py"), tmp_path / "out.pt"
     command = [sys.executable, "-m", "pointpeft.compat", str(driver), str(checkout), config, str(output)]
-    root = str(Path(__file__).parents[2])
-    said = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | {"PYTHONPATH": root})
-    assert said.returncode == 0, said.stderr
-    theirs = torch.load(output, weights_only=True)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    runs = {}
+    for backend in ("reference", "auto"):  # plain PyTorch, then our operations: the same step, the same logits
+        said = subprocess.run(
+            command, capture_output=True, text=True, check=False, env=environment | {"POINTPEFT_BACKEND": backend}
+        )
+        assert said.returncode == 0, said.stderr
+        runs[backend] = torch.load(output, weights_only=True)
+    theirs, plain = runs["auto"], runs["reference"]
+    assert (theirs["logits"] - plain["logits"]).abs().max() <= 1e-4 * plain["logits"].abs().max()
     assert theirs["trained"] > 0
     assert theirs["loss"] == pytest.approx(2.7, abs=2.5)
     assert torch.isfinite(theirs["logits"]).all()
