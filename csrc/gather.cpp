@@ -33,7 +33,7 @@ Tensor gather(const Tensor& features, const Tensor& given_idx) {
           bad = index + r;
           return;
         }
-        std::memcpy(to + r * bytes, from + (r / rows * n + i) * bytes, size);
+        if (bytes > 0) std::memcpy(to + r * bytes, from + (r / rows * n + i) * bytes, size);  // rows may be empty
       }
     };
     if (bytes == 12)

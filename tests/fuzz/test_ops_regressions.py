@@ -298,3 +298,11 @@ def test_float64_on_cuda_takes_the_reference(monkeypatch):
         double, single = (torch.empty(2, device="cuda", dtype=dtype) for dtype in (torch.float64, torch.float32))
         assert use_fused_reference(double)
         assert not use_fused_reference(single)
+
+
+def test_rows_without_channels_are_gathered():
+    # Their copy was one between null pointers, which only a sanitizer sees.
+    idx = torch.zeros(2, 3, dtype=torch.int64)
+    assert ops.gather(torch.empty(2, 4, 0), idx).shape == (2, 3, 0)
+    with pytest.raises(ValueError, match="idx must be between 0 and N - 1 = 3, got 4"):
+        ops.gather(torch.empty(2, 4, 0), idx + 4)
