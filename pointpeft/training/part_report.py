@@ -113,7 +113,10 @@ def _axes(up_axis: str) -> list[int]:
 
 def _frame(axes: Any, turned: Tensor, turn: float) -> None:
     low, high = turned.amin(0), turned.amax(0)
-    middle, half = (low + high) / 2, float((high - low).max()) / 2 or 1.0
+    middle = (low + high) / 2
+    # The picture shows a ball around the middle, of 1.05 half widths: corners of a room lie farther out.
+    farthest = float((turned - middle).norm(dim=1).max())
+    half = max(float((high - low).max()) / 2, farthest / 1.05) or 1.0
     for axis, set_limits in enumerate((axes.set_xlim, axes.set_ylim, axes.set_zlim)):
         set_limits(float(middle[axis]) - half, float(middle[axis]) + half)
     axes.set_box_aspect((1, 1, 1), zoom=1.6)  # the default leaves half of the picture empty
