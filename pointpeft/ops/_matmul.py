@@ -6,7 +6,7 @@ from torch import Tensor
 
 # PyTorch gives float32 products to MKL, which leaves AVX-512 unused on AMD processors: on two cores of an EPYC it takes
 # twice as long as oneDNN (benchmarks/bench_frozen_linear.py), which torch.compile's CPU code calls by this name. Where
-# there is AVX2 alone MKL is the faster one, by 5 to 25 %.
+# there is AVX2 alone MKL is the faster one.
 _ONEDNN = (
     torch.backends.mkldnn.is_available()
     and hasattr(torch.ops.mkldnn, "_linear_pointwise")

@@ -156,7 +156,12 @@ class Injector:
         for child in pair:
             child.close()
         wrong = sound(folder) if folder.exists() else []
-        # The first one writes the result alone, when the second has ended; either may be hit after its last step.
+        # One may end well without the other after the last epoch alone: then the first writes the result by itself.
+        if 0 in codes and any(codes):
+            log = folder / "log.csv"
+            epochs = len(log.read_text().splitlines()) - 1 if log.exists() else 0
+            if epochs < EPOCHS:
+                wrong.append(f"ended well without its partner after {epochs} epochs")
         if codes[0] == 0 and not (folder / "result.json").exists():
             wrong.append("ended well without a result")
         self.check("a process of two dies", "; ".join(wrong) or None, victim=victim, codes=codes)
