@@ -70,10 +70,8 @@ class H5Rows:
     """
 
     def __init__(self, files: Sequence[Path], counts: Sequence[int]) -> None:
-        self.files = list(files)
+        self.files = OpenFiles(files, ("data",))
         self.starts = [0, *accumulate(counts)]
-        self._process = os.getpid()
-        self._open: OrderedDict[int, h5py.Dataset] = OrderedDict()
 
     def __len__(self) -> int:
         return self.starts[-1]
@@ -86,9 +84,9 @@ class H5Rows:
         """
         number = bisect_right(self.starts, index) - 1
         row = index - self.starts[number]
-        place = f"{self.files[number]}[{row}]"
+        place = f"{self.files.paths[number]}[{row}]"
         try:
-            points = self._data(number)[row, :, :3].astype(np.float32)
+            points = self.files[number]["data"][row, :, :3].astype(np.float32)
         except DataError:
             raise
         except Exception as error:  # whatever the library makes of a broken chunk, the user needs its place
@@ -100,18 +98,30 @@ class H5Rows:
         except DataError as error:
             raise DataError(f"{place}: {error}") from None
 
-    def _data(self, number: int) -> h5py.Dataset:
+
+class OpenFiles:
+    """HDF5 files that are opened as they are asked for; few stay open, and every process has handles of its own.
+
+    Args:
+        paths: The files.
+        keys: Datasets whose rows will be read.
+    """
+
+    def __init__(self, paths: Sequence[Path], keys: Sequence[str]) -> None:
+        self.paths, self.keys = list(paths), tuple(keys)
+        self._process = os.getpid()
+        self._open: OrderedDict[int, h5py.File] = OrderedDict()
+
+    def __getitem__(self, number: int) -> h5py.File:
         if self._process != os.getpid():  # a fork inherits handles that are its parent's
             self._process, self._open = os.getpid(), OrderedDict()
         if number not in self._open:
-            path = self.files[number]
+            path = self.paths[number]
             with h5py.File(path, "r") as file:
-                data = file["data"]
-                cache = _row_cache(data)
-            file = h5py.File(path, "r", rdcc_nbytes=cache)
-            self._open[number] = file["data"]
+                cache = max(_row_cache(file[key]) for key in self.keys if key in file)
+            self._open[number] = h5py.File(path, "r", rdcc_nbytes=cache)
             if len(self._open) > OPEN_FILES:
-                self._open.popitem(last=False)[1].file.close()
+                self._open.popitem(last=False)[1].close()
         self._open.move_to_end(number)
         return self._open[number]
 

@@ -8,13 +8,16 @@ from pointpeft.data.loading import SPLITS
 from pointpeft.data.segments import SegmentDataset
 
 
-def load_segments(source: str | Path, split: str = "train", *, up_axis: str | None = None) -> SegmentDataset:
+def load_segments(
+    source: str | Path, split: str = "train", *, up_axis: str | None = None, lazy: bool = False
+) -> SegmentDataset:
     """Gives one part of a data set whose points are labelled.
 
     Args:
         source: ShapeNetPart's folder, or a file or folder as `part_files` reads them.
         split: "train" or "test".
         up_axis: The axis that points up, for augmentations and pictures. None: "y".
+        lazy: Leave the clouds on disk, and read each as it is asked for.
 
     Raises:
         DataError: The source is missing or broken.
@@ -30,4 +33,4 @@ def load_segments(source: str | Path, split: str = "train", *, up_axis: str | No
         )
     if path.is_dir() and shapenetpart.is_shapenetpart(path):
         return shapenetpart.load(path, split, up_axis or shapenetpart.UP_AXIS)
-    return part_files.load(path, split, up_axis or part_files.UP_AXIS)
+    return part_files.load(path, split, up_axis or part_files.UP_AXIS, lazy=lazy)

@@ -21,6 +21,7 @@ class SegmentDataset(torch.utils.data.Dataset[tuple[Tensor, int, Tensor]]):
         up_axis: The axis that points up.
         normalized: Whether the clouds were centred and scaled to the unit sphere.
         notes: Sentences worth telling the user.
+        sizes: Points of every cloud, where they are known without reading it. [M]
 
     Raises:
         DataError: Counts that do not agree, or parts that are none.
@@ -38,6 +39,7 @@ class SegmentDataset(torch.utils.data.Dataset[tuple[Tensor, int, Tensor]]):
         up_axis: str = "y",
         normalized: bool = True,
         notes: Sequence[str] = (),
+        sizes: Sequence[int] | None = None,
     ) -> None:
         self.labels: Tensor = torch.as_tensor(labels, dtype=torch.int64).reshape(-1)
         self.classes, self.parts = tuple(classes), tuple(parts)
@@ -46,6 +48,7 @@ class SegmentDataset(torch.utils.data.Dataset[tuple[Tensor, int, Tensor]]):
         self.up_axis = require_axis(up_axis)
         self.normalized = normalized
         self.notes = tuple(notes)
+        self.sizes = None if sizes is None else list(sizes)
         self._read = read
         if len(self.parts_of) != len(self.classes):
             raise DataError(f"parts_of must be as many as the classes, {len(self.classes)}, got {len(self.parts_of)}")

@@ -11,6 +11,7 @@ from torch import Tensor
 from pointpeft.ops import furthest_point_sample
 from pointpeft.training.on_demand import Job, OnDemand, read_ahead, take
 from pointpeft.training.processes import require_clouds, share
+from pointpeft.training.seeds import derive_seed
 
 # A training batch draws its points at random from this many times as many, spread over the cloud by farthest point
 # sampling: the published recipe (1200 of which 1024 are drawn, 2400 of which 2048).
@@ -114,12 +115,14 @@ class Clouds:
     def thinned(self, num_points: int, seed: int) -> "Clouds":
         """The clouds seen by fewer points: a random part of those in `fixed`, not spread over the cloud."""
         part = self.subset(range(len(self)))
-        generator = torch.Generator().manual_seed(seed)
-        fixed = self.fixed()
-        picks = [torch.randperm(self.num_points, generator=generator)[:num_points].sort().values for _ in fixed]
-        part.points = [points[pick] for points, pick in zip(fixed, picks, strict=True)]
+
+        def row(index: int) -> Tensor:
+            pick = torch.randperm(self.num_points, generator=thinning(seed, index))[:num_points].sort().values
+            return fit(self.points[index], self.num_points)[pick]
+
+        part.points = self.rows(row)  # pyrefly: ignore[bad-assignment]  # a tensor is a sequence of its rows
         part.lengths = [num_points] * len(part)
-        part.num_points, part.on_disk = num_points, False
+        part.num_points = num_points
         return part
 
     def batches(self, batch_size: int, generator: torch.Generator, rank: int = 0, world: int = 1) -> "Batches":
@@ -159,27 +162,31 @@ class Batches:
         return len(self.chunks)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        points, jobs = self.clouds.points, map(self._job, self.chunks)
-        if isinstance(points, OnDemand):
-            batches = read_ahead(points, jobs, self.clouds.workers, self.clouds.start_method)
-        else:
-            batches = map(partial(take, points), jobs)
-        for chunk, batch in zip(self.chunks, batches, strict=True):
+        for chunk, batch in zip(self.chunks, self._read(self.clouds.points), strict=True):
             yield batch, self.clouds.labels[chunk[self._mine(chunk)]]
+
+    def _read(self, rows: Sequence[Tensor]) -> Iterator[Tensor]:
+        """This process's rows of one batch after another. [B, N, columns] each"""
+        jobs = map(self._job, self.chunks)
+        if isinstance(rows, OnDemand):
+            return read_ahead(rows, jobs, self.clouds.workers, self.clouds.start_method)
+        return map(partial(take, rows), jobs)
 
     def _mine(self, chunk: Tensor) -> slice:
         return share(len(chunk), self.rank, self.world)
 
     def _job(self, chunk: Tensor) -> Job:
         """This process's rows, and the points drawn of each, by their lengths alone: none needs to be read for it."""
-        mine, n = self._mine(chunk), self.clouds.num_points
-        lengths = [self.clouds.lengths[i] for i in chunk.tolist()]
+        mine = self._mine(chunk)
+        return chunk[mine].tolist(), self._picks(chunk)[mine]
+
+    def _picks(self, chunk: Tensor) -> Tensor:
+        """Places of N random points of each cloud. int64, [B, N]"""
+        lengths, n = [self.clouds.lengths[i] for i in chunk.tolist()], self.clouds.num_points
         if all(length == lengths[0] for length in lengths) and lengths[0] >= n:
             # Drawing for all at once is many times faster than cloud by cloud.
-            picks = torch.rand(len(lengths), lengths[0], generator=self.generator)[mine].argsort(1)[:, :n]
-        else:
-            picks = torch.stack([drawn(length, n, self.generator) for length in lengths])[mine]
-        return chunk[mine].tolist(), picks
+            return torch.rand(len(lengths), lengths[0], generator=self.generator).argsort(1)[:, :n]
+        return torch.stack([drawn(length, n, self.generator) for length in lengths])
 
 
 def _spread_cloud(dataset: Any, most: int, index: int) -> Tensor:
@@ -198,6 +205,11 @@ def drawn(size: int, n: int, generator: torch.Generator) -> Tensor:
         extra = torch.randint(size, (n - size,), generator=generator)
         order = torch.cat([order, extra])
     return order[:n]
+
+
+def thinning(seed: int, index: int) -> torch.Generator:
+    """Decides which points a cloud keeps in `thinned`: by its place alone, so that none need wait for another."""
+    return torch.Generator().manual_seed(derive_seed(seed, "thinned", index))
 
 
 def spread(points: Tensor, most: int) -> Tensor:

@@ -1,5 +1,6 @@
 """Runs and predictions on the machines of a Ray cluster: the files that they leave are those of one machine."""
 
+import logging
 import os
 import time
 import traceback
@@ -8,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pointpeft.data import DataError
 from pointpeft.training.config import FinetuneConfig
 
 LOCAL, RUNNING = "local", "auto"
@@ -104,6 +106,9 @@ def predict_on_cluster(
 ) -> dict[str, Any]:
     """As `predict_stream`, the shards dealt out to the machines; all must see them and `output` under the same paths.
 
+    Ray Data deals them out: a pool of processes with a model each, which grows and shrinks with the cluster. A shard
+    whose process or machine is lost is taken up elsewhere, behind the lines that it has left.
+
     Each shard, or block of files, leaves its lines in a part beside `output`; at the end the parts are put together in
     the order of one machine. The same call again goes on with every part where it stopped.
 
@@ -117,7 +122,7 @@ def predict_on_cluster(
         cpus: Cores of each process.
 
     Returns:
-        As `predict_stream`, "processes" beside it.
+        As `predict_stream`, "processes" beside it: the most that there were room for.
     """
     from pointpeft.training.streaming import join_parts, units
 
@@ -125,9 +130,11 @@ def predict_on_cluster(
         raise ValueError(f"ray_cpus must be at least 1, got {cpus}")
     if output.exists():
         raise ValueError(f"{output} is there already; give another --output")
-    work = units(paths)
     folder = output.with_name(f"{output.name}.parts")
-    jobs = [(files, folder / f"{number:06}.jsonl", batch_size) for number, files in enumerate(work)]
+    work = [
+        {"number": number, "files": list(map(str, files)), "part": str(folder / f"{number:06}.jsonl")}
+        for number, files in enumerate(units(paths))
+    ]
     started = time.perf_counter()
     with connected(address) as ray:
         room = ray.cluster_resources()
@@ -135,28 +142,58 @@ def predict_on_cluster(
         count = int(min(len(work), room.get("CPU", 0) // cpus, room.get("GPU", 0) if gpus else len(work)))
         if count < 1:
             raise ValueError(f"the cluster has no room for a process with {cpus} cores and {gpus} GPUs")
-        kind = ray.remote(num_cpus=cpus, num_gpus=gpus)(_Predictor)
-        pool = ray.util.ActorPool([kind.remote(os.getcwd(), run, device) for _ in range(count)])
-        try:
-            found = list(pool.map(lambda actor, job: actor.predict.remote(*job), jobs))
-        except ray.exceptions.RayTaskError as error:
-            raise error.cause if isinstance(error.cause, (ValueError, OSError)) else error from None
-    return join_parts([part for _, part, _ in jobs], output, found, time.perf_counter() - started) | {
-        "processes": count
-    }
+        data = _ray_data()
+        found = (
+            data.from_items(work, override_num_blocks=len(work))
+            .map(
+                _Predictor,
+                fn_constructor_args=(os.getcwd(), run, device, batch_size),
+                compute=data.ActorPoolStrategy(min_size=1, max_size=count),
+                num_cpus=cpus,
+                num_gpus=gpus,
+            )
+            .take_all()
+        )
+    found.sort(key=lambda row: row["number"])
+    wrong = next((row["wrong"] for row in found if row["wrong"]), None)
+    if wrong:
+        raise DataError(wrong)
+    facts = join_parts([Path(row["part"]) for row in work], output, found, time.perf_counter() - started)
+    return facts | {"processes": count}
+
+
+def _ray_data() -> Any:
+    """The module `ray.data`, silent: this package prints what a user needs."""
+    try:
+        import ray.data
+    except ImportError as error:
+        raise ImportError("ray needs Ray Data: pip install 'pointpeft[ray]'") from error
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    return ray.data
 
 
 class _Predictor:
     """A process of the cluster with a model of its own; paths are relative to a folder."""
 
-    def __init__(self, folder: str, run: Path, device: str) -> None:
+    def __init__(self, folder: str, run: Path, device: str, batch_size: int) -> None:
         from pointpeft.training.evaluation import load_run
         from pointpeft.training.loop import make_accelerator
 
         os.chdir(folder)
-        self.adapted = load_run(run, make_accelerator(device).device)
+        self.adapted, self.batch_size = load_run(run, make_accelerator(device).device), batch_size
 
-    def predict(self, files: list[Path], part: Path, batch_size: int) -> dict[str, Any]:
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """The facts of one piece of work, or what is "wrong" with its data or its part."""
         from pointpeft.training.streaming import predict_stream
 
-        return predict_stream(self.adapted, files, part, batch_size)
+        facts: dict[str, Any] = dict.fromkeys(("clouds", "errors", "clouds now"), 0)
+        wrong = ""
+        try:
+            found = predict_stream(self.adapted, list(map(Path, row["files"])), Path(row["part"]), self.batch_size)
+            facts = {name: found[name] for name in facts}
+        except (ValueError, OSError) as error:  # a row, not a failure: Ray would wrap it up in its own
+            wrong = str(error)
+        return {"number": row["number"], "wrong": wrong, **facts}

@@ -21,13 +21,14 @@ from pointpeft.training.compiled_step import check_compiled, compiled_step
 from pointpeft.training.config import FinetuneConfig
 from pointpeft.training.determinism import determinism
 from pointpeft.training.inference import Voting
-from pointpeft.training.loop import Recipe, derive_seed, make_accelerator, seed_everything, train
+from pointpeft.training.loop import Recipe, make_accelerator, seed_everything, train
 from pointpeft.training.memory import peak_memory
 from pointpeft.training.models import build, build_probe
 from pointpeft.training.out_of_memory import named_out_of_memory
 from pointpeft.training.probe import probe
 from pointpeft.training.recompute import checkpoint_blocks
 from pointpeft.training.run_folder import RunFolder
+from pointpeft.training.seeds import derive_seed
 from pointpeft.training.selection import MEANING, Selector
 from pointpeft.training.storage import stay_on_disk
 from pointpeft.training.sync_batch_norm import sync_batch_norm

@@ -1,6 +1,6 @@
 """Logits and features of many clouds, batch by batch; a cloud's logits depend on no other cloud."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,9 +10,9 @@ from tqdm import tqdm
 
 from pointpeft.data.transforms import named
 from pointpeft.training.clouds import Clouds, draw
-from pointpeft.training.loop import derive_seed
 from pointpeft.training.on_demand import OnDemand
 from pointpeft.training.processes import deal
+from pointpeft.training.seeds import derive_seed
 
 
 @dataclass(frozen=True)
@@ -47,19 +47,26 @@ class Voting:
 
             yield clouds.rows(row)
 
-    def dense_views(self, clouds: Any) -> Iterator[tuple[Tensor, Tensor]]:
-        """Points for the tokens and points to classify, pass by pass: always the clean pass's, moved alike."""
-        fixed = clouds.fixed()
-        yield fixed, fixed
-        augment = named(self.augment, clouds.up_axis)
-        for generator in self._generators():
-            drawn = torch.stack([draw(p, clouds.num_points, generator) for p in clouds.points])
-            moved = augment(torch.cat([drawn, fixed], 1), generator)
-            yield moved[:, : clouds.num_points], moved[:, clouds.num_points :]
+    def dense_views(
+        self, indices: Sequence[int], points: Sequence[Tensor], fixed: Tensor, up_axis: str
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Points for the tokens and points to classify, pass by pass: always the clean pass's, moved alike.
 
-    def _generators(self) -> Iterator[torch.Generator]:
+        Args:
+            indices: Places of the clouds in their data set, on which alone depends what they draw. [B]
+            points: Their points. [n_i, 3] each
+            fixed: Those of the clean pass. [B, N, 3]
+            up_axis: Of the augmentation.
+        """
+        yield fixed, fixed
+        augment, n = named(self.augment, up_axis), fixed.shape[1]
         for number in range(1, self.vote):
-            yield torch.Generator().manual_seed(derive_seed(self.seed, "vote", number))
+            moved = []
+            for index, cloud, query in zip(indices, points, fixed, strict=True):
+                generator = torch.Generator().manual_seed(derive_seed(self.seed, "vote", number, index))
+                moved.append(augment(torch.cat([draw(cloud, n, generator), query])[None], generator)[0])
+            both = torch.stack(moved)
+            yield both[:, :n], both[:, n:]
 
 
 @torch.no_grad()

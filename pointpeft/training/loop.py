@@ -1,6 +1,5 @@
 """The training loop: forward, backward and step in one place, for pre-training, adaptation and the probe."""
 
-import hashlib
 import math
 import os
 import time
@@ -18,6 +17,7 @@ from pointpeft.training.ema import averaged, follow, load
 from pointpeft.training.memory import keep_freed_memory, peak_memory
 from pointpeft.training.processes import augment_share, broadcast_trained, largest, sum_gradients, total_of
 from pointpeft.training.run_folder import RunFolder
+from pointpeft.training.seeds import derive_seed
 from pointpeft.training.sync_batch_norm import average_statistics
 
 FLOOR = 1e-6  # learning rate at the very start and end
@@ -281,12 +281,6 @@ def seed_everything(device: torch.device, *parts: int | str) -> torch.Generator:
     seed = derive_seed(*parts)
     torch.manual_seed(seed)
     return torch.Generator(device=device).manual_seed(derive_seed(seed, "augmentation"))
-
-
-def derive_seed(*parts: int | str) -> int:
-    """A 62-bit seed that depends on all parts; the same on every machine."""
-    digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 2
 
 
 def make_accelerator(device: str, precision: str = "float32") -> Accelerator:

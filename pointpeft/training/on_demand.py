@@ -63,7 +63,7 @@ Job = tuple[list[int], Tensor]
 
 
 def take(points: Sequence[Tensor], job: Job) -> Tensor:
-    """The points that a job asks for. [B, N, 3]
+    """The points that a job asks for, with all their columns. [B, N, columns]
 
     Raises:
         DataError: A cloud cannot be read.
@@ -73,12 +73,12 @@ def take(points: Sequence[Tensor], job: Job) -> Tensor:
     clouds = {i: points[i] for i in sorted(indices)}
     chosen = [clouds[i] for i in indices]
     if all(len(cloud) == len(chosen[0]) for cloud in chosen):
-        return torch.stack(chosen).gather(1, picks[..., None].expand(-1, -1, 3))
+        return torch.stack(chosen).gather(1, picks[..., None].expand(-1, -1, chosen[0].shape[1]))
     return torch.stack([cloud[pick] for cloud, pick in zip(chosen, picks, strict=True)])
 
 
 def read_ahead(points: OnDemand, jobs: Iterable[Job], workers: int, context: str | None = None) -> Iterator[Tensor]:
-    """The points of one job after another, read by other processes while this one computes. [B, N, 3] each
+    """The points of one job after another, read by other processes while this one computes. [B, N, columns] each
 
     Args:
         points: What to read from.

@@ -3,13 +3,15 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pointpeft.ops import furthest_point_sample
-from pointpeft.training.clouds import Batches, Clouds
+from pointpeft.training.clouds import Batches, Clouds, thinning
+from pointpeft.training.on_demand import OnDemand
 
 
 @dataclass
@@ -33,7 +35,7 @@ class Targets:
 
 
 class PartClouds(Clouds):
-    """The clouds of a `SegmentDataset` in memory, with all their points.
+    """The clouds of a `SegmentDataset` with all their points, in memory or on disk: their batches are the same.
 
     Training draws N points of a cloud at random; evaluation takes N spread over it by farthest point sampling.
     A cloud of fewer points repeats some, which evaluation counts once.
@@ -41,35 +43,42 @@ class PartClouds(Clouds):
     Args:
         dataset: The data.
         num_points: N, points of every cloud in a batch.
+        on_disk: As in `Clouds`.
+        workers: As in `Clouds`.
+
+    Attributes:
+        labelled: Points and, as a fourth column, their parts. float32, [n_i, 4] each
     """
 
-    def __init__(self, dataset: Any, num_points: int) -> None:
+    def __init__(self, dataset: Any, num_points: int, *, on_disk: bool = False, workers: int = 0) -> None:
         if not len(dataset):
             raise ValueError("the data set has no clouds in this part")
         self.num_points = num_points
-        self.on_disk, self.workers = False, 0
+        self.on_disk, self.workers = on_disk, workers
         self.classes, self.parts = tuple(dataset.classes), tuple(dataset.parts)
         self.parts_of: tuple[tuple[int, ...], ...] = tuple(dataset.parts_of)
         self.up_axis, self.normalized, self.notes = dataset.up_axis, dataset.normalized, dataset.notes
         self.names = list(dataset.names)
-        self.points, self.point_labels = [], []
-        for i in range(len(dataset)):
-            points, _, parts = dataset[i]
-            self.points.append(points)
-            self.point_labels.append(parts)
-        self.sizes = [len(points) for points in self.points]
+        row = partial(_labelled, dataset)
+        everything = range(len(dataset))
+        self.labelled: Sequence[Tensor] = OnDemand(row, everything) if on_disk else [row(i) for i in everything]
+        known = dataset.sizes if on_disk else None
+        self.sizes = [len(rows) for rows in self.labelled] if known is None else list(known)
         self.labels = torch.as_tensor(dataset.labels, dtype=torch.int64)
-        self._fixed: Tensor | None = None
+        self._orders: Tensor | None = None
+        self._as_they_are = False
 
     def subset(self, indices: Sequence[int] | Tensor) -> "PartClouds":
         """The same clouds, fewer of them; nothing is copied."""
         part = object.__new__(PartClouds)
         part.__dict__ |= self.__dict__
         chosen = [int(i) for i in indices]
-        for name in ("names", "points", "point_labels", "sizes"):
+        for name in ("names", "sizes"):
             setattr(part, name, [getattr(self, name)[i] for i in chosen])
+        rows = self.labelled
+        part.labelled = rows.subset(chosen) if isinstance(rows, OnDemand) else [rows[i] for i in chosen]
         part.labels = self.labels[chosen]
-        part._fixed = None
+        part._orders = None
         return part
 
     @property
@@ -80,19 +89,23 @@ class PartClouds(Clouds):
             allowed[category, list(parts)] = True
         return allowed
 
-    def fixed_indices(self) -> Tensor:
-        """The points by which clouds are evaluated; of a small one all, then repetitions. int64, [M, N]"""
-        if self._fixed is None:
-            self._fixed = torch.stack([fixed_order(points, self.num_points) for points in self.points])
-        return self._fixed
+    def fixed_rows(self, index: int, rows: Tensor) -> Tensor:
+        """The points of a cloud by which it is evaluated; of a small one all, then repetitions. [n, 4] -> [N, 4]"""
+        if self._as_they_are:
+            return rows
+        if self.on_disk:
+            return rows[fixed_order(rows[:, :3], self.num_points)]
+        if self._orders is None:  # of clouds in memory it is found once
+            self._orders = torch.stack([fixed_order(each[:, :3], self.num_points) for each in self.labelled])
+        return rows[self._orders[index]]
 
-    def fixed(self) -> Tensor:
+    def fixed(self) -> "Tensor | OnDemand":
         """The points by which clouds are evaluated. [M, N, 3]"""
-        return torch.stack([p[i] for p, i in zip(self.points, self.fixed_indices(), strict=True)])
+        return self.rows(lambda i: self.fixed_rows(i, self.labelled[i])[:, :3])
 
-    def fixed_parts(self) -> Tensor:
+    def fixed_parts(self) -> "Tensor | OnDemand":
         """Their parts. int64, [M, N]"""
-        return torch.stack([p[i] for p, i in zip(self.point_labels, self.fixed_indices(), strict=True)])
+        return self.rows(lambda i: self.fixed_rows(i, self.labelled[i])[:, 3].long())
 
     def counted(self) -> Tensor:
         """How many of them are no repetition. int64, [M]"""
@@ -101,16 +114,17 @@ class PartClouds(Clouds):
     def thinned(self, num_points: int, seed: int) -> "PartClouds":
         """The clouds seen by fewer points: a random part of those in `fixed`, not spread over the cloud."""
         part = self.subset(range(len(self)))
-        generator = torch.Generator().manual_seed(seed)
-        kept = []
-        for fixed, n in zip(self.fixed_indices(), self.counted().tolist(), strict=True):
-            pick = random_order(n, num_points, generator)
-            kept.append(fixed[pick.sort().values if num_points <= n else pick])  # in order, but repetitions last
-        part.points = [points[i] for points, i in zip(self.points, kept, strict=True)]
-        part.point_labels = [parts[i] for parts, i in zip(self.point_labels, kept, strict=True)]
-        part.sizes = [min(n, num_points) for n in self.counted().tolist()]
-        part.num_points = num_points
-        part._fixed = torch.arange(num_points).expand(len(part), -1)
+        counted = self.counted().tolist()
+
+        def row(index: int) -> Tensor:
+            pick = random_order(counted[index], num_points, thinning(seed, index))
+            if num_points <= counted[index]:  # in order, but repetitions last
+                pick = pick.sort().values
+            return self.fixed_rows(index, self.labelled[index])[pick]
+
+        part.labelled = self.rows(row)  # pyrefly: ignore[bad-assignment]  # a tensor is a sequence of its rows
+        part.sizes = [min(n, num_points) for n in counted]
+        part.num_points, part._as_they_are = num_points, True
         return part
 
     def batches(self, batch_size: int, generator: torch.Generator, rank: int = 0, world: int = 1) -> "PartBatches":
@@ -124,13 +138,17 @@ class PartBatches(Batches):
     clouds: PartClouds  # pyrefly: ignore[bad-override-mutable-attribute]  # set once, by __init__
 
     def __iter__(self) -> Iterator[tuple[Tensor, Any]]:
-        for chunk in self.chunks:
-            picks = [random_order(self.clouds.sizes[i], self.clouds.num_points, self.generator) for i in chunk.tolist()]
-            mine = self._mine(chunk)
-            chosen, picks = chunk[mine].tolist(), picks[mine]
-            points = [self.clouds.points[i][pick] for i, pick in zip(chosen, picks, strict=True)]
-            parts = [self.clouds.point_labels[i][pick] for i, pick in zip(chosen, picks, strict=True)]
-            yield torch.stack(points), Targets(self.clouds.labels[chosen], torch.stack(parts))
+        for chunk, batch in zip(self.chunks, self._read(self.clouds.labelled), strict=True):
+            yield batch[..., :3], Targets(self.clouds.labels[chunk[self._mine(chunk)]], batch[..., 3].long())
+
+    def _picks(self, chunk: Tensor) -> Tensor:
+        sizes, n = (self.clouds.sizes[i] for i in chunk.tolist()), self.clouds.num_points
+        return torch.stack([random_order(size, n, self.generator) for size in sizes])
+
+
+def _labelled(dataset: Any, index: int) -> Tensor:
+    points, _, parts = dataset[index]
+    return torch.cat([points, parts[:, None].to(points.dtype)], 1)  # numbers of parts are far below 2^24
 
 
 def random_order(size: int, n: int, generator: torch.Generator) -> Tensor:

@@ -17,6 +17,8 @@ from pointpeft.training.part_report import write_part_report
 from pointpeft.training.processes import deal
 from pointpeft.training.tasks import Classification
 
+_POINT = 16  # bytes: three coordinates and a part
+
 
 class PartSegmentation(Classification):
     """One part per point; a cloud's category is given, as papers on ShapeNetPart have it."""
@@ -28,15 +30,22 @@ class PartSegmentation(Classification):
     test_augment = "isotropic"
     page = "parts.png"
     double_step = True
-    can_stay_on_disk = False
 
-    def load(self, source: str, split: str, up_axis: str | None) -> Any:  # pyrefly: ignore[bad-override]  # never lazy
+    def load(self, source: str, split: str, up_axis: str | None, lazy: bool = False) -> Any:
         """One part of a data set."""
-        return load_segments(source, split, up_axis=up_axis)
+        return load_segments(source, split, up_axis=up_axis, lazy=lazy)
 
-    def gather(self, dataset: Any, num_points: int) -> PartClouds:  # pyrefly: ignore[bad-override]  # in memory
-        """Its clouds in memory."""
-        return PartClouds(dataset, num_points)
+    def gather(self, dataset: Any, num_points: int, on_disk: bool = False, workers: int = 0) -> PartClouds:
+        """Its clouds, see `PartClouds`."""
+        return PartClouds(dataset, num_points, on_disk=on_disk, workers=workers)
+
+    def can_be_left(self, source: str) -> bool:
+        """Any of the formats."""
+        return True
+
+    def bytes_in_memory(self, dataset: Any, num_points: int) -> int:
+        """Of all points, with their parts; an estimate where their number is not known without reading them."""
+        return _POINT * (len(dataset) * num_points if dataset.sizes is None else sum(dataset.sizes))
 
     def outputs(self, clouds: PartClouds) -> dict[str, Any]:
         """What `create_model` is to be told: where all clouds are of one kind there is no category to know."""
@@ -65,22 +74,25 @@ class PartSegmentation(Classification):
         """Metrics, and the part predicted for each of `clouds.fixed()`."""
         model.eval()
         device = next(model.parameters()).device
-        xyz, parts, counted, allowed = clouds.fixed(), clouds.fixed_parts(), clouds.counted(), clouds.allowed
-        views = list(voting.dense_views(clouds))
+        counted, allowed = clouds.counted(), clouds.allowed
 
-        def answer(chunk: Tensor) -> tuple[Tensor, float]:
-            category = clouds.labels[chunk]
+        def answer(chunk: Tensor) -> tuple[Tensor, Tensor, float]:
+            category, indices = clouds.labels[chunk], chunk.tolist()
             inputs = {"category": category.to(device)} if model.num_categories else {}
+            whole = [clouds.labelled[i] for i in indices]
+            fixed = torch.stack([clouds.fixed_rows(i, rows) for i, rows in zip(indices, whole, strict=True)])
+            xyz, parts = fixed[..., :3].contiguous(), fixed[..., 3].long()
             logits = torch.zeros(())
-            for cloud, query in views:
-                logits = logits + model(cloud[chunk].to(device), query=query[chunk].to(device), **inputs).float().cpu()
-            logits = logits / len(views)
-            within = torch.arange(xyz.shape[1]) < counted[chunk][:, None]
-            loss = float(cross_entropy(logits[within], parts[chunk][within], reduction="sum"))
-            return predicted_parts(logits, category, allowed), loss
+            for cloud, query in voting.dense_views(indices, [rows[:, :3] for rows in whole], xyz, clouds.up_axis):
+                logits = logits + model(cloud.to(device), query=query.to(device), **inputs).float().cpu()
+            logits = logits / voting.vote
+            within = torch.arange(parts.shape[1]) < counted[chunk][:, None]
+            loss = float(cross_entropy(logits[within], parts[within], reduction="sum"))
+            return predicted_parts(logits, category, allowed), parts, loss
 
-        predicted, losses = zip(*deal(torch.arange(len(clouds)).split(batch_size), answer, title), strict=True)
-        answers = torch.cat(predicted)
+        found = deal(torch.arange(len(clouds)).split(batch_size), answer, title)
+        predicted, true, losses = zip(*found, strict=True)
+        answers, parts = torch.cat(predicted), torch.cat(true)
         loss = sum(losses) / int(counted.sum())
         return measure_parts(answers, parts, counted, clouds.labels, clouds.parts_of, loss), answers
 

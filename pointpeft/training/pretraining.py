@@ -16,12 +16,14 @@ from pointpeft.data.transforms import named
 from pointpeft.training.clouds import Clouds
 from pointpeft.training.config import PretrainConfig
 from pointpeft.training.determinism import determinism
-from pointpeft.training.loop import Recipe, State, derive_seed, make_accelerator, seed_everything, train
+from pointpeft.training.loop import Recipe, State, make_accelerator, seed_everything, train
 from pointpeft.training.memory import peak_memory
 from pointpeft.training.models import backbone_options
 from pointpeft.training.out_of_memory import named_out_of_memory
 from pointpeft.training.run_folder import RunFolder, write_text
+from pointpeft.training.seeds import derive_seed
 from pointpeft.training.storage import stay_on_disk
+from pointpeft.training.tasks import Classification
 from pointpeft.training.tracking import require_tracker
 from pointpeft.training.versions import versions
 
@@ -85,7 +87,7 @@ def _pretrain(accelerator: Accelerator, config: PretrainConfig, folder: RunFolde
         time_limit=None if config.time_limit_minutes is None else 60.0 * config.time_limit_minutes,
         seed=config.seed,
     )
-    on_disk = stay_on_disk(str(config.data), config.clouds_in, config.num_points, ("train",))
+    on_disk = stay_on_disk(str(config.data), config.clouds_in, config.num_points, ("train",), Classification())
     dataset = load_dataset(config.data, "train", lazy=on_disk)
     indices = None
     if config.max_clouds is not None and config.max_clouds < len(dataset):

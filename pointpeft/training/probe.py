@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from pointpeft.model import PointModel
 from pointpeft.training.clouds import Clouds
 from pointpeft.training.inference import Voting, forward_all, forward_shared
-from pointpeft.training.loop import Recipe, derive_seed, train
+from pointpeft.training.loop import Recipe, train
 from pointpeft.training.metrics import Metrics, measure
 from pointpeft.training.on_demand import OnDemand
 from pointpeft.training.processes import deal, rank_and_world, require_clouds, share
 from pointpeft.training.run_folder import RunFolder
+from pointpeft.training.seeds import derive_seed
 from pointpeft.training.selection import Selector
 
 # The backbone is frozen and in evaluation mode, so its features of a cloud are computed once per augmented view; epochs

@@ -14,11 +14,11 @@ from pointpeft.data import s3dis
 from pointpeft.data.transforms import named
 from pointpeft.model import PointModel
 from pointpeft.training.inference import Voting
-from pointpeft.training.loop import derive_seed
 from pointpeft.training.part_report import draw_cloud
 from pointpeft.training.processes import deal
 from pointpeft.training.report import draw_curves
 from pointpeft.training.rooms import Rooms, windows
+from pointpeft.training.seeds import derive_seed
 from pointpeft.training.tasks import Classification
 
 DRAWN = 8000  # points of a room in the picture

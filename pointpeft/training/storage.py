@@ -5,7 +5,7 @@ import os
 import sys
 from typing import Any
 
-from pointpeft.data import load_dataset, modelnet40
+from pointpeft.data import modelnet40
 from pointpeft.data.few_shot import PREFIX
 from pointpeft.data.loading import EMBEDDED, resolve
 from pointpeft.training.clouds import SPARE
@@ -17,7 +17,7 @@ _POINT = 12  # bytes
 _MOST = 0.5  # of the free memory
 
 
-def stay_on_disk(source: str, clouds_in: CloudsIn, num_points: int, splits: tuple[str, ...], task: Any = None) -> bool:
+def stay_on_disk(source: str, clouds_in: CloudsIn, num_points: int, splits: tuple[str, ...], task: Any) -> bool:
     """What `clouds_in` says, or for `auto` what the size of the data and the free memory ask for; that is printed.
 
     Args:
@@ -25,24 +25,24 @@ def stay_on_disk(source: str, clouds_in: CloudsIn, num_points: int, splits: tupl
         clouds_in: As a command's option.
         num_points: N, points per cloud that the model sees.
         splits: The parts of the data set that are wanted.
-        task: Of an adaptation.
+        task: What the clouds are for.
 
     Raises:
         ValueError: Clouds on disk for a task that needs them in memory.
     """
-    if task is not None and not task.can_stay_on_disk:
+    if not task.can_stay_on_disk:
         if clouds_in == "disk":
             raise ValueError(f"clouds_in must be auto or memory for {task.name}, which keeps its points in memory")
         return False
     if clouds_in != "auto":
         return clouds_in == "disk"
-    if not _can_be_left(source):
+    if not task.can_be_left(source):
         return False
     count, needed = 0, 0
     for split in splits:
-        dataset = load_dataset(source, split, lazy=True)
+        dataset = task.load(source, split, None, lazy=True)
         count += len(dataset)
-        needed += bytes_in_memory(dataset, num_points)
+        needed += task.bytes_in_memory(dataset, num_points)
     free = free_memory() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # of this machine's processes each has its own
     if needed <= _MOST * free:
         return False
@@ -56,7 +56,7 @@ def stay_on_disk(source: str, clouds_in: CloudsIn, num_points: int, splits: tupl
     return True
 
 
-def _can_be_left(source: str) -> bool:
+def can_be_left(source: str) -> bool:
     """Whether the form of a data set allows its clouds to be read one by one."""
     if source.startswith(f"{PREFIX}:"):
         return False

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pointpeft.data import load_dataset
 from pointpeft.model import PointModel
+from pointpeft.training import storage
 from pointpeft.training.clouds import Clouds
 from pointpeft.training.inference import Voting, voted_logits
 from pointpeft.training.metrics import measure
@@ -46,6 +47,14 @@ class Classification:
     def gather(self, dataset: Any, num_points: int, on_disk: bool = False, workers: int = 0) -> Any:
         """Its clouds, see `Clouds`."""
         return Clouds(dataset, num_points, on_disk=on_disk, workers=workers)
+
+    def can_be_left(self, source: str) -> bool:
+        """Whether the form of a data set allows its clouds to be read one by one."""
+        return storage.can_be_left(source)
+
+    def bytes_in_memory(self, dataset: Any, num_points: int) -> int:
+        """How much the clouds of a data set take, gathered in memory."""
+        return storage.bytes_in_memory(dataset, num_points)
 
     def outputs(self, clouds: Any) -> dict[str, Any]:
         """What `create_model` is to be told."""

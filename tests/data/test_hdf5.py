@@ -62,9 +62,9 @@ def test_few_files_are_open_at_once(files, monkeypatch):
     first = rows(0)
     for i in (5, 9, 0, 11, 6):
         rows(i)
-        assert len(rows._open) <= 2
+        assert len(rows.files._open) <= 2
     assert torch.equal(rows(0), first)
-    assert not pickle.loads(pickle.dumps(rows))._open
+    assert not pickle.loads(pickle.dumps(rows)).files._open
 
 
 def test_the_chunks_of_a_row_stay_unpacked(files):

@@ -1,3 +1,5 @@
+import pickle
+
 import h5py
 import numpy as np
 import pytest
@@ -101,6 +103,48 @@ def test_wrong_content_is_named(tmp_path, change, message):
     with pytest.raises(DataError, match=message) as error:
         load_segments(path)
     assert "clouds.h5" in str(error.value)
+
+
+def same(first, second):
+    for name in ("names", "classes", "parts", "parts_of"):
+        assert getattr(first, name) == getattr(second, name)
+    for one, other in zip(first, second, strict=True):
+        assert torch.equal(one[0], other[0])
+        assert one[1] == other[1]
+        assert torch.equal(one[2], other[2])
+
+
+@pytest.mark.parametrize("suffix", [".h5", ".npz"])
+def test_clouds_left_on_disk_are_the_same(tmp_path, suffix):
+    content = arrays()
+    write(tmp_path / "many" / f"train{suffix}", arrays(300, 5))
+    write(tmp_path / "many" / f"test{suffix}", content)
+    for i in range(10):
+        place = tmp_path / "single" / ("test" if i > 7 else "train") / ("cup", "table")[i % 2] / f"{i}{suffix}"
+        write(place, {"xyz": content["xyz"][i], "label": content["label"][i]})
+    for folder in ("many", "single"):
+        for split in ("train", "test"):
+            lazy = load_segments(tmp_path / folder, split, lazy=True)
+            assert lazy.sizes == [len(points) for points, _, _ in lazy]
+            same(load_segments(tmp_path / folder, split), pickle.loads(pickle.dumps(lazy)))
+            held = "NumPy files of many clouds are in memory" in str(lazy.notes)
+            assert held == ((folder, suffix) == ("many", ".npz"))
+
+
+def test_what_is_left_on_disk_is_checked_as_it_is_read(tmp_path):
+    content = arrays()
+    content["xyz"][3, 0] = np.inf
+    path = write(tmp_path / "clouds.h5", content | {"split": np.array([b"train"] * 9 + [b"test"])})
+    clouds = load_segments(path, lazy=True)
+    assert len(clouds[2][0]) == 30
+    with pytest.raises(DataError, match=r"clouds\.h5\[3\]: has points that are not finite"):
+        clouds[3]
+
+
+def test_a_file_without_clouds(tmp_path):
+    path = write(tmp_path / "clouds.h5", {"xyz": np.zeros((0, 5, 3)), "label": np.zeros((0, 5), int)})
+    with pytest.raises(DataError, match=r"clouds\.h5: has no clouds"):
+        load_segments(path)
 
 
 def test_a_broken_and_a_missing_file(tmp_path):

@@ -12,7 +12,6 @@ from pointpeft.training.clouds import Clouds
 from pointpeft.training.loop import (
     FLOOR,
     Recipe,
-    derive_seed,
     make_accelerator,
     parameter_groups,
     restore_trained,
@@ -20,6 +19,7 @@ from pointpeft.training.loop import (
     trained_state,
 )
 from pointpeft.training.run_folder import RunFolder
+from pointpeft.training.seeds import derive_seed
 from tests.training.conftest import FakeDataset
 
 

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from pointpeft.data import DataError, PointCloudDataset, load_dataset
+from pointpeft.data.part_loading import load_segments
 from pointpeft.training.clouds import Clouds
 from pointpeft.training.config import EvaluateConfig, FinetuneConfig, PretrainConfig
 from pointpeft.training.evaluation import evaluate
@@ -21,7 +22,7 @@ from pointpeft.training.finetuning import finetune
 from pointpeft.training.inference import Voting
 from pointpeft.training.on_demand import OnDemand, read_ahead
 from pointpeft.training.pretraining import pretrain
-from tests.training.conftest import TINY, TINY_MODEL, write_clouds
+from tests.training.conftest import TINY, TINY_MODEL, write_clouds, write_parts
 
 
 def write_shards(root, train=24, test=12, points=90, seed=0):
@@ -177,9 +178,21 @@ def test_size_decides_and_says_so(tmp_path, monkeypatch, capsys):
     assert facts["clouds in"] == "disk"
 
 
-def test_parts_stay_in_memory(tmp_path):
-    with pytest.raises(ValueError, match="clouds_in must be auto or memory for part_segmentation"):
-        finetune(FinetuneConfig(data=str(tmp_path), task="part_segmentation", clouds_in="disk", output=tmp_path / "r"))
+def test_size_decides_for_labelled_points(tmp_path, monkeypatch):
+    data = write_parts(tmp_path / "parts.h5")
+    clouds = sum(len(load_segments(data, split)) for split in ("train", "test"))
+    common = {"set": TINY_MODEL, "checkpoint": "none", "device": "cpu", "quiet": True, "task": "part_segmentation"}
+    for free, where in ((2 * clouds * 90 * 16, "memory"), (2 * clouds * 90 * 16 - 2, "disk")):
+        monkeypatch.setattr("pointpeft.training.storage.free_memory", lambda free=free: free)
+        facts = finetune(FinetuneConfig(data=str(data), output=tmp_path / where, **common, **TINY)).facts
+        assert facts["clouds in"] == where
+
+
+def test_rooms_stay_in_memory(tmp_path):
+    with pytest.raises(ValueError, match="clouds_in must be auto or memory for semantic_segmentation"):
+        finetune(
+            FinetuneConfig(data=str(tmp_path), task="semantic_segmentation", clouds_in="disk", output=tmp_path / "r")
+        )
     with pytest.raises(ValueError, match="workers must be at least 0, got -1"):
         finetune(FinetuneConfig(workers=-1, output=tmp_path / "r"))
 

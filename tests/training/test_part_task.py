@@ -11,6 +11,7 @@ from pointpeft.cli.main import main
 from pointpeft.data.part_loading import load_segments
 from pointpeft.training import EvaluateConfig, FinetuneConfig, evaluate, finetune
 from pointpeft.training.evaluation import load_run, predict_points
+from pointpeft.training.on_demand import OnDemand
 from pointpeft.training.part_clouds import PartClouds, random_order
 from pointpeft.training.run_folder import RunFolder
 from tests.training.conftest import TINY, TINY_MODEL, write_parts
@@ -41,8 +42,57 @@ def test_batches_keep_points_and_parts_together(config):
         assert torch.equal(targets.parts // 2, targets.category[:, None].expand(-1, 64))
     small = PartClouds(load_segments(config.data), 128)
     assert small.counted().tolist() == [90] * len(small)
-    order = small.fixed_indices()[0]
-    assert sorted(order[:90].tolist()) == list(range(90))
+    rows = small.labelled[0]
+    assert torch.equal(small.fixed_rows(0, rows)[:90].sort(0).values, rows.sort(0).values)
+    assert torch.equal(small.fixed()[0, :90], small.fixed_rows(0, rows)[:90, :3])
+
+
+@pytest.mark.parametrize("num_points", [64, 128])  # of 90
+def test_clouds_on_disk_are_those_in_memory(config, num_points):
+    memory = PartClouds(load_segments(config.data), num_points)
+    disk = PartClouds(load_segments(config.data, lazy=True), num_points, on_disk=True, workers=1)
+    chosen = [3, 0, 7, 4, 1]
+    for one, other in ((memory, disk), (memory.subset(chosen), disk.subset(chosen))):
+        assert one.sizes == other.sizes
+        for rank, world in ((0, 1), (1, 2)):
+            parts = [list(c.batches(5, torch.Generator().manual_seed(2), rank, world)) for c in (one, other)]
+            for (points, targets), (found, labels) in zip(*parts, strict=True):
+                assert torch.equal(points, found)
+                assert torch.equal(targets.category, labels.category)
+                assert torch.equal(targets.parts, labels.parts)
+        for view, same in ((one, other), (one.thinned(20, 1), other.thinned(20, 1))):
+            assert isinstance(same.fixed(), OnDemand)
+            assert torch.equal(view.fixed(), torch.stack(list(same.fixed())))
+            assert torch.equal(view.fixed_parts(), torch.stack(list(same.fixed_parts())))
+            assert torch.equal(view.counted(), same.counted())
+
+
+def test_thinned_clouds_are_a_part_of_what_is_evaluated(config):
+    clouds = PartClouds(load_segments(config.data), 64)
+    thin = clouds.thinned(16, seed=0)
+    for few, many in zip(thin.fixed(), clouds.fixed(), strict=True):
+        assert all((many == point).all(1).any() for point in few)
+        assert len(few.unique(dim=0)) == 16
+    small = PartClouds(load_segments(config.data), 128).thinned(120, seed=0)
+    assert small.counted().tolist() == [90] * len(small)
+    assert all(len(points[:90].unique(dim=0)) == 90 for points in small.fixed())  # repetitions come last
+
+
+def test_a_run_on_disk_ends_with_the_same_weights_and_numbers(config, tmp_path):
+    found = []
+    for where in ("memory", "disk"):
+        facts = finetune(replace(config, clouds_in=where, vote=2, output=tmp_path / where)).facts
+        assert facts["clouds in"] == where
+        tested = evaluate(
+            EvaluateConfig(tmp_path / where, clouds_in=where, vote=2, device="cpu", quiet=True, densities=(16,))
+        )
+        assert tested["clouds in"] == where
+        weights = load_file(tmp_path / where / "adapter" / "adapter_model.safetensors")
+        numbers = facts["test"], facts["validation"], tested["test"], tested["by points per cloud"]
+        found.append((numbers, weights))
+    (numbers, weights), (others, values) = found
+    assert others == numbers
+    assert all(torch.equal(values[name], value) for name, value in weights.items())
 
 
 @pytest.mark.parametrize(("size", "n"), [(10, 4), (10, 10), (3, 10), (1, 5)])

@@ -1,0 +1,9 @@
+"""Seeds derived from seeds."""
+
+import hashlib
+
+
+def derive_seed(*parts: int | str) -> int:
+    """A 62-bit seed that depends on all parts; the same on every machine."""
+    digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 2
