@@ -166,6 +166,8 @@ rule link_cuda
         (folder / "build.ninja").write_text(text)
         jobs = ["-j", os.environ["MAX_JOBS"]] if "MAX_JOBS" in os.environ else []
         subprocess.run([Path(ninja.BIN_DIR) / "ninja", "-C", folder, *jobs], check=True)
+        if not nvcc:  # an older build in place may have left kernels that do not fit the new operations
+            Path(self.get_ext_fullpath("pointpeft._cpu")).resolve().with_name("_cuda.so").unlink(missing_ok=True)
 
 
 def escape(path: Path) -> str:

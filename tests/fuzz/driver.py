@@ -9,6 +9,7 @@ import select
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -187,7 +188,11 @@ class _Worker:
         numbers = {"--seed": seed, "--first": first, "--step": step}
         command = [sys.executable, "-m", module, *(f"{name}={value}" for name, value in numbers.items())]
         self.errors = os.memfd_create("errors")
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self.errors)
+        memory = Path("/dev/shm")  # no disk: a reader's case writes a file
+        # A folder of its own for what it leaves when it is killed.
+        self.folder = tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None)
+        where = os.environ | {"TMPDIR": self.folder.name}
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self.errors, env=where)
         self.buffer = b""
 
     def __enter__(self) -> "_Worker":
@@ -198,6 +203,7 @@ class _Worker:
         self.process.wait()
         self.process.stdout.close()
         os.close(self.errors)
+        self.folder.cleanup()
 
     def line(self, patience: float) -> dict[str, Any] | None:
         """The next line, or None where the process has ended, or works for so many seconds without one.

@@ -37,8 +37,7 @@ def originals() -> tuple[tempfile.TemporaryDirectory, dict[str, Path], dict[str,
     """The valid files and their content; the folder lives as long as the process."""
     # Damaged files make libraries warn about what they then refuse.
     warnings.simplefilter("ignore")
-    memory = Path("/dev/shm")  # no disk: a file is written for every case
-    folder = tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None)
+    folder = tempfile.TemporaryDirectory()
     files = valid_files(Path(folder.name))
     return folder, files, {name: path.read_bytes() for name, path in files.items()}
 
@@ -64,6 +63,24 @@ def segmented(dataset: Any) -> list[torch.Tensor]:
     return [item[0] for item in items]
 
 
+def labelled(path: Path) -> list[torch.Tensor]:
+    """Clouds with labelled points; those left on disk are the same."""
+
+    def clouds(lazy: bool) -> list[torch.Tensor]:
+        return [cloud for split in SPLITS for cloud in segmented(part_files.load(path, split, lazy=lazy))]
+
+    try:
+        left: list[torch.Tensor] | DataError = clouds(lazy=True)
+    except DataError as error:
+        left = error
+    found = clouds(lazy=False)
+    if isinstance(left, DataError):
+        raise AssertionError(f"read whole, but not cloud by cloud: {left}")
+    if len(left) != len(found) or not all(map(torch.equal, left, found)):
+        raise AssertionError("other clouds when they are read one by one")
+    return found
+
+
 def weights(path: Path) -> list[torch.Tensor]:
     tensors, _ = read_weights(path)
     if not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
@@ -82,7 +99,7 @@ BY_NAME: dict[str, Callable[[Path, Path], list[torch.Tensor]]] = {
     "few_shot/": lambda root, path: [
         cloud for split in SPLITS for cloud in every(load_dataset(f"few_shot:{root / 'few_shot'}:2way2shot:0", split))
     ],
-    "parts/": lambda root, path: [c for split in SPLITS for c in segmented(part_files.load(path, split))],
+    "parts/": lambda root, path: labelled(path),
     "rooms/": lambda root, path: segmented(s3dis.load(path.parent, "test")),
     "shapenetpart/": lambda root, path: segmented(shapenetpart.load(root / "shapenetpart", "train")),
     "adapter/": lambda root, path: settings(read_config, path.parent),
