@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pointpeft.ops import _adapter
+from pointpeft.ops import _adapter_triton
 from tests.fuzz import ops
 from tests.fuzz.draw import Draw
 from tests.fuzz.driver import main
@@ -42,8 +42,8 @@ def module(name: str) -> Any:
 
 
 ANSWERS = {
-    "adapter": _adapter._launch,
-    "adapter_backward": _adapter._launch_backward,
+    "adapter": _adapter_triton.launch,
+    "adapter_backward": _adapter_triton.launch_backward,
     "frozen_linear": module("frozen_linear")._cuda,
     "patch_embed": module("patch_embed")._launch,
     "scale_shift": module("scale_shift")._launch,

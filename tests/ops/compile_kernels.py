@@ -27,15 +27,15 @@ def patch_embed(dtype: torch.dtype) -> Iterator[None]:
 
 
 def adapters(dtype: torch.dtype) -> Iterator[None]:
-    from pointpeft.ops import _adapter
+    from pointpeft.ops import _adapter_triton
 
     c, r = 384, 64
     sizes = [(2, 129, c), (c,), (c,), (1, c), (1,), (r, c), (r,), (c, r), (c,)]
     x, *weights = (torch.zeros(s, dtype=dtype) for s in sizes)
     seed, prompt = torch.tensor(1), torch.zeros(2, c, dtype=dtype)
     for given, gradient in (((x, *weights, seed), prompt), ((x, *[None] * 4, *weights[4:], None), None)):
-        yield _adapter._launch(*given, 1e-5, 1.0, 0.1, False, gradient is not None)
-        yield _adapter._launch_backward(x, gradient, *given, 1e-5, 1.0, 0.1, False)
+        yield _adapter_triton.launch(*given, 1e-5, 1.0, 0.1, False, gradient is not None)
+        yield _adapter_triton.launch_backward(x, gradient, *given, 1e-5, 1.0, 0.1, False)
 
 
 def scale_shift(dtype: torch.dtype) -> Iterator[None]:

@@ -3,7 +3,7 @@ import re
 import pytest
 import torch
 
-from pointpeft.ops import _adapter, bottleneck_adapter, bottleneck_adapter_reference
+from pointpeft.ops import _adapter_triton, bottleneck_adapter, bottleneck_adapter_reference
 from tests.conftest import cut
 from tests.ops.fused import TOLERANCE, assert_all_close
 from tests.ops.test_dynamic_adapter import SHAPES, doubled
@@ -47,8 +47,8 @@ def test_kernels_equal_the_reference(shape, relu, generator):
     expected = results(bottleneck_adapter_reference, inputs, grad, **options, seed=seed)
     x, *weights = inputs
     given = (x, None, None, None, None, *weights, seed, 0.0, 0.7, 0.2, relu)
-    a, _ = _adapter._launch(*given, False)
-    grad_x, *back = _adapter._launch_backward(grad, None, *given)
+    a, _ = _adapter_triton.launch(*given, False)
+    grad_x, *back = _adapter_triton.launch_backward(grad, None, *given)
     assert_all_close([a, grad_x, *back[4:]], expected, torch.float32)
 
 

@@ -3,7 +3,7 @@ import re
 import pytest
 import torch
 
-from pointpeft.ops import _adapter, _dropout, dynamic_adapter, dynamic_adapter_reference
+from pointpeft.ops import _adapter, _adapter_triton, _dropout, dynamic_adapter, dynamic_adapter_reference
 from tests.conftest import cut
 from tests.ops.fused import TOLERANCE, assert_all_close
 
@@ -33,9 +33,9 @@ def results(function, inputs, grads, with_prompt, **options):
 
 def kernels(inputs, grads, with_prompt, seed=None, dropout_p=0.0):
     """What the Triton kernels give for the same."""
-    outputs = _adapter._launch(*inputs, seed, 1e-5, 1.0, dropout_p, False, with_prompt)
+    outputs = _adapter_triton.launch(*inputs, seed, 1e-5, 1.0, dropout_p, False, with_prompt)
     grad_prompt = grads[1] if with_prompt else None
-    back = _adapter._launch_backward(grads[0], grad_prompt, *inputs, seed, 1e-5, 1.0, dropout_p, False)
+    back = _adapter_triton.launch_backward(grads[0], grad_prompt, *inputs, seed, 1e-5, 1.0, dropout_p, False)
     return [*outputs[: 1 + with_prompt], *back]
 
 
@@ -65,7 +65,7 @@ def test_kernels_equal_the_reference(shape, dtype, with_prompt, generator):
 
 
 @pytest.mark.parametrize(
-    "function", [_adapter._cpu_backward, pytest.param(_adapter._launch_backward, marks=pytest.mark.triton)]
+    "function", [_adapter._cpu_backward, pytest.param(_adapter_triton.launch_backward, marks=pytest.mark.triton)]
 )
 def test_a_scale_at_the_edge_of_its_relu_gives_no_gradient(function, generator):
     # As PyTorch has it: the derivative of ReLU at 0 is 0.

@@ -10,7 +10,7 @@ import pytest
 from pointpeft.ops import _triton
 from tests.ops.compile_kernels import ARCHS, CASES
 
-KERNELS = ("_adapter", "patch_embed", "scale_shift", "scale_shift_gelu")
+KERNELS = ("_adapter_triton", "patch_embed", "scale_shift", "scale_shift_gelu")
 
 
 @pytest.mark.triton
