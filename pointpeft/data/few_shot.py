@@ -23,8 +23,8 @@ def source_of(source: str, ways: int, shots: int, fold: int, seed: int = 0) -> s
     return f"{PREFIX}:{source}:{ways}way{shots}shot:{fold}@{seed}"
 
 
-def load_word(word: str, split: str, up_axis: str | None = None, *, lazy: bool = False) -> PointCloudDataset:
-    """One part of the fold that a word of `source_of`'s form names; `lazy` as in `load_dataset`.
+def load_word(word: str, split: str, up_axis: str | None = None) -> PointCloudDataset:
+    """One part of the fold that a word of `source_of`'s form names.
 
     Raises:
         DataError: Another form, or what `load` raises.
@@ -37,7 +37,7 @@ def load_word(word: str, split: str, up_axis: str | None = None, *, lazy: bool =
         numbers = ways, shots, int(fold), int(seed or 0)
     except ValueError:
         raise DataError(f"a few-shot fold is {FORM}, got {word!r}") from None
-    return load(source, *numbers, split, up_axis, lazy=lazy)
+    return load(source, *numbers, split, up_axis)
 
 
 def load(
@@ -48,15 +48,14 @@ def load(
     seed: int = 0,
     split: str = "train",
     up_axis: str | None = None,
-    *,
-    lazy: bool = False,
 ) -> PointCloudDataset:
     """One part of a fold.
 
     Where the source is a folder of published folds (`5way_10shot/0.pkl` or `5way10shot/0.pkl`), the fold is read: its
     pickles are read as numbers alone, no code in them is run. Else the source is any data set, and the fold is drawn
     from it: W of the classes that have at least S training clouds, S clouds of the training part of each, and up to 20
-    of its test part. Folds of one seed are drawn independently of each other.
+    of its test part. Folds of one seed are drawn independently of each other. What a fold has not drawn is not read,
+    where the data set's form allows it.
 
     Args:
         source: Folder of published folds, or what `load_dataset` takes.
@@ -66,7 +65,6 @@ def load(
         seed: Of drawn folds.
         split: "train" or "test".
         up_axis: The axis that points up; None: "y" for published folds, else the data set's own.
-        lazy: Leave the clouds of the source on disk, where its form allows it.
 
     Raises:
         DataError: The fold is missing or broken, or the data set has too few classes.
@@ -78,7 +76,7 @@ def load(
     folder = published_folder(Path(source).expanduser(), ways, shots)
     if folder is not None:
         return _published(folder / f"{fold}.pkl", ways, split, up_axis or UP_AXIS)
-    train, test = (_whole(str(source), part, up_axis, lazy) for part in ("train", "test"))
+    train, test = (_whole(str(source), part, up_axis) for part in ("train", "test"))
     return _drawn(train, test, ways, shots, fold, seed, split)
 
 
@@ -101,10 +99,10 @@ def published_folder(root: Path, ways: int, shots: int) -> Path | None:
 
 
 @lru_cache(maxsize=4)  # ten folds and several methods ask for the same two parts
-def _whole(source: str, split: str, up_axis: str | None, lazy: bool) -> PointCloudDataset:
+def _whole(source: str, split: str, up_axis: str | None) -> PointCloudDataset:
     from pointpeft.data.loading import load_dataset
 
-    return load_dataset(source, split, up_axis=up_axis, lazy=lazy)
+    return load_dataset(source, split, up_axis=up_axis, lazy=True)
 
 
 def _drawn(

@@ -1,5 +1,6 @@
 import pickle
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -101,3 +102,18 @@ def test_what_cannot_be_drawn_is_said(tmp_path, numbers, error, message):
 def test_a_wrong_word():
     with pytest.raises(DataError, match="a few-shot fold is few_shot:SOURCE:5way10shot:FOLD or"):
         load_dataset("few_shot:furniture:5w10s:0")
+
+
+def test_clouds_that_no_fold_has_drawn_are_not_read(tmp_path):
+    random = np.random.default_rng(0)
+    for name, count in (("train", 12), ("test", 6)):
+        with h5py.File(tmp_path / f"{name}.h5", "w") as file:
+            file["data"] = random.normal(size=(count, 20, 3)).astype(np.float32)
+            file["label"] = np.arange(count) % 2
+    drawn = load(tmp_path, 2, 1, 0).names
+    other = next(row for row in range(12) if f"train.h5[{row}]" not in drawn)
+    with h5py.File(tmp_path / "train.h5", "a") as file:
+        file["data"][other] = np.nan
+    again = load(tmp_path, 2, 1, 0)
+    assert again.names == drawn
+    assert all(torch.isfinite(points).all() for points, _ in again)
