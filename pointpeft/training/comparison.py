@@ -169,9 +169,11 @@ def _finetune(config: FinetuneConfig, sender: Any) -> None:
 
 
 def _row(entry: str, runs: list[FinetuneConfig], scores: tuple[str, ...]) -> dict[str, Any]:
-    found = [read_json(_result(run), "no result") for run in runs if _result(run).exists()]
+    runs = [run for run in runs if _result(run).exists()]
+    found = [read_json(_result(run), "no result") for run in runs]
     overall, by_class = ([facts["test"][name] for facts in found] for name in scores)
     first = found[0]
+    losses = [loss for run, facts in zip(runs, found, strict=True) if (loss := _training_loss(run, facts)) is not None]
     return {
         "method": entry,
         "trained": first["trainable parameters"],
@@ -181,11 +183,21 @@ def _row(entry: str, runs: list[FinetuneConfig], scores: tuple[str, ...]) -> dic
         "std": round(statistics.stdev(overall), 4) if len(found) > 1 else 0.0,
         scores[1]: round(statistics.fmean(by_class), 4),
         "class std": round(statistics.stdev(by_class), 4) if len(found) > 1 else 0.0,
+        "training loss": round(statistics.fmean(losses), 3) if losses else None,
         "seeds": len(found),
         "peak memory MiB": max(facts["peak memory MiB"] for facts in found),
         "clouds per second": round(statistics.median(facts["clouds per second"] for facts in found), 1),
         "training seconds": round(statistics.median(facts["training seconds"] for facts in found), 1),
     }
+
+
+def _training_loss(run: FinetuneConfig, facts: dict[str, Any]) -> float | None:
+    """Of the epoch kept, from the run's log; above the others' it tells of too little training, not of too much."""
+    path, epoch = _result(run).with_name("log.csv"), facts["selection"]["epoch"]
+    if not path.exists() or epoch is None:
+        return None
+    with open(path, newline="") as file:
+        return next((float(row["loss"]) for row in csv.DictReader(file) if int(float(row["epoch"])) == epoch), None)
 
 
 def _p_value(first: list[FinetuneConfig], second: list[FinetuneConfig]) -> float | None:

@@ -21,6 +21,7 @@ _SHOWN = (
     ("overall", "", str),
     ("by class", "", str),
     ("p", "p", str),
+    ("loss", "train loss", str),
     ("seeds", "seeds", str),
     ("peak memory MiB", "memory", "{} MiB".format),
     ("clouds per second", "clouds/s", str),
@@ -40,6 +41,7 @@ def _cells(rows: Sequence[dict[str, Any]], task: str) -> tuple[list[str], list[l
             "overall": f"{row[first]:.1%} ± {row['std']:.1%}",
             "by class": f"{row[second]:.1%} ± {row['class std']:.1%}",
             "p": "-" if p is None else f"{p:.4f}",
+            "loss": "-" if row["training loss"] is None else f"{row['training loss']:.2f}",
         }
         filled.append([write((row | more)[key]) for key, _, write in _SHOWN])
     return [heading or of_task[key] for key, heading, _ in _SHOWN], filled
@@ -50,7 +52,8 @@ def caption(rows: Sequence[dict[str, Any]], rule: str) -> str:
     text = f"mean ± standard deviation over seeds; epoch kept: {rule}; "
     if rule == "test-best":
         text += "THE TEST SET CHOSE THE EPOCH, so these accuracies are too high; "
-    return text + f"p: paired sign-flip test on the test clouds against {rows[0]['method']}"
+    text += f"p: paired sign-flip test on the test clouds against {rows[0]['method']}; "
+    return text + "train loss: of the epoch kept, where it is high a method was trained too little"
 
 
 def markdown(rows: Sequence[dict[str, Any]], task: str = "classification") -> str:

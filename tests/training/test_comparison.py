@@ -33,6 +33,12 @@ def test_a_comparison_is_completed_not_repeated(clouds_folder, tmp_path):
     assert not first["failures"]
     assert [row["method"] for row in first["rows"]] == ["linear", "dapt:rank=4"]
     assert first["rows"][0]["trained"] < first["rows"][1]["trained"]
+    for row in first["rows"]:
+        seed = output / row["method"].replace(":", "_") / "seed-0"
+        kept = json.loads((seed / "result.json").read_text())["selection"]["epoch"]
+        with open(seed / "log.csv") as file:
+            losses = [float(line["loss"]) for line in csv.DictReader(file)]
+        assert row["training loss"] == round(losses[kept], 3)
     done = sorted(output.rglob("seed-0/result.json"))
     assert len(done) == 2
     times = [path.stat().st_mtime_ns for path in done]
@@ -98,7 +104,7 @@ def test_latex_escapes_what_it_must():
     row = {
         "method": "a_b:lr=1e-3", "trained": 1234, "trained %": 1.5, "overall accuracy": 0.5, "std": 0.1,
         "mean class accuracy": 0.25, "class std": 0.0, "seeds": 2, "peak memory MiB": 10, "clouds per second": 1.5,
-        "training seconds": 3.0, "p against the first": None,
+        "training seconds": 3.0, "training loss": None, "p against the first": None,
     }  # fmt: skip
     text = latex([row], "val-best")
     assert r"a\_b:lr=1e-3 & 1,234 & 1.5 \% & 50.0\% $\pm$ 10.0\%" in text
