@@ -24,7 +24,7 @@ class Case:
     tame: bool = True
     """Whether floating results can be compared: nothing overflows."""
     size: float = 0.0
-    """Size of the values that the results are sums of, where those may cancel; rounding is measured against it."""
+    """Size of the values inside that cancel in the results, as a square of their mean does in a variance."""
 
 
 CASES: dict[str, Callable[[Draw], Case]] = {}

@@ -24,12 +24,11 @@ def layer_norm_scale_shift(draw: Draw) -> Case:
     dtype, channels = draw.choice(FLOATS), draw.size(129)
     names = ("weight", "bias", "gamma", "beta")
     x = tokens(draw, dtype, channels)
-    size = rows_of(x) ** 0.5  # of a sum over the rows
     calm = tame(x) and not even(x)
     weights = layer(draw, dtype, dict.fromkeys(names, (channels,)))
     if dtype.itemsize == 2 and draw.happens(0.4):  # as LayerNorm allows
         weights = {name: weight.float() if draw.happens(0.5) else weight for name, weight in weights.items()}
-    return Case({"x": x, **weights}, (), None, ("x", *names), calm, size)
+    return Case({"x": x, **weights}, (), None, ("x", *names), calm)
 
 
 @case_of
@@ -49,7 +48,7 @@ def scale_shift_mlp(draw: Draw) -> Case:
     shapes |= {"w2": (c, h), "b2": (c,), "gamma2": (c,), "beta2": (c,)}
     x = tokens(draw, dtype, c)
     learns = ("x", "gamma1", "beta1", "gamma2", "beta2")
-    return Case({"x": x, **layer(draw, dtype, shapes)}, (), None, learns, tame(x), 1.0)
+    return Case({"x": x, **layer(draw, dtype, shapes)}, (), None, learns, tame(x))
 
 
 @case_of
@@ -61,11 +60,7 @@ def frozen_linear(draw: Draw) -> Case:
         if draw.happens(0.3):
             arguments |= dict.fromkeys(names)
     x = arguments["x"]
-    return Case(arguments, (), None, ("x", "gamma", "beta"), tame(x), max(1.0, rows_of(x) ** 0.5))
-
-
-def rows_of(x: torch.Tensor) -> float:
-    return x.numel() / max(1, x.shape[-1])
+    return Case(arguments, (), None, ("x", "gamma", "beta"), tame(x))
 
 
 @case_of
@@ -87,7 +82,7 @@ def adapted_mlp(draw: Draw) -> Case:
     x = arguments["x"]
     # The scale's ReLU may fall to either side in a short dtype, and u = γ ⊙ LN(x) + β may be even where γ is.
     calm = calm and dtype.itemsize > 2 and c > 3 and not even(x)
-    return Case(arguments, (), None, tuple(learns), calm, max(1.0, rows_of(x) ** 0.5))
+    return Case(arguments, (), None, tuple(learns), calm)
 
 
 def adapter(draw: Draw, shapes: dict[str, tuple[int, ...]], c: int, dtype: torch.dtype) -> tuple[dict[str, Any], bool]:
@@ -105,7 +100,7 @@ def bottleneck_adapter(draw: Draw) -> Case:
     shapes = {"down_weight": (r, c), "down_bias": (r,), "up_weight": (c, r), "up_bias": (c,)}
     arguments, calm = adapter(draw, shapes, c, dtype)
     arguments |= {"multiplier": draw.choice([1.0, 0.1, 0.0, -2.0]), "activation": draw.choice(["gelu", "relu"])}
-    return Case(arguments, (), None, ("x", *shapes), calm and arguments["activation"] == "gelu", 1.0)
+    return Case(arguments, (), None, ("x", *shapes), calm and arguments["activation"] == "gelu")
 
 
 @case_of
@@ -118,7 +113,7 @@ def dynamic_adapter(draw: Draw) -> Case:
     x = arguments["x"]
     # The scale's ReLU may fall to either side in a short dtype.
     calm = calm and dtype.itemsize > 2 and not even(x)
-    return Case(arguments, (), None, ("x", *shapes), calm, 1.0)
+    return Case(arguments, (), None, ("x", *shapes), calm)
 
 
 @case_of
