@@ -10,7 +10,7 @@ namespace {
 enum class Way { automatic, rows, tree, product };
 
 // Above it the distances come from a matrix product, which cancels digits. With up to 16 channels the exact ones are
-// also faster: 2.1 and 2.5 ms at C = 16 for 32 clouds of 128 points, 3.8 and 8.1 for 512 queries in 4 clouds of 1024
+// also faster: 1.5 and 1.6 ms at C = 16 for 32 clouds of 128 points, 2.6 and 3.1 for 512 queries in 4 clouds of 1024
 // (AVX2). `python -m benchmarks.crossover` measures this and what follows again.
 constexpr int64_t kMostExactChannels = 16;
 // From here on a tree is faster than all distances. Uniform points, k = 16, AVX-512, ms of one thread, rows and tree:
@@ -118,6 +118,13 @@ bool load_points(const T* from, int64_t stride_n, int64_t stride_c, int64_t chan
   return finite;
 }
 
+// Has the memory of `count` values, which are written soon, brought near.
+template <class V>
+void prefetch(const V* values, int64_t count) {
+  const char* from = reinterpret_cast<const char*>(values);
+  for (int64_t at = 0; at < std::min<int64_t>(count * sizeof(V), 512); at += 64) __builtin_prefetch(from + at, 1);
+}
+
 // Cloud b by a tree. The queries are taken in the order of a k-d split of their own, so that those that follow each
 // other visit the same leaves.
 template <class T>
@@ -140,6 +147,8 @@ void nearest_by_tree(const Problem& p, int64_t b, int64_t n) {
     for (int64_t i = begin; i < end; ++i) {
       const Point<A>& q = queries[i];
       const int64_t at = (b * p.m + q.id) * p.k;
+      prefetch(p.idx + at, p.k);  // neighbours in space are far from each other in memory
+      if (p.sq_distance) prefetch(static_cast<A*>(p.sq_distance) + at, p.k);
       search(tree, q.c, p.k, candidates, p.sq_distance ? static_cast<A*>(p.sq_distance) + at : nullptr, p.idx + at);
       if (!p.patches) continue;
       T* patch = static_cast<T*>(p.patches) + at * p.channels;

@@ -34,11 +34,11 @@ struct Scratch {
         kept(distance + n),
         id(ints.get()),
         rank(id + n + kPad),
-        seen(rank + n + kPad) {}
+        sorted_id(rank + n + kPad) {}
   Aligned<A> memory;
   Aligned<int32_t> ints;
-  A *distance, *kept;         // of all points; of the survivors
-  int32_t *id, *rank, *seen;  // of the survivors
+  A *distance, *kept;              // of all points, at last of the survivors in order; of the survivors
+  int32_t *id, *rank, *sorted_id;  // of the survivors
 };
 
 int64_t columns_for(int64_t k) {
@@ -117,12 +117,14 @@ int64_t keep_portable(const A* distance, int64_t n, A bound, A* kept, int32_t* i
   return count;
 }
 
+// The place of each in ascending order; equal ones keep the order they stand in.
 template <class A>
 void rank_portable(const A* kept, int64_t count, int32_t* rank) {
   for (int64_t i = 0; i < count; ++i) {
-    int32_t below = 0;
-    for (int64_t j = 0; j < count; ++j) below += kept[j] < kept[i];
-    rank[i] = below;
+    int32_t before = 0;
+    for (int64_t j = 0; j < i; ++j) before += kept[j] <= kept[i];
+    for (int64_t j = i + 1; j < count; ++j) before += kept[j] < kept[i];
+    rank[i] = before;
   }
 }
 
@@ -130,24 +132,43 @@ void rank_portable(const A* kept, int64_t count, int32_t* rank) {
 POINTPEFT_AVX2 int64_t keep_avx2(const float* distance, int64_t n, float bound, float* kept, int32_t* id) {
   const __m256 limit = _mm256_set1_ps(bound);
   int64_t count = 0;
+  __m256i index = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
   for (int64_t i = 0; i < n; i += 8) {  // n is a multiple of 16
-    unsigned mask = _mm256_movemask_ps(_mm256_cmp_ps(_mm256_loadu_ps(distance + i), limit, _CMP_LE_OQ));
-    for (; mask; mask &= mask - 1) {
-      const int64_t j = i + __builtin_ctz(mask);
-      kept[count] = distance[j];
-      id[count++] = static_cast<int32_t>(j);
-    }
+    const __m256 d = _mm256_loadu_ps(distance + i);
+    const unsigned mask = _mm256_movemask_ps(_mm256_cmp_ps(d, limit, _CMP_LE_OQ));
+    _mm256_storeu_ps(kept + count, _mm256_permutevar8x32_ps(d, packing(mask)));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(id + count), _mm256_permutevar8x32_epi32(index, packing(mask)));
+    count += __builtin_popcount(mask);
+    index = _mm256_add_epi32(index, _mm256_set1_epi32(8));
   }
   return count;
 }
 
 POINTPEFT_AVX2 void rank_avx2(const float* kept, int64_t count, int32_t* rank) {
-  for (int64_t i = 0; i < count; i += 8) {
-    const __m256 value = _mm256_loadu_ps(kept + i);
-    __m256i below = _mm256_setzero_si256();
-    for (int64_t j = 0; j < count; ++j)
-      below = _mm256_sub_epi32(below, _mm256_castps_si256(_mm256_cmp_ps(_mm256_set1_ps(kept[j]), value, _CMP_LT_OQ)));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(rank + i), below);
+  const __m256i lanes[2] = {_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), _mm256_setr_epi32(8, 9, 10, 11, 12, 13, 14, 15)};
+  for (int64_t i = 0; i < count; i += 16) {  // two vectors at a time, whose sums do not wait for each other
+    const __m256 value[2] = {_mm256_loadu_ps(kept + i), _mm256_loadu_ps(kept + i + 8)};
+    __m256i before[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
+    int64_t j = 0;
+    for (; j < i; ++j)
+      for (int v = 0; v < 2; ++v) {
+        const __m256 is = _mm256_cmp_ps(_mm256_set1_ps(kept[j]), value[v], _CMP_LE_OQ);
+        before[v] = _mm256_sub_epi32(before[v], _mm256_castps_si256(is));
+      }
+    for (const int64_t end = std::min(i + 16, count); j < end; ++j)  // of equal ones, those of lower lanes come first
+      for (int v = 0; v < 2; ++v) {
+        const __m256 other = _mm256_set1_ps(kept[j]);
+        const __m256i lower = _mm256_cmpgt_epi32(lanes[v], _mm256_set1_epi32(static_cast<int>(j - i)));
+        const __m256 is = _mm256_blendv_ps(_mm256_cmp_ps(other, value[v], _CMP_LT_OQ),
+                                           _mm256_cmp_ps(other, value[v], _CMP_LE_OQ), _mm256_castsi256_ps(lower));
+        before[v] = _mm256_sub_epi32(before[v], _mm256_castps_si256(is));
+      }
+    for (; j < count; ++j)
+      for (int v = 0; v < 2; ++v) {
+        const __m256 is = _mm256_cmp_ps(_mm256_set1_ps(kept[j]), value[v], _CMP_LT_OQ);
+        before[v] = _mm256_sub_epi32(before[v], _mm256_castps_si256(is));
+      }
+    for (int v = 0; v < 2; ++v) _mm256_storeu_si256(reinterpret_cast<__m256i*>(rank + i + 8 * v), before[v]);
   }
 }
 
@@ -172,15 +193,27 @@ POINTPEFT_AVX512 void rank_avx512(const float* kept, int64_t count, int32_t* ran
   const __m512i one = _mm512_set1_epi32(1);
   for (int64_t i = 0; i < count; i += 16) {
     const __m512 value = _mm512_loadu_ps(kept + i);
-    __m512i below = _mm512_setzero_si512();
-    for (int64_t j = 0; j < count; ++j)
-      below = _mm512_mask_add_epi32(below, _mm512_cmp_ps_mask(_mm512_set1_ps(kept[j]), value, _CMP_LT_OQ), below, one);
-    _mm512_storeu_si512(rank + i, below);
+    __m512i before = _mm512_setzero_si512();
+    int64_t j = 0;
+    for (; j < i; ++j)
+      before =
+          _mm512_mask_add_epi32(before, _mm512_cmp_ps_mask(_mm512_set1_ps(kept[j]), value, _CMP_LE_OQ), before, one);
+    for (const int64_t end = std::min(i + 16, count); j < end; ++j) {  // of equal ones, those of lower lanes come first
+      const __m512 other = _mm512_set1_ps(kept[j]);
+      const __mmask16 lower = static_cast<__mmask16>(0xfffe << (j - i));
+      const __mmask16 tie = lower & _mm512_cmp_ps_mask(other, value, _CMP_EQ_OQ);
+      before = _mm512_mask_add_epi32(before, tie | _mm512_cmp_ps_mask(other, value, _CMP_LT_OQ), before, one);
+    }
+    for (; j < count; ++j)
+      before =
+          _mm512_mask_add_epi32(before, _mm512_cmp_ps_mask(_mm512_set1_ps(kept[j]), value, _CMP_LT_OQ), before, one);
+    _mm512_storeu_si512(rank + i, before);
   }
 }
 #endif
 
-// The k smallest of the survivors, which stand in the order of their indices, ascending and ties by index.
+// The k smallest of the survivors, which stand in the order of their indices, ascending and ties by index. The
+// distances of the other points are lost.
 template <class A, class Rank>
 POINTPEFT_INLINE void order(Scratch<A>& s, int64_t count, int64_t k, Out<A> out, Rank rank) {
   constexpr int64_t kMostRanked = 256;  // ranking is quadratic, but without a branch
@@ -198,13 +231,12 @@ POINTPEFT_INLINE void order(Scratch<A>& s, int64_t count, int64_t k, Out<A> out,
     return;
   }
   rank(s.kept, count, s.rank);
-  std::memset(s.seen, 0, count * sizeof(int32_t));
-  for (int64_t i = 0; i < count; ++i) {
-    const int64_t place = s.rank[i] + s.seen[s.rank[i]]++;  // equal ones share a rank, and come in index order
-    if (place >= k) continue;
-    if (out.sq_distance) out.sq_distance[place] = s.kept[i];
-    out.idx[place] = s.id[i];
+  for (int64_t i = 0; i < count; ++i) {  // all of them: which are among the k is hard to predict
+    s.distance[s.rank[i]] = s.kept[i];
+    s.sorted_id[s.rank[i]] = s.id[i];
   }
+  if (out.sq_distance) std::copy(s.distance, s.distance + k, out.sq_distance);
+  std::copy(s.sorted_id, s.sorted_id + k, out.idx);
 }
 
 // One query. `q` null: the distances are there already.

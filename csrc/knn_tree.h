@@ -110,12 +110,16 @@ struct Candidates {
         distances(new A[capacity]),
         ids(new int32_t[capacity]),
         ranks(new int32_t[capacity]),
+        sorted_distances(new A[capacity]),
+        sorted_ids(new int32_t[capacity]),
         distance(distances.get()),
         id(ids.get()),
         rank(ranks.get()) {}
   const int64_t slack, capacity;
   std::unique_ptr<A[]> distances;
   std::unique_ptr<int32_t[]> ids, ranks;
+  std::unique_ptr<A[]> sorted_distances;  // for the last step
+  std::unique_ptr<int32_t[]> sorted_ids;
   std::vector<std::pair<A, int32_t>> pairs;
   A* distance;
   int32_t *id, *rank;
@@ -124,15 +128,19 @@ struct Candidates {
   int32_t bound_id;  // and of those exactly as far none beyond this index is among the k nearest
 };
 
-// --- what depends on the vector level: lanes at most a bound; a leaf's candidates; those left under a new bound;
-// ranks. `count` on input is where to write, on output includes what was found. Whole vectors are written. ---
+// --- what depends on the vector level: the nearest child left, -1 where none is within the bound; a leaf's candidates;
+// the least and the largest distance; those left under a new bound; ranks. `count` on input is where to write, on
+// output includes what was found. Whole vectors are written. ---
 
 template <class A>
 struct PortableLevel {
-  static unsigned at_most(const A* distance, A bound) {
-    unsigned mask = 0;
-    for (int l = 0; l < kFan; ++l) mask |= static_cast<unsigned>(distance[l] <= bound) << l;
-    return mask;
+  static int nearest(const A* distance, unsigned left, A bound) {
+    int child = -1;
+    for (; left; left &= left - 1) {
+      const int other = __builtin_ctz(left);
+      if (distance[other] <= bound && (child < 0 || distance[other] < distance[child])) child = other;
+    }
+    return child;
   }
   static int64_t scan(const Block<A>* block, const Block<A>* end, const A* q, A bound, A* kept, int32_t* id,
                       int64_t count) {
@@ -145,6 +153,14 @@ struct PortableLevel {
         count += d <= bound;
       }
     return count;
+  }
+  static std::pair<A, A> extent(const A* distance, int64_t count) {
+    A low = distance[0], high = low;
+    for (int64_t i = 0; i < count; ++i) {
+      low = distance[i] < low ? distance[i] : low;
+      high = distance[i] > high ? distance[i] : high;
+    }
+    return {low, high};
   }
   static int64_t keep(A* kept, int32_t* id, int64_t count, A bound) {
     int64_t left = 0;
@@ -167,10 +183,18 @@ struct PortableLevel {
 
 #if defined(__x86_64__)
 struct Avx2Level {
-  POINTPEFT_AVX2 static unsigned at_most(const float* distance, float bound) {
-    const __m256 limit = _mm256_set1_ps(bound);
-    return _mm256_movemask_ps(_mm256_cmp_ps(_mm256_loadu_ps(distance), limit, _CMP_LE_OQ)) |
-           _mm256_movemask_ps(_mm256_cmp_ps(_mm256_loadu_ps(distance + 8), limit, _CMP_LE_OQ)) << 8;
+  POINTPEFT_AVX2 static int nearest(const float* distance, unsigned left, float bound) {
+    const __m256i bits = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128), mask = _mm256_set1_epi32(left);
+    const auto among = [&](const float* from, __m256i of) __attribute__((always_inline, target("avx2"))) {
+      const __m256i there = _mm256_cmpeq_epi32(_mm256_and_si256(mask, of), of);
+      return _mm256_blendv_ps(_mm256_set1_ps(std::numeric_limits<float>::infinity()), _mm256_loadu_ps(from),
+                              _mm256_castsi256_ps(there));
+    };
+    const __m256 low = among(distance, bits), high = among(distance + 8, _mm256_slli_epi32(bits, 8));
+    const float nearest = least(_mm256_min_ps(low, high));
+    left &= _mm256_movemask_ps(_mm256_cmp_ps(low, _mm256_set1_ps(nearest), _CMP_EQ_OQ)) |
+            _mm256_movemask_ps(_mm256_cmp_ps(high, _mm256_set1_ps(nearest), _CMP_EQ_OQ)) << 8;
+    return left && nearest <= bound ? __builtin_ctz(left) : -1;
   }
   POINTPEFT_AVX2 static int64_t scan(const Block<float>* block, const Block<float>* end, const float* q, float bound,
                                      float* kept, int32_t* id, int64_t count) {
@@ -183,39 +207,66 @@ struct Avx2Level {
         const __m256 dz = _mm256_sub_ps(qz, _mm256_loadu_ps(block->c[2] + half));
         const __m256 d =
             _mm256_add_ps(_mm256_add_ps(_mm256_mul_ps(dx, dx), _mm256_mul_ps(dy, dy)), _mm256_mul_ps(dz, dz));
-        alignas(32) float distance[8];
-        _mm256_store_ps(distance, d);
-        for (unsigned mask = _mm256_movemask_ps(_mm256_cmp_ps(d, limit, _CMP_LE_OQ)); mask; mask &= mask - 1) {
-          const int l = __builtin_ctz(mask);
-          kept[count] = distance[l];
-          id[count++] = block->id[half + l];
-        }
+        const unsigned mask = _mm256_movemask_ps(_mm256_cmp_ps(d, limit, _CMP_LE_OQ));
+        const __m256i index = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(block->id + half));
+        // Whole vectors without a branch: whether some lane is near enough is hard to predict.
+        _mm256_storeu_ps(kept + count, _mm256_permutevar8x32_ps(d, packing(mask)));
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(id + count), _mm256_permutevar8x32_epi32(index, packing(mask)));
+        count += __builtin_popcount(mask);
       }
     return count;
   }
+  POINTPEFT_AVX2 static std::pair<float, float> extent(const float* distance, int64_t count) {
+    __m256 low = _mm256_set1_ps(distance[0]), high = low;
+    for (int64_t i = 0; i < count; i += 8) {  // of NaN and a number these give the second
+      low = _mm256_min_ps(_mm256_loadu_ps(distance + i), low);
+      high = _mm256_max_ps(_mm256_loadu_ps(distance + i), high);
+    }
+    return {least(low), -least(_mm256_sub_ps(_mm256_setzero_ps(), high))};
+  }
+  POINTPEFT_AVX2 static float least(__m256 values) {
+    values = _mm256_min_ps(values, _mm256_permute2f128_ps(values, values, 1));
+    values = _mm256_min_ps(values, _mm256_permute_ps(values, 0b01001110));
+    return _mm256_cvtss_f32(_mm256_min_ps(values, _mm256_permute_ps(values, 0b10110001)));
+  }
   POINTPEFT_AVX2 static int64_t keep(float* kept, int32_t* id, int64_t count, float bound) {
-    return PortableLevel<float>::keep(kept, id, count, bound);
+    const __m256 limit = _mm256_set1_ps(bound);
+    int64_t left = 0;
+    for (int64_t i = 0; i < count; i += 8) {  // what lies beyond the count is NaN
+      const __m256 d = _mm256_loadu_ps(kept + i);
+      const __m256i index = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(id + i));
+      const unsigned mask = _mm256_movemask_ps(_mm256_cmp_ps(d, limit, _CMP_LE_OQ));
+      _mm256_storeu_ps(kept + left, _mm256_permutevar8x32_ps(d, packing(mask)));
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(id + left), _mm256_permutevar8x32_epi32(index, packing(mask)));
+      left += __builtin_popcount(mask);
+    }
+    return left;
   }
   POINTPEFT_AVX2 static void rank(const float* kept, const int32_t* id, int64_t count, int32_t* rank) {
-    for (int64_t i = 0; i < count; i += 8) {
-      const __m256 value = _mm256_loadu_ps(kept + i);
-      const __m256i own = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(id + i));
-      __m256i before = _mm256_setzero_si256();
+    for (int64_t i = 0; i < count; i += 16) {  // two vectors at a time, whose sums do not wait for each other
+      const __m256 value[2] = {_mm256_loadu_ps(kept + i), _mm256_loadu_ps(kept + i + 8)};
+      const __m256i own[2] = {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(id + i)),
+                              _mm256_loadu_si256(reinterpret_cast<const __m256i*>(id + i + 8))};
+      __m256i before[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
       for (int64_t j = 0; j < count; ++j) {
         const __m256 other = _mm256_set1_ps(kept[j]);
-        const __m256i equal = _mm256_castps_si256(_mm256_cmp_ps(other, value, _CMP_EQ_OQ));
-        const __m256i less = _mm256_castps_si256(_mm256_cmp_ps(other, value, _CMP_LT_OQ));
-        const __m256i tie = _mm256_and_si256(equal, _mm256_cmpgt_epi32(own, _mm256_set1_epi32(id[j])));
-        before = _mm256_sub_epi32(before, _mm256_or_si256(less, tie));
+        const __m256i other_id = _mm256_set1_epi32(id[j]);
+        for (int v = 0; v < 2; ++v) {
+          const __m256 less = _mm256_cmp_ps(other, value[v], _CMP_LT_OQ),
+                       equal = _mm256_cmp_ps(other, value[v], _CMP_EQ_OQ);
+          const __m256 tie = _mm256_and_ps(equal, _mm256_castsi256_ps(_mm256_cmpgt_epi32(own[v], other_id)));
+          before[v] = _mm256_sub_epi32(before[v], _mm256_castps_si256(_mm256_or_ps(less, tie)));
+        }
       }
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(rank + i), before);
+      for (int v = 0; v < 2; ++v) _mm256_storeu_si256(reinterpret_cast<__m256i*>(rank + i + 8 * v), before[v]);
     }
   }
 };
 
 struct Avx512Level {
-  POINTPEFT_AVX512 static unsigned at_most(const float* distance, float bound) {
-    return _mm512_cmp_ps_mask(_mm512_loadu_ps(distance), _mm512_set1_ps(bound), _CMP_LE_OQ);
+  POINTPEFT_AVX512 static int nearest(const float* distance, unsigned left, float bound) {
+    left &= _mm512_cmp_ps_mask(_mm512_loadu_ps(distance), _mm512_set1_ps(bound), _CMP_LE_OQ);
+    return PortableLevel<float>::nearest(distance, left, bound);
   }
   POINTPEFT_AVX512 static int64_t scan(const Block<float>* block, const Block<float>* end, const float* q, float bound,
                                        float* kept, int32_t* id, int64_t count) {
@@ -234,6 +285,9 @@ struct Avx512Level {
       count += __builtin_popcount(mask);
     }
     return count;
+  }
+  POINTPEFT_AVX512 static std::pair<float, float> extent(const float* distance, int64_t count) {
+    return Avx2Level::extent(distance, count);
   }
   POINTPEFT_AVX512 static int64_t keep(float* kept, int32_t* id, int64_t count, float bound) {
     const __m512 limit = _mm512_set1_ps(bound);
@@ -302,11 +356,7 @@ POINTPEFT_INLINE void tighten(Candidates<A>& s, int64_t k) {
   const int64_t padded = (s.count + kLanes - 1) / kLanes * kLanes;
   for (int64_t i = 0; i < kLanes; ++i) s.distance[s.count + i] = std::numeric_limits<A>::quiet_NaN();
   const A* __restrict distance = s.distance;
-  A low = distance[0], high = distance[0];
-  for (int64_t i = 0; i < padded; ++i) {
-    low = distance[i] < low ? distance[i] : low;
-    high = distance[i] > high ? distance[i] : high;
-  }
+  auto [low, high] = Level::extent(distance, padded);
   for (int step = 0; step < 12 && low < high; ++step) {
     const A middle = low + (high - low) / 2;
     int32_t count = 0;
@@ -340,12 +390,12 @@ POINTPEFT_INLINE void in_order(Candidates<A>& s, int64_t k, A* sq_distance, int6
     return;
   }
   Level::rank(s.distance, s.id, s.count, s.rank);
-  for (int64_t i = 0; i < s.count; ++i) {
-    const int64_t place = s.rank[i];
-    if (place >= k) continue;
-    if (sq_distance) sq_distance[place] = s.distance[i];
-    idx[place] = s.id[i];
+  for (int64_t i = 0; i < s.count; ++i) {  // all of them: which are among the k is hard to predict
+    s.sorted_distances[s.rank[i]] = s.distance[i];
+    s.sorted_ids[s.rank[i]] = s.id[i];
   }
+  if (sq_distance) std::copy(s.sorted_distances.get(), s.sorted_distances.get() + k, sq_distance);
+  std::copy(s.sorted_ids.get(), s.sorted_ids.get() + k, idx);
 }
 
 template <class A, class Level>
@@ -374,15 +424,10 @@ POINTPEFT_INLINE void search_levels(const Tree<A>& tree, const A* q, int64_t k, 
   open(level, 0);
   while (level <= top) {
     Frame& frame = frames[level];
-    frame.left &= Level::at_most(frame.distance, s.bound);
-    if (!frame.left) {
+    const int child = Level::nearest(frame.distance, frame.left, s.bound);
+    if (child < 0) {
       ++level;
       continue;
-    }
-    int child = __builtin_ctz(frame.left);
-    for (unsigned rest = frame.left & (frame.left - 1); rest; rest &= rest - 1) {
-      const int other = __builtin_ctz(rest);
-      child = frame.distance[other] < frame.distance[child] ? other : child;
     }
     frame.left &= ~(1u << child);
     if (frame.distance[child] == s.bound && frame.boxes->first_id[child] > s.bound_id) continue;

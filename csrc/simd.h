@@ -1,4 +1,4 @@
-// Attributes that raise the vector level of one function, for those written in intrinsics.
+// What functions written in intrinsics share: the attributes that raise their vector level, and compression.
 #pragma once
 
 #if defined(__x86_64__)
@@ -6,4 +6,26 @@
 #define POINTPEFT_AVX512 \
   __attribute__((target("avx512f,avx512vl,avx512bw,avx512dq,bmi2,popcnt,prefer-vector-width=512")))
 #define POINTPEFT_AVX2 __attribute__((target("avx2,bmi,popcnt")))
+
+namespace pointpeft {
+namespace {
+
+// For every mask of 8 lanes, those lanes in order: AVX2 has no instruction that compresses.
+struct Packing {
+  alignas(64) unsigned char lanes[256][8] = {};
+  constexpr Packing() {
+    for (int mask = 0; mask < 256; ++mask)
+      for (int lane = 0, place = 0; lane < 8; ++lane)
+        if (mask >> lane & 1) lanes[mask][place++] = static_cast<unsigned char>(lane);
+  }
+};
+constexpr Packing kPacking;
+
+// The permutation that moves the lanes of a mask to the front.
+POINTPEFT_AVX2 inline __m256i packing(unsigned mask) {
+  return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(kPacking.lanes[mask])));
+}
+
+}  // namespace
+}  // namespace pointpeft
 #endif
