@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from benchmarks.conftest import DEVICES
 from benchmarks.memory import peak_bytes, saved_bytes
 from pointpeft import create_model
-from pointpeft.methods import method_class, method_names
+from pointpeft.methods import TrainingClouds, method_class, method_names
 
 POINTS, CLASSES = 2048, 15
 CHECKED = 2  # clouds of a batch whose logits and gradients are held against those of the reference
@@ -66,7 +66,8 @@ def _autocast(device, dtype):
 def _model(method, device):
     torch.manual_seed(0)
     model = create_model("point_mae", method, CLASSES, device=device)
-    model.method.prepare(model, [_batch(16, device)[0]])  # Point-PEFT recalls what is in its memory
+    # Point-PEFT recalls what is in its memory, SCT chooses its channels.
+    model.method.prepare(model, TrainingClouds(lambda: [_batch(16, device)]))
     with torch.no_grad():  # an adapter that starts as zero would hide what is wrong behind it
         for parameter in model.parameters():
             if parameter.requires_grad:
