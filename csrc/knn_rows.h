@@ -107,7 +107,7 @@ POINTPEFT_INLINE A bound_of(const A* __restrict minima, int64_t k) {
 }
 
 template <class A>
-int64_t keep_portable(const A* distance, int64_t n, A bound, A* kept, int32_t* id) {
+int64_t keep_portable(const A* distance, int64_t n, A bound, int64_t, A* kept, int32_t* id) {
   int64_t count = 0;
   for (int64_t i = 0; i < n; ++i) {
     kept[count] = distance[i];
@@ -129,17 +129,28 @@ void rank_portable(const A* kept, int64_t count, int32_t* rank) {
 }
 
 #if defined(__x86_64__)
-POINTPEFT_AVX2 int64_t keep_avx2(const float* distance, int64_t n, float bound, float* kept, int32_t* id) {
+POINTPEFT_AVX2 int64_t keep_avx2(const float* distance, int64_t n, float bound, int64_t k, float* kept, int32_t* id) {
+  constexpr int64_t kStretch = 64;
   const __m256 limit = _mm256_set1_ps(bound);
+  const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  const bool few = n >= 256 * k;  // survivors are somewhat more than k
   int64_t count = 0;
-  __m256i index = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-  for (int64_t i = 0; i < n; i += 8) {  // n is a multiple of 16
-    const __m256 d = _mm256_loadu_ps(distance + i);
-    const unsigned mask = _mm256_movemask_ps(_mm256_cmp_ps(d, limit, _CMP_LE_OQ));
-    _mm256_storeu_ps(kept + count, _mm256_permutevar8x32_ps(d, packing(mask)));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(id + count), _mm256_permutevar8x32_epi32(index, packing(mask)));
-    count += __builtin_popcount(mask);
-    index = _mm256_add_epi32(index, _mm256_set1_epi32(8));
+  for (int64_t i = 0; i < n; i += kStretch) {
+    const int64_t end = std::min(i + kStretch, n);  // a multiple of 16
+    if (few) {
+      __m256 any = _mm256_setzero_ps();
+      for (int64_t j = i; j < end; j += 8)
+        any = _mm256_or_ps(any, _mm256_cmp_ps(_mm256_loadu_ps(distance + j), limit, _CMP_LE_OQ));
+      if (!_mm256_movemask_ps(any)) continue;
+    }
+    for (int64_t j = i; j < end; j += 8) {  // without a branch: whether one of 8 survives is hard to predict
+      const __m256 d = _mm256_loadu_ps(distance + j);
+      const __m256i index = _mm256_add_epi32(lanes, _mm256_set1_epi32(static_cast<int>(j)));
+      const unsigned mask = _mm256_movemask_ps(_mm256_cmp_ps(d, limit, _CMP_LE_OQ));
+      _mm256_storeu_ps(kept + count, _mm256_permutevar8x32_ps(d, packing(mask)));
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(id + count), _mm256_permutevar8x32_epi32(index, packing(mask)));
+      count += __builtin_popcount(mask);
+    }
   }
   return count;
 }
@@ -172,7 +183,7 @@ POINTPEFT_AVX2 void rank_avx2(const float* kept, int64_t count, int32_t* rank) {
   }
 }
 
-POINTPEFT_AVX512 int64_t keep_avx512(const float* distance, int64_t n, float bound, float* kept, int32_t* id) {
+POINTPEFT_AVX512 int64_t keep_avx512(const float* distance, int64_t n, float bound, int64_t, float* kept, int32_t* id) {
   const __m512 limit = _mm512_set1_ps(bound);
   const __m512i step = _mm512_set1_epi32(16);
   __m512i index = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
@@ -252,7 +263,7 @@ POINTPEFT_INLINE void search_columns(const Rows<A>& rows, const A* q, int64_t k,
     column_minima<G>(s.distance, rows.stride, minima);
   }
   const A bound = 2 * k <= kMostColumns ? bound_of<G>(minima, k) : std::numeric_limits<A>::infinity();
-  order(s, keep(s.distance, rows.stride, bound, s.kept, s.id), k, out, rank);
+  order(s, keep(s.distance, rows.stride, bound, k, s.kept, s.id), k, out, rank);
 }
 
 template <class A, class Keep, class Rank>

@@ -21,6 +21,11 @@ def test_gathering_and_pooling_on_the_host(tmp_path):
     run(tmp_path, "aggregation", "-Wno-maybe-uninitialized")  # it does not see that S >= 1
 
 
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
+def test_the_chamfer_distance_on_the_host(tmp_path):
+    run(tmp_path, "chamfer_distance")
+
+
 def run(folder, name, *more):
     program = folder / name
     flags = ["-std=c++20", "-O1", "-ffp-contract=off", "-Wall", "-Wno-unknown-pragmas", "-Werror", f"-I{CSRC}"]

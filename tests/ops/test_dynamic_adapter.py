@@ -134,7 +134,14 @@ def test_a_fresh_seed_follows_the_default_generator(device, generator):
         draws.append(dynamic_adapter(*inputs, dropout_p=0.5, training=True))
     assert torch.equal(draws[0], draws[1])
     assert not torch.equal(draws[0], draws[2])
-    assert torch.equal(dynamic_adapter(*inputs, dropout_p=0.5), dynamic_adapter(*inputs))
+
+
+@pytest.mark.parametrize("function", [dynamic_adapter, dynamic_adapter_reference])
+def test_evaluation_drops_nothing(function, device, generator):
+    inputs, _ = case(SHAPES[1], generator, device=device)
+    seed = torch.tensor(1, device=device)
+    assert torch.equal(function(*inputs, dropout_p=0.5, seed=seed), function(*inputs))
+    assert not torch.equal(function(*inputs, dropout_p=0.5, seed=seed, training=True), function(*inputs))
 
 
 def test_a_closed_gate_lets_no_gradient_through(device, generator):

@@ -127,6 +127,10 @@ def test_reference_backend_can_be_forced(monkeypatch, generator):
         ({"num_samples": 1.0}, "num_samples must be an int, got float"),
         ({"xyz": torch.zeros(2, 0, 3), "num_samples": 1}, "num_samples = 1 cannot be taken from N = 0"),
         ({"start": 5}, "start + 1 must be between 1 and N = 5, got 6"),
+        (
+            {"lengths": torch.tensor([5, 3]), "start": 3},
+            "start must be below each cloud's length, got 3 and length 3",
+        ),
         ({"start": torch.tensor([0, 9])}, "start must be between 0 and each cloud's length - 1"),
         ({"start": torch.tensor([0])}, "start must be an int or an int64 tensor of shape (2,)"),
         (
