@@ -1,0 +1,49 @@
+"""What benchmarks of fused operations share: a forward pass and a step on the tokens of one block."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks.conftest import DEVICES
+from pointpeft import ops
+
+BATCH, TOKENS, C, H = 16, 129, 384, 1536  # a block of the published size
+
+
+def bench(operation: str, sizes: list[tuple[int, ...]], trained: tuple[int, ...], *options: int) -> Callable[..., None]:
+    """A benchmark of `pointpeft.ops.OPERATION` beside its reference.
+
+    Args:
+        operation: Its name.
+        sizes: Of its tensors, the tokens first.
+        trained: Which of them get a gradient.
+        options: Further arguments.
+    """
+    reference = getattr(ops, f"{operation}_reference")
+    candidates = {"pointpeft": getattr(ops, operation), "reference": reference}
+
+    def run(function: Callable[..., Tensor], inputs: list[Tensor]) -> tuple[Tensor, ...]:
+        y = function(*inputs, *options)
+        learning = [t for t in inputs if t.requires_grad]
+        return (y, *torch.autograd.grad(y.sum(), learning)) if learning else (y,)
+
+    @pytest.mark.parametrize("device", DEVICES)
+    @pytest.mark.parametrize("train", [False, True], ids=["forward", "step"])
+    @pytest.mark.parametrize("name", candidates)
+    def row(compare, name, train, device):
+        generator = torch.Generator().manual_seed(0)
+        inputs = [(torch.randn(s, generator=generator) / s[-1] ** 0.5).to(device) for s in sizes]
+        for i in trained:
+            inputs[i].requires_grad_(train)
+        expected = run(reference, inputs)
+        compare(
+            f"{operation} {'step' if train else 'forward'} {BATCH}x{TOKENS}",
+            lambda: run(candidates[name], inputs),
+            lambda got: all(torch.allclose(g, e, rtol=1e-3, atol=1e-3) for g, e in zip(got, expected, strict=True)),
+            device=device,
+            bytes=(5 if train else 2) * inputs[0].nbytes,
+        )
+
+    return row
