@@ -100,7 +100,7 @@ class FinetuneConfig:
     checkpoint_blocks: bool = False
     """Compute the insides of blocks again in the backward pass instead of keeping them: less memory, more time."""
     compile: bool = False
-    """Compile the training step by `torch.compile`: minutes at the start; on a CPU its steps take as long. Needs g++."""
+    """Compile the training step by `torch.compile`: minutes at the start, and on a CPU no faster. Needs g++."""
     cuda_graph: bool = False
     """Compile it, and replay it as CUDA graphs: for small batches, whose kernels wait for Python. CUDA alone."""
     sync_batchnorm: bool = False
