@@ -29,6 +29,7 @@ Every kind of case, how it is judged, and how a failure is repeated: the docstri
 
 ```sh
 .ci/sanitize                                           # the operations' tests, every access to memory checked
+SIMDE=path/to/simde .ci/avx512                         # the AVX-512 kernels on a processor without it
 python -m tests.fuzz.ops --cases 1000000               # random calls of every operation, against the reference
 python -m tests.fuzz.readers --cases 1000000           # damaged files
 python -m tests.fuzz.cuda_path --cases 2000            # the Triton kernels, interpreted, on such calls
