@@ -121,19 +121,24 @@ def test_the_names_are_listed():
     assert [line.split()[0] for line in said.stdout.splitlines()] == list(MODULES)
 
 
-@pytest.mark.parametrize("arguments", [[], ["--replace"], ["--unknown"], ["no such.py"]])
-def test_a_wrong_call_says_what_is_wrong(arguments, monkeypatch):
+@pytest.fixture
+def entry(monkeypatch):
+    """The command, in this process, which keeps its way to CUDA: that it is taken from scripts is for good."""
     from pointpeft.compat import __main__ as entry
 
+    monkeypatch.setattr(entry, "stay_on_cpu", lambda: None)
+    return entry
+
+
+@pytest.mark.parametrize("arguments", [[], ["--replace"], ["--unknown"], ["no such.py"]])
+def test_a_wrong_call_says_what_is_wrong(arguments, entry, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["compat", *arguments])
     monkeypatch.setattr(sys, "path", list(sys.path))
     with pytest.raises(SystemExit, match=r"there is no file no such\.py" if "no such.py" in arguments else "usage: "):
         entry.main()
 
 
-def test_a_module_runs_too(tmp_path, monkeypatch, capsys):
-    from pointpeft.compat import __main__ as entry
-
+def test_a_module_runs_too(tmp_path, entry, monkeypatch, capsys):
     package(tmp_path, "tool", main="import sys, knn_cuda\nprint(knn_cuda.KNN(2).k, sys.argv[1:])")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["compat", "-m", "tool.main", "-x"])
