@@ -71,8 +71,7 @@ def _table_of_models(rows: list[dict[str, Any]], ours: float | None) -> list[str
 
 def _overview(groups: dict[str, list[dict[str, Any]]]) -> list[str]:
     """One line a group: ours, the fastest of the others, and the plain PyTorch reference, with their ratios to ours."""
-    lines = ["### Overview", "", "| work | ours, ms | fastest other | ratio | reference | ratio |"]
-    lines.append("|---|---:|---|---:|---:|---:|")
+    lines = []
     for group, rows in groups.items():
         times = {_contender(row): _milliseconds(row) for row in rows}
         ours, reference = times.get("pointpeft"), times.get("reference")
@@ -87,7 +86,8 @@ def _overview(groups: dict[str, list[dict[str, Any]]]) -> list[str]:
             cells = [f"{others[name]:.3f} ({name})", f"{others[name] / ours:.2f}"]
         cells += [f"{reference:.3f}", f"{reference / ours:.2f}"] if reference else ["-", "-"]
         lines.append(f"| {group} | {ours:.3f} | {' | '.join(cells)} |")
-    return [*lines, ""]
+    head = ["### Overview", "", "| work | ours, ms | fastest other | ratio | reference | ratio |"]
+    return [*head, "|---|---:|---|---:|---:|---:|", *lines, ""] if lines else []
 
 
 def write(paths: list[Path], target: Path) -> None:

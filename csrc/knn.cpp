@@ -118,11 +118,14 @@ bool load_points(const T* from, int64_t stride_n, int64_t stride_c, int64_t chan
   return finite;
 }
 
-// Has the memory of `count` values, which are written soon, brought near.
+// Has the memory of `count` values, which are written soon, brought near: its first lines, as the processor fetches the
+// rest of a long row by itself.
 template <class V>
 void prefetch(const V* values, int64_t count) {
+  constexpr int64_t kMostBytes = 512, kLine = 64;
   const char* from = reinterpret_cast<const char*>(values);
-  for (int64_t at = 0; at < std::min<int64_t>(count * sizeof(V), 512); at += 64) __builtin_prefetch(from + at, 1);
+  const int64_t bytes = std::min<int64_t>(count * sizeof(V), kMostBytes);
+  for (int64_t at = 0; at < bytes; at += kLine) __builtin_prefetch(from + at, 1);
 }
 
 // Cloud b by a tree. The queries are taken in the order of a k-d split of their own, so that those that follow each

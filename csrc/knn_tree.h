@@ -191,10 +191,10 @@ struct Avx2Level {
                               _mm256_castsi256_ps(there));
     };
     const __m256 low = among(distance, bits), high = among(distance + 8, _mm256_slli_epi32(bits, 8));
-    const float nearest = least(_mm256_min_ps(low, high));
-    left &= _mm256_movemask_ps(_mm256_cmp_ps(low, _mm256_set1_ps(nearest), _CMP_EQ_OQ)) |
-            _mm256_movemask_ps(_mm256_cmp_ps(high, _mm256_set1_ps(nearest), _CMP_EQ_OQ)) << 8;
-    return left && nearest <= bound ? __builtin_ctz(left) : -1;
+    const float smallest = least(_mm256_min_ps(low, high));
+    left &= _mm256_movemask_ps(_mm256_cmp_ps(low, _mm256_set1_ps(smallest), _CMP_EQ_OQ)) |
+            _mm256_movemask_ps(_mm256_cmp_ps(high, _mm256_set1_ps(smallest), _CMP_EQ_OQ)) << 8;
+    return left && smallest <= bound ? __builtin_ctz(left) : -1;
   }
   POINTPEFT_AVX2 static int64_t scan(const Block<float>* block, const Block<float>* end, const float* q, float bound,
                                      float* kept, int32_t* id, int64_t count) {

@@ -2,24 +2,14 @@
 // prints what differs.
 #include "lanes.h"
 // The lanes' words come before what uses them.
-#include <cstdio>
 #include <limits>
 #include <numeric>
 #include <random>
 
 #include "aggregate_neighbors.cuh"
+#include "expect.h"
 
 using namespace pointpeft;
-
-static int failures = 0, checks = 0;
-
-static void expect(bool good, const char* what, int which) {
-  ++checks;
-  if (!good) {
-    ++failures;
-    std::printf("%s: case %d differs\n", what, which);
-  }
-}
 
 struct Shape {
   int64_t batch, n, groups, s, channels;
@@ -153,6 +143,5 @@ int main() {
   all<double, double>(20);
   all<float, double>(30);
   large();
-  std::printf("%d checks, %d failures\n", checks, failures);
-  return failures != 0 || checks < 1000;
+  return verdict(1000);
 }

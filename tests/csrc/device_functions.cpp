@@ -1,25 +1,15 @@
 // Runs the warp functions of csrc on 32 emulated lanes against the standard library; prints what differs.
 #include "lanes.h"
 // The lanes' words come before what uses them.
-#include <cstdio>
 #include <limits>
 #include <random>
 #include <utility>
 
+#include "expect.h"
 #include "furthest_point_buckets.cuh"
 #include "knn_selection.cuh"
 
 using namespace pointpeft;
-
-static int failures = 0, checks = 0;
-
-static void expect(bool good, const char* what, int which) {
-  ++checks;
-  if (!good) {
-    ++failures;
-    std::printf("%s: case %d differs\n", what, which);
-  }
-}
 
 template <class A>
 using Pair = std::pair<A, uint32_t>;
@@ -205,6 +195,5 @@ int main() {
   boxes<float>();
   boxes<double>();
   owners();
-  std::printf("%d checks, %d failures\n", checks, failures);
-  return failures != 0 || checks < 1000;
+  return verdict(1000);
 }

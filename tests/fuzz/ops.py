@@ -19,6 +19,7 @@ from torch import Tensor
 
 from pointpeft import _C, ops
 from pointpeft.ops._library import answered_by
+from pointpeft.ops.bottleneck_adapter import ACTIVATIONS
 from tests.fuzz import fused_cases, point_cases  # noqa: F401
 from tests.fuzz.case import CASES, Case, replaced, tensors_of
 from tests.fuzz.draw import Draw
@@ -128,6 +129,7 @@ def gelu(x: Tensor) -> Tensor:
 
 
 @mock.patch("torch.nn.functional.gelu", gelu)
+@mock.patch.dict(ACTIVATIONS, gelu=gelu)
 def judged(
     name: str,
     case: Case,
