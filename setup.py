@@ -166,7 +166,16 @@ rule link_cuda
         (folder / "build.ninja").write_text(text)
         jobs = ["-j", os.environ["MAX_JOBS"]] if "MAX_JOBS" in os.environ else []
         subprocess.run([Path(ninja.BIN_DIR) / "ninja", "-C", folder, *jobs], check=True)
-        if not nvcc:  # an older build in place may have left kernels that do not fit the new operations
+        self.drop_old_kernels()
+
+    def copy_extensions_to_source(self):
+        """Puts an editable build into the package."""
+        self.drop_old_kernels()
+        super().copy_extensions_to_source()
+
+    def drop_old_kernels(self):
+        """Deletes CUDA kernels that an older build has left where this one has none: they may not fit its operations."""
+        if not find_nvcc():
             Path(self.get_ext_fullpath("pointpeft._cpu")).resolve().with_name("_cuda.so").unlink(missing_ok=True)
 
 
