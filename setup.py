@@ -174,7 +174,7 @@ rule link_cuda
         super().copy_extensions_to_source()
 
     def drop_old_kernels(self):
-        """Deletes CUDA kernels that an older build has left where this one has none: they may not fit its operations."""
+        """Deletes CUDA kernels of an older build where this one has none: they may not fit its operations."""
         if not find_nvcc():
             Path(self.get_ext_fullpath("pointpeft._cpu")).resolve().with_name("_cuda.so").unlink(missing_ok=True)
 

@@ -49,6 +49,11 @@ def _map_flops(x, weight, _bias=None, out_shape=None, **_):
     return 2 * x[0] * x[1] * weight[0]
 
 
+def _mlp_flops(x, w1, *_, out_shape=None, **__):
+    """Of frozen_mlp, from the shapes [N, C] and [H, C]."""
+    return 4 * x[0] * x[1] * w1[0]
+
+
 def _clouds(device):
     return torch.randn(BATCH, POINTS, 3, generator=torch.Generator().manual_seed(0)).to(device)
 
@@ -68,7 +73,8 @@ def bench_dyt(compare, monkeypatch, name, device):
     expected = _masked(model, xyz, monkeypatch)
     rows = []
     hooks = [b.mlp.register_forward_hook(lambda m, args, out: rows.append(out.numel())) for b in model.backbone.blocks]
-    with FlopCounterMode(display=False, custom_mapping={torch.ops.pointpeft.frozen_linear: _map_flops}) as counter:
+    flops = {torch.ops.pointpeft.frozen_linear: _map_flops, torch.ops.pointpeft.frozen_mlp: _mlp_flops}
+    with FlopCounterMode(display=False, custom_mapping=flops) as counter:
         model(xyz)
     for hook in hooks:
         hook.remove()

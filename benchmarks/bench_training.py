@@ -115,16 +115,16 @@ def bench_training_step(compare, name, method, batch, dtype, device):
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, 1e-6)
 
-    def loss(model, xyz=xyz, labels=labels):
+    def loss(model, xyz=xyz, labels=labels, dtype=dtype):
         with _autocast(device, dtype):
             logits = model(xyz)
             return F.cross_entropy(logits, labels) + sum(model.method.losses(model, xyz, labels, logits).values())
 
-    def gradients(backend_name):
+    def gradients(backend_name, exact=False):
         # Without dropout, whose random numbers no two backends share.
         still = copy.deepcopy(model).eval()
         with backend(backend_name):
-            loss(still, xyz[:CHECKED], labels[:CHECKED]).backward()
+            loss(still, xyz[:CHECKED], labels[:CHECKED], "fp32" if exact else dtype).backward()
         return torch.cat([p.grad.flatten() for p in still.parameters() if p.grad is not None])
 
     def step():
@@ -135,8 +135,12 @@ def bench_training_step(compare, name, method, batch, dtype, device):
             optimizer.step()
         return value
 
-    tolerance = 1e-3 if dtype == "fp32" else 1e-1
-    fits = name == "reference" or _close(gradients(name), gradients("reference"), tolerance)
+    # In bfloat16 a tenth of the gradient is lost to rounding, whoever computes it, since maxima and ReLUs decide
+    # otherwise; over ten batches the reference lost 0.05 to 0.16, ours 0.07 to 0.16. A wrong one is off by all of it.
+    exact, tolerance = gradients("reference", exact=True), 1e-3
+    if dtype != "fp32":
+        tolerance = float(2 * (gradients("reference") - exact).norm() / exact.norm())
+    fits = name == "reference" or _close(gradients(name), exact, tolerance)
     with backend(name):
         saved = saved_bytes(lambda: loss(model.train()), model)
     compare(

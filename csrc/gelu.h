@@ -5,19 +5,23 @@
 
 namespace pointpeft {
 
+// a b + c, rounded once: one instruction at the vector levels, a call of the C library at the portable one of x86, and
+// the same bits at all of them. Polynomials are twice as fast with it.
+POINTPEFT_INLINE float fused(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+
 // exp(x) for x <= 0, within two roundings; at most 2^-126 below -87. Cephes' polynomial after a split by ln 2.
 POINTPEFT_INLINE float exp_of_negative(float x) {
   constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, left in the low bits
-  x = x > -87.0f ? x : -87.0f;
-  const float shifted = x * 1.44269504088896341f + kRound, n = shifted - kRound;
-  const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  x = x < -87.0f ? -87.0f : x;           // NaN stays
+  const float shifted = fused(x, 1.44269504088896341f, kRound), n = shifted - kRound;
+  const float r = fused(n, 2.12194440e-4f, fused(n, -0.693359375f, x));
   float p = 1.9875691500e-4f;
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * (r * r) + r + 1.0f;
+  p = fused(p, r, 1.3981999507e-3f);
+  p = fused(p, r, 8.3334519073e-3f);
+  p = fused(p, r, 4.1665795894e-2f);
+  p = fused(p, r, 1.6666665459e-1f);
+  p = fused(p, r, 5.0000001201e-1f);
+  p = fused(p, r * r, r) + 1.0f;
   int32_t bits;
   std::memcpy(&bits, &shifted, sizeof(bits));
   bits = (bits - 0x4B400000 + 127) << 23;
@@ -31,16 +35,16 @@ POINTPEFT_INLINE float exp_of_negative(float x) {
 POINTPEFT_INLINE void normal(float y, float& below, float& density) {
   const float a = y < 0 ? -y : y;
   const float power = exp_of_negative(-0.5f * y * y);
-  const float t = 1.0f / (1.0f + 0.35f * a);
+  const float t = 1.0f / fused(0.35f, a, 1.0f);
   float q = -0.02912623010203251f;
-  q = q * t + 0.14387396698073365f;
-  q = q * t - 0.2555080356748279f;
-  q = q * t + 0.15893311216924152f;
-  q = q * t - 0.022939652790489186f;
-  q = q * t + 0.10543394368153946f;
-  q = q * t + 0.11985219906376597f;
-  q = q * t + 0.13985911255370817f;
-  q = q * t + 0.1396215682362737f;
+  q = fused(q, t, 0.14387396698073365f);
+  q = fused(q, t, -0.2555080356748279f);
+  q = fused(q, t, 0.15893311216924152f);
+  q = fused(q, t, -0.022939652790489186f);
+  q = fused(q, t, 0.10543394368153946f);
+  q = fused(q, t, 0.11985219906376597f);
+  q = fused(q, t, 0.13985911255370817f);
+  q = fused(q, t, 0.1396215682362737f);
   const float tail = q * t * power;
   below = y < 0 ? tail : 1.0f - tail;
   density = power * 0.3989422804014327f;

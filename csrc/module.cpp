@@ -12,6 +12,7 @@ PYBIND11_MODULE(_C, m) {
   m.attr("nvcc") = POINTPEFT_NVCC;              // "" where the CUDA library was not built
   m.attr("cuda_archs") = POINTPEFT_CUDA_ARCHS;  // in the form of TORCH_CUDA_ARCH_LIST
   m.attr("torch_target") = "2.10";
+  m.attr("made_by_intel") = pointpeft::made_by_intel();
   m.def(
       "cpu_level", [] { return pointpeft::cpu_level_name(pointpeft::cpu_level()); },
       "The vector level that CPU kernels use now: portable, avx2 or avx512 (POINTPEFT_CPU_LEVEL lowers it).");

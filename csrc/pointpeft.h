@@ -129,12 +129,22 @@ inline CpuLevel supported_cpu_level() {
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512dq"))
       return CpuLevel::avx512;
-    if (__builtin_cpu_supports("avx2")) return CpuLevel::avx2;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return CpuLevel::avx2;
     return CpuLevel::portable;
   }();
   return level;
 #else
   return CpuLevel::portable;
+#endif
+}
+
+// Which of PyTorch's matrix libraries is the faster one depends on it.
+inline bool made_by_intel() {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  return __builtin_cpu_is("intel");
+#else
+  return false;
 #endif
 }
 

@@ -69,10 +69,10 @@ POINTPEFT_INLINE A across(A* part) {
 
 // POINTPEFT_EACH_LEVEL(LEVEL) is LEVEL(NAME, TARGET) for each vector level: the passes of a file, compiled for it.
 #if defined(__x86_64__)
-#define POINTPEFT_EACH_LEVEL(LEVEL)            \
-  LEVEL(Portable, )                            \
-  LEVEL(Avx2, __attribute__((target("avx2")))) \
-  LEVEL(Avx512, __attribute__((target("avx512f,avx512vl,avx512bw,avx512dq,prefer-vector-width=512"))))
+#define POINTPEFT_EACH_LEVEL(LEVEL)                \
+  LEVEL(Portable, )                                \
+  LEVEL(Avx2, __attribute__((target("avx2,fma")))) \
+  LEVEL(Avx512, __attribute__((target("avx512f,avx512vl,avx512bw,avx512dq,fma,prefer-vector-width=512"))))
 #else
 #define POINTPEFT_EACH_LEVEL(LEVEL) LEVEL(Portable, )
 #endif

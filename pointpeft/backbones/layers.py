@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pointpeft.backbones.context import Context
-from pointpeft.ops import frozen_linear
+from pointpeft.ops import frozen_linear, frozen_mlp
 
 
 def is_frozen(layer: nn.Module) -> bool:
@@ -100,6 +100,8 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, T, C] -> [B, T, C]"""
+        if is_frozen(self.fc1) and is_frozen(self.fc2):
+            return frozen_mlp(x, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)
         return linear(self.fc2, F.gelu(linear(self.fc1, x)))
 
 

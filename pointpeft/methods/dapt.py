@@ -4,7 +4,6 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pointpeft.backbones.context import Context
@@ -12,7 +11,7 @@ from pointpeft.backbones.layers import Block, linear
 from pointpeft.methods.base import Method, register_method, where
 from pointpeft.methods.scale_shift import ScaleShift, fold, folds, mapped, normed
 from pointpeft.model import PointModel
-from pointpeft.ops import adapted_mlp, dynamic_adapter, scale_shift_attention
+from pointpeft.ops import adapted_mlp, dynamic_adapter, frozen_mlp, scale_shift_attention
 
 
 class DynamicAdapter(nn.Module):
@@ -86,8 +85,8 @@ class DAPTBlock(Block):
 
     def _attend(self, u: Tensor) -> Tensor:
         attn, tfts = self.attn, self.tfts_qkv
-        if folds(tfts, u):
-            return attn.attend(mapped(attn.qkv, tfts, u))
+        if isinstance(tfts, nn.Identity):
+            return attn.attend(linear(attn.qkv, u))
         return scale_shift_attention(linear(attn.qkv, u), tfts.gamma, tfts.beta, attn.num_heads)
 
     def _adapted_mlp(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -98,7 +97,12 @@ class DAPTBlock(Block):
         if folds(tfts_1, x):
             u = normed(norm, tfts, x)
             a, prompt = self.adapter(u)
-            return mapped(fc2, tfts_2, F.gelu(mapped(fc1, tfts_1, u))) + a, prompt
+            y = (
+                self.mlp(u)
+                if isinstance(tfts_1, nn.Identity)
+                else frozen_mlp(u, *tfts_1.folded(fc1), *tfts_2.folded(fc2))
+            )
+            return y + a, prompt
         first = (fc1.weight, fc1.bias, tfts_1.gamma, tfts_1.beta)
         second = (fc2.weight, fc2.bias, tfts_2.gamma, tfts_2.beta)
         norms, adapter = (norm.weight, norm.bias, tfts.gamma, tfts.beta), self.adapter

@@ -8,6 +8,7 @@ from pointpeft.ops.bottleneck_adapter import bottleneck_adapter, bottleneck_adap
 from pointpeft.ops.chamfer_distance import chamfer_distance, chamfer_distance_reference
 from pointpeft.ops.dynamic_adapter import dynamic_adapter, dynamic_adapter_reference
 from pointpeft.ops.frozen_linear import frozen_linear, frozen_linear_reference
+from pointpeft.ops.frozen_mlp import frozen_mlp, frozen_mlp_reference
 from pointpeft.ops.furthest_point_sample import furthest_point_sample, furthest_point_sample_reference
 from pointpeft.ops.gather import gather, gather_reference
 from pointpeft.ops.interpolate import interpolate, interpolate_reference
@@ -40,6 +41,8 @@ __all__ = [
     "fold_batch_norm",
     "frozen_linear",
     "frozen_linear_reference",
+    "frozen_mlp",
+    "frozen_mlp_reference",
     "furthest_point_sample",
     "furthest_point_sample_reference",
     "gather",

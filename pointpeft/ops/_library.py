@@ -58,6 +58,15 @@ def compiled() -> bool:
     return PARTS["cpu"].live
 
 
+def made_by_intel() -> bool:
+    """Whether the processor is one of Intel's; False where nothing is compiled."""
+    try:
+        from pointpeft import _C
+    except ImportError:
+        return False
+    return _C.made_by_intel
+
+
 _override: str | None = None
 
 

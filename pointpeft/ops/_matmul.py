@@ -4,24 +4,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pointpeft.ops import _library
+
 # PyTorch gives float32 products to MKL, which leaves AVX-512 unused on AMD processors: on two cores of an EPYC it takes
-# twice as long as oneDNN (benchmarks/bench_frozen_linear.py), which torch.compile's CPU code calls by this name. Where
-# there is AVX2 alone MKL is the faster one.
+# twice as long as oneDNN (benchmarks/bench_frozen_linear.py), which torch.compile's CPU code calls by this name. On
+# one of Intel's (Granite Rapids) MKL takes 0.9 of oneDNN's time, and it is the faster one where there is AVX2 alone.
 _ONEDNN = (
     torch.backends.mkldnn.is_available()
     and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     and torch.backends.cpu.get_cpu_capability() == "AVX512"
+    and not _library.made_by_intel()
 )
 _LEAST = 1 << 20  # multiplications that are worth oneDNN's longer way to its kernel
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, out: Tensor | None = None) -> Tensor:
     """X Wᵀ + b on the CPU, outside autograd; differs from F.linear in roundings alone.
 
     Args:
         x: [N, C]
         weight: [O, C]
         bias: [O]
+        out: Where the result goes, its channels side by side; None for fresh memory, whose pages have to be mapped
+            where the result is large. [N, O]
 
     Returns:
         [N, O]
@@ -31,5 +36,10 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         if not (weight.is_contiguous() or weight.t().is_contiguous()):
             weight = weight.contiguous()
         bias = None if bias is None else bias.contiguous()
-        return torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, "none", [], "")
-    return F.linear(x, weight, bias)
+        y = torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, "none", [], "")
+        return y if out is None else out.copy_(y)
+    if out is None:
+        return F.linear(x, weight, bias)
+    if bias is None:
+        return torch.mm(x, weight.t(), out=out)
+    return torch.addmm(bias, x, weight.t(), out=out)

@@ -1,6 +1,7 @@
 """The compiled element-wise passes over rows of channels that the fused operations are built of on the CPU."""
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -12,6 +13,24 @@ from pointpeft.ops import _library  # noqa: F401  loads the compiled operations
 def packed(x: Tensor) -> Tensor:
     """`x` with its channels side by side; its rows may lie apart. [N, C]"""
     return x if x.stride(-1) == 1 or x.shape[-1] < 2 else x.contiguous()
+
+
+PER_CHUNK = 1040
+"""Rows, at most, that an MLP takes at a time: the hidden layer of so many stays near the cores, and in one place."""
+
+
+def longest(n: int) -> int:
+    """The most rows of a chunk of `n` rows, of which any number may be kept."""
+    return min(n, PER_CHUNK)
+
+
+def chunks(n: int, kept: int = 0) -> list[tuple[int, int]]:
+    """First row and row behind the last of each chunk, nearly even; those of the first `kept` rows end there."""
+    bounds = []
+    for begin, end in ((0, kept), (kept, n)):
+        count = -(-(end - begin) // PER_CHUNK)
+        bounds += [begin + (end - begin) * i // count for i in range(count)]
+    return list(pairwise([*bounds, n]))
 
 
 def _compiled(name: str) -> Callable[..., Any]:
@@ -53,3 +72,15 @@ gradient = _compiled("_adapter_gradient")
 
 g is `grad`; with `grad_prompt` it has the prompt's share as well, at a + s ⊗ up_bias, and is left in the place of a.
 """
+
+first_layer = _compiled("_patch_first_layer")
+"""(points, weight, bias, out): out = relu(W p + b) of points [N, 3]."""
+
+patch_max = _compiled("_patch_max")
+"""(x, size, out): out [N / size, C] = the maximum over each `size` rows of x."""
+
+patch_clamp = _compiled("_patch_clamp")
+"""(x, size, shift): x = max(x, -shift) in place, shift [N / size, C] of each `size` rows."""
+
+attention = _compiled("_attention")
+"""(qkv [B, T, 3C], gamma, beta, heads) -> (mixed values [B, T, C], log-sum-exp [B, heads, T]); gamma, beta or None."""

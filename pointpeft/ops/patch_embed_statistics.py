@@ -12,7 +12,7 @@ from pointpeft.ops import _check, _library
 from pointpeft.ops import frozen_linear as _frozen_linear  # noqa: F401  declares the operation
 from pointpeft.ops.patch_embed import fold_batch_norm
 
-ROWS_PER_CHUNK = 2048  # as in patch_embed
+ROWS_PER_CHUNK = 2048  # CPU: points whose intermediates are there at a time
 
 
 class Moments(NamedTuple):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -11,7 +9,6 @@ from torch import Tensor
 from pointpeft.ops import _check, _library, _matmul, _rows
 
 KEPT_SHARE = 0.0  # CPU: of the rows, whose first map's output is kept for the backward: 0.25 are as many bytes as x
-ROWS_PER_CHUNK = 512  # CPU: rows whose hidden layer (3 MB in float32 at the published size) stays in cache
 
 _ATEN = torch.ops.aten
 
@@ -39,40 +36,36 @@ def _cuda_backward(grad, x, z, _kept, w1, b1, gamma1, beta1, w2, b2, gamma2):
 # CPU the first map is treated likewise, so that the products have no bias to add.
 
 
-def _chunks(n: int, kept: int) -> list[tuple[int, int]]:
-    """First row and row behind the last of each chunk; those of the first `kept` rows end there."""
-    bounds = [*range(0, kept, ROWS_PER_CHUNK), *range(kept, n, ROWS_PER_CHUNK), n]
-    return list(pairwise(bounds))
-
-
 def _cpu(x, w1, b1, gamma1, beta1, w2, b2, gamma2, beta2, keep):
     x = x.contiguous()
     n, (h, c) = x.shape[0], w1.shape
     shift1, shift2 = torch.addcmul(beta1, b1, gamma1), torch.addcmul(beta2, b2, gamma2)
     y, z, kept = x.new_empty(n, c), x.new_empty(n, c), x.new_empty(keep, h)
-    for begin, end in _chunks(n, keep):
-        t = _matmul.linear(x[begin:end], w1)
+    hidden = x.new_empty(_rows.longest(n), h)
+    for begin, end in _rows.chunks(n, keep):
+        t = _matmul.linear(x[begin:end], w1, out=hidden[: end - begin])
         if end <= keep:
             kept[begin:end] = t
         _rows.forward(t, gamma1, shift1, True, t)
-        z[begin:end] = _matmul.linear(t, w2)
+        _matmul.linear(t, w2, out=z[begin:end])
         _rows.forward(z[begin:end], gamma2, shift2, False, y[begin:end])
     return y, z, kept
 
 
 def _cpu_backward(grad, x, z, kept, w1, b1, gamma1, beta1, w2, b2, gamma2):
     x, grad = x.contiguous(), _rows.packed(grad)
-    n, c, keep = *x.shape, kept.shape[0]
+    n, c, keep, h = *x.shape, kept.shape[0], w1.shape[0]
     shift1 = torch.addcmul(beta1, b1, gamma1)
-    dz, dx = x.new_empty(min(ROWS_PER_CHUNK, n), c), x.new_empty(n, c)
+    rows = _rows.longest(n)
+    dx, dz, hidden, d_hidden = (x.new_empty(*size) for size in ((n, c), (rows, c), (rows, h), (rows, h)))
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     sums = [x.new_zeros(t.shape, dtype=wide) for t in (gamma1, gamma1, gamma2, gamma2)]
-    for begin, end in _chunks(n, keep):
-        t = kept[begin:end] if end <= keep else _matmul.linear(x[begin:end], w1)
+    for begin, end in _rows.chunks(n, keep):
+        t = kept[begin:end] if end <= keep else _matmul.linear(x[begin:end], w1, out=hidden[: end - begin])
         second = _rows.backward(grad[begin:end], z[begin:end], gamma2, None, dz[: end - begin])
-        dy = _matmul.linear(dz[: end - begin], w2.t())
+        dy = _matmul.linear(dz[: end - begin], w2.t(), out=d_hidden[: end - begin])
         first = _rows.backward(dy, t, gamma1, shift1, dy)
-        dx[begin:end] = _matmul.linear(dy, w1.t())
+        _matmul.linear(dy, w1.t(), out=dx[begin:end])
         for total, part in zip(sums, (*first, *second), strict=True):
             total += part
     sums[0].addcmul_(b1, sums[1])

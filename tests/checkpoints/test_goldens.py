@@ -13,13 +13,13 @@ from tests.goldens import reader
 
 
 @functools.cache
-def run(name):
+def run(name, dtype=torch.float32):
     """Our model with the golden's weights after one backward, and the golden."""
     meta, tensors = reader.read(name)
     beside = {key: tensors[key] for key in ("memory_bank",) if key in tensors}
-    model = from_published(meta["config"], reader.state_dict(meta), **beside).eval()
-    inputs = {key: tensors[key] for key in model.inputs}
-    logits = model(tensors["points"], **inputs)
+    model = from_published(meta["config"], reader.state_dict(meta), **beside).eval().to(dtype)
+    inputs = {key: tensors[key].to(dtype) if tensors[key].is_floating_point() else tensors[key] for key in model.inputs}
+    logits = model(tensors["points"].to(dtype), **inputs)
     if model.dense:
         logits, tensors["logits"] = logits.log_softmax(-1), tensors["log_probs"]
     torch.nn.functional.cross_entropy(logits.flatten(0, -2), tensors["labels"].flatten()).backward()
@@ -41,7 +41,9 @@ def test_the_same_parameters_train(name):
 
 @pytest.mark.parametrize("name", reader.NAMES)
 def test_gradients_agree(name):
-    model, meta, tensors, _, parameters = run(name)
+    # Those of dense heads in float64: in float32 a maximum that rounds the other way changes all by 2e-3.
+    dtype = torch.float64 if "segmentation" in name else torch.float32
+    model, meta, tensors, _, parameters = run(name, dtype)
     for key, norm in meta["grad_norm"].items():
         grad = parameters[key].grad
         if norm is None:

@@ -52,6 +52,14 @@ def scale_shift_mlp(draw: Draw) -> Case:
 
 
 @case_of
+def frozen_mlp(draw: Draw) -> Case:
+    dtype, c, h = draw.choice(FLOATS), draw.size(33), draw.size(65)
+    x = tokens(draw, dtype, c)
+    maps = layer(draw, dtype, {"w1": (h, c), "b1": (h,), "w2": (c, h), "b2": (c,)})
+    return Case({"x": x, **maps}, (), None, ("x",) if draw.happens(0.5) else (), tame(x))
+
+
+@case_of
 def frozen_linear(draw: Draw) -> Case:
     dtype, c, o = draw.choice(FLOATS), draw.size(129), draw.size(129)
     shapes = {"weight": (o, c), "bias": (o,), "gamma": (o,), "beta": (o,)}

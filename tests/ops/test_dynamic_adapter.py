@@ -39,6 +39,17 @@ def kernels(inputs, grads, with_prompt, seed=None, dropout_p=0.0):
     return [*outputs[: 1 + with_prompt], *back]
 
 
+def assert_close(actual, expected, dtype, rough=None):
+    """As `fused.assert_all_close`, with the gradient of the scale's bias as one more channel of its weight's: a single
+    number may be small because large ones cancel."""
+
+    def joined(tensors):
+        *first, weight, bias = tensors[:-4]
+        return [*first, torch.cat([weight, bias[None]], 1), *tensors[-4:]]
+
+    assert_all_close(joined(actual), joined(expected), dtype, None if rough is None else joined(rough))
+
+
 def doubled(tensors):
     return [t.double() for t in tensors]
 
@@ -50,7 +61,7 @@ def test_results_and_gradients_equal_the_reference(shape, dtype, with_prompt, de
     inputs, grads = case(shape, generator, dtype, device)
     expected = results(dynamic_adapter_reference, doubled(inputs), doubled(grads), with_prompt)
     rough = results(dynamic_adapter_reference, inputs, grads, with_prompt) if dtype.itemsize == 2 else None
-    assert_all_close(results(dynamic_adapter, inputs, grads, with_prompt), expected, dtype, rough)
+    assert_close(results(dynamic_adapter, inputs, grads, with_prompt), expected, dtype, rough)
 
 
 @pytest.mark.parametrize("shape", SHAPES[:3])
@@ -61,7 +72,7 @@ def test_kernels_equal_the_reference(shape, dtype, with_prompt, generator):
     inputs, grads = case(shape, generator, dtype)
     expected = results(dynamic_adapter_reference, doubled(inputs), doubled(grads), with_prompt)
     rough = results(dynamic_adapter_reference, inputs, grads, with_prompt) if dtype.itemsize == 2 else None
-    assert_all_close(kernels(inputs, grads, with_prompt), expected, dtype, rough)
+    assert_close(kernels(inputs, grads, with_prompt), expected, dtype, rough)
 
 
 @pytest.mark.parametrize(
@@ -82,14 +93,14 @@ def test_a_scale_at_the_edge_of_its_relu_gives_no_gradient(function, generator):
 def test_kernels_at_the_published_size(generator):
     inputs, grads = case(SHAPES[3], generator)
     expected = results(dynamic_adapter_reference, inputs, grads, True)
-    assert_all_close(kernels(inputs, grads, True), expected, torch.float32)
+    assert_close(kernels(inputs, grads, True), expected, torch.float32)
 
 
 def test_dropout_in_forward_and_backward_is_the_reference_s(device, generator):
     inputs, grads = case(SHAPES[1], generator, device=device)
     options = {"dropout_p": 0.4, "training": True, "seed": torch.tensor(-(2**61) + 12345, device=device)}
     expected = results(dynamic_adapter_reference, inputs, grads, True, **options)
-    assert_all_close(results(dynamic_adapter, inputs, grads, True, **options), expected, torch.float32)
+    assert_close(results(dynamic_adapter, inputs, grads, True, **options), expected, torch.float32)
 
 
 @pytest.mark.triton
@@ -98,7 +109,7 @@ def test_dropout_of_the_kernels_is_the_reference_s(generator):
     seed = torch.tensor(-(2**61) + 12345)
     options = {"dropout_p": 0.4, "training": True, "seed": seed}
     expected = results(dynamic_adapter_reference, inputs, grads, True, **options)
-    assert_all_close(kernels(inputs, grads, True, seed, 0.4), expected, torch.float32)
+    assert_close(kernels(inputs, grads, True, seed, 0.4), expected, torch.float32)
 
 
 def test_gradients_are_those_of_finite_differences(generator):
@@ -165,7 +176,7 @@ def test_keeps_only_x_and_the_weights_for_the_backward(device, generator):
 def test_strides_and_offsets_do_not_matter(device, generator):
     inputs, grads = case(SHAPES[1], generator, device=device)
     expected = results(dynamic_adapter, inputs, grads, True)
-    assert_all_close(results(dynamic_adapter, [*map(cut, inputs)], [*map(cut, grads)], True), expected, torch.float32)
+    assert_close(results(dynamic_adapter, [*map(cut, inputs)], [*map(cut, grads)], True), expected, torch.float32)
 
 
 def test_opcheck(device, generator):
@@ -181,7 +192,7 @@ def test_compiles_with_its_backward_without_graph_breaks(device, generator):
     inputs, grads = case(SHAPES[0], generator, device=device)
     compiled = torch.compile(dynamic_adapter, fullgraph=True, backend="aot_eager")
     expected = results(dynamic_adapter, inputs, grads, True)
-    assert_all_close(results(compiled, inputs, grads, True), expected, torch.float32)
+    assert_close(results(compiled, inputs, grads, True), expected, torch.float32)
 
 
 def test_autocast_gives_its_type_and_float32_gradients(device, generator):

@@ -50,6 +50,36 @@ def test_scale_and_shift_equal_pytorch(size, dtype, gelu, cpu_level, generator):
         assert_close(mine, expected, dtype)
 
 
+@pytest.mark.parametrize(("n", "size", "c"), [(1, 1, 1), (12, 3, 15), (64, 32, 130), (96, 1, 33), (0, 4, 8)])
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_passes_over_patches_equal_pytorch(n, size, c, dtype, cpu_level, generator):
+    x, shift, points, weight, bias = rows(generator, (n, c), (n // size, c), (n, 3), (c, 3), (c,), dtype=dtype)
+    most, first = torch.empty_like(shift), torch.empty_like(x)
+    _rows.patch_max(x, size, most)
+    assert torch.equal(most, x.view(-1, size, c).amax(1))
+    expected = torch.maximum(x.view(-1, size, c), -shift[:, None]).view(n, c)
+    _rows.patch_clamp(x, size, shift)
+    assert torch.equal(x, expected)
+    _rows.first_layer(points, weight, bias, first)
+    if n:
+        assert_close(first, F.relu(F.linear(points.double(), weight.double(), bias.double())), dtype)
+
+
+def test_passes_over_patches_keep_nan(cpu_level):
+    x, shift, most = torch.zeros(6, 20), torch.zeros(2, 20), torch.empty(2, 20)
+    x[1, 3] = x[3, 4] = x[5, 4] = shift[1, 7] = float("nan")
+    _rows.patch_max(x, 3, most)
+    assert torch.equal(most.isnan().nonzero(), torch.tensor([[0, 3], [1, 4]]))
+    _rows.patch_clamp(x, 3, shift)
+    assert x[1, 3].isnan()
+    assert x[3:, 7].isnan().all()
+    out = torch.empty(6, 2)
+    points = torch.zeros(6, 3)
+    points[2, 1] = float("nan")
+    _rows.first_layer(points, torch.ones(2, 3), torch.zeros(2), out)
+    assert torch.equal(out.isnan().any(1).nonzero()[:, 0], torch.tensor([2]))
+
+
 def test_gelu_and_its_slope_are_accurate_over_the_whole_line(cpu_level):
     x = torch.linspace(-12, 12, 100_001)[:, None]
     one, zero = torch.ones(1), torch.zeros(1)
@@ -139,6 +169,9 @@ def test_all_levels_give_the_same_bits(size, gelu, cpu_level, generator, monkeyp
             lambda: _rows.backward(torch.ones(4, 3).t(), torch.ones(3, 4), torch.ones(4), None, torch.ones(3, 4)),
             "grad",
         ),
+        (lambda: _rows.patch_max(torch.ones(5, 4), 2, torch.ones(2, 4)), "size"),
+        (lambda: _rows.patch_clamp(torch.ones(4, 4), 2, torch.ones(3, 4)), "shift"),
+        (lambda: _rows.first_layer(torch.ones(4, 2), torch.ones(5, 3), torch.ones(5), torch.ones(4, 5)), "points"),
     ],
 )
 def test_bad_shapes_name_the_argument(call, message):

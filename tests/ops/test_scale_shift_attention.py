@@ -9,6 +9,7 @@ from tests.ops import fused
 
 # batch, tokens, heads, width of a head
 SIZES = [(1, 1, 1, 8), (2, 5, 3, 16), (3, 67, 2, 32)]
+ODD = [(1, 1, 1, 1), (2, 3, 2, 5), (1, 17, 3, 20), (2, 129, 1, 64), (1, 160, 2, 130)]
 
 
 def case(size, generator):
@@ -28,6 +29,36 @@ def pair(size):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_result_and_gradients_equal_the_reference(size, dtype, device, generator):
     fused.assert_equals_reference(*pair(size), *case(size, generator), dtype, device)
+
+
+@pytest.mark.parametrize("size", ODD)
+@pytest.mark.parametrize("dtype", fused.TOLERANCE)
+def test_result_at_each_vector_level(size, dtype, cpu_level, generator):
+    inputs = [t.to(dtype) for t in case(size, generator)[0]]
+    op, reference = pair(size)
+    expected = reference(*(t.double() for t in inputs))
+    allowed = fused.TOLERANCE[dtype] * max(1.0, float(expected.abs().max()))
+    assert (op(*inputs).double() - expected).abs().max() <= allowed
+
+
+def test_log_sum_exp_at_each_vector_level(cpu_level, generator):
+    z, gamma, beta = case(ODD[3], generator)[0]
+    q, k, _ = ((gamma * z + beta).view(2, 129, 3, 1, 64).permute(2, 0, 3, 1, 4)).unbind()
+    expected = (q @ k.transpose(-2, -1) / 8).logsumexp(-1)
+    _, lse = torch.ops.pointpeft.scale_shift_attention(z.float(), gamma.float(), beta.float(), 1)
+    assert (lse - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+def test_scores_of_any_size_are_mixed_and_nan_stays(cpu_level, generator):
+    z, gamma, beta = case(SIZES[2], generator)[0]
+    op, reference = pair(SIZES[2])
+    z = 1e3 * z.float()  # scores of 1e6, of which one token takes all
+    torch.testing.assert_close(op(z, gamma.float(), beta.float()), reference(z, gamma.float(), beta.float()))
+    z[1, 5, 0] = float("nan")  # of a query of the first head: that token's first half alone
+    got = op(z, gamma.float(), beta.float())
+    assert got[1, 5, :32].isnan().all()
+    got[1, 5, :32] = 0
+    assert got.isfinite().all()
 
 
 def test_gradients_are_those_of_finite_differences(generator):

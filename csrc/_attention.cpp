@@ -1,0 +1,241 @@
+// Self-attention on the CPU: one head of one cloud at a time, whose scores never leave the cache. Scale and shift of
+// the queries, keys and values are applied while they are packed.
+#include "gelu.h"
+#include "rows.h"
+
+// Vectors are passed between inlined functions alone, so no caller can disagree about how.
+#pragma GCC diagnostic ignored "-Wpsabi"
+// Products of matrices and exponentials are what this file consists of: here a product and its sum may round once.
+#pragma GCC optimize("fp-contract=fast")
+
+namespace pointpeft {
+namespace {
+
+template <class A, int W>
+using Vector __attribute__((vector_size(W * sizeof(A)))) = A;
+
+template <class A, int W>
+POINTPEFT_INLINE Vector<A, W> load(const A* from) {
+  Vector<A, W> v;
+  std::memcpy(&v, from, sizeof(v));
+  return v;
+}
+
+POINTPEFT_INLINE float exponential(float x) { return exp_of_negative(x); }
+POINTPEFT_INLINE double exponential(double x) { return std::exp(x); }
+
+// out[r][column] = sum over i of left[r][i] right[i][column], for kRows rows and kColumns vectors of columns.
+template <class A, int W, int kRows, int kColumns>
+POINTPEFT_INLINE void product_tile(const A* __restrict left, int64_t left_stride, const A* __restrict right,
+                                   int64_t right_stride, int64_t depth, A* __restrict out, int64_t out_stride) {
+  Vector<A, W> sum[kRows][kColumns] = {};
+  for (int64_t i = 0; i < depth; ++i) {
+    Vector<A, W> row[kColumns];
+#pragma GCC unroll 8
+    for (int c = 0; c < kColumns; ++c) row[c] = load<A, W>(right + i * right_stride + c * W);
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+      const A value = left[r * left_stride + i];
+#pragma GCC unroll 8
+      for (int c = 0; c < kColumns; ++c) sum[r][c] += value * row[c];
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 8
+    for (int c = 0; c < kColumns; ++c) std::memcpy(out + r * out_stride + c * W, &sum[r][c], sizeof(sum[r][c]));
+}
+
+// The same for any number of vectors of columns, in tiles of nearly equal widths.
+template <class A, int W, int kRows, int kMost>
+POINTPEFT_INLINE void product(const A* left, int64_t left_stride, const A* right, int64_t right_stride, int64_t depth,
+                              int64_t vectors, A* out, int64_t out_stride) {
+  const int64_t tiles = (vectors + kMost - 1) / kMost;
+  for (int64_t t = 0; t < tiles; ++t) {
+    const int64_t begin = vectors * t / tiles * W;
+    const A* from = right + begin;
+    A* to = out + begin;
+    switch (vectors * (t + 1) / tiles - vectors * t / tiles) {
+      case 1:
+        product_tile<A, W, kRows, 1>(left, left_stride, from, right_stride, depth, to, out_stride);
+        break;
+      case 2:
+        product_tile<A, W, kRows, 2>(left, left_stride, from, right_stride, depth, to, out_stride);
+        break;
+      case 3:
+        if constexpr (kMost >= 3)
+          product_tile<A, W, kRows, 3>(left, left_stride, from, right_stride, depth, to, out_stride);
+        break;
+      default:
+        if constexpr (kMost >= 4)
+          product_tile<A, W, kRows, 4>(left, left_stride, from, right_stride, depth, to, out_stride);
+    }
+  }
+}
+
+template <class A, int W>
+POINTPEFT_INLINE A joined_lanes(const Vector<A, W>& v, bool maximum) {
+  A lane[W];
+  std::memcpy(lane, &v, sizeof(v));
+  for (int half = W / 2; half > 0; half /= 2)
+    for (int l = 0; l < half; ++l)
+      lane[l] = maximum ? (lane[l + half] > lane[l] ? lane[l + half] : lane[l]) : lane[l] + lane[l + half];
+  return lane[0];
+}
+
+// exp(s - largest) of the first n scores and zero behind them; returns the log of their sum plus the largest, and the
+// inverse of the sum. NaN among the scores makes both NaN.
+template <class A, int W>
+POINTPEFT_INLINE A soften(A* __restrict s, int64_t n, int64_t padded, A& inverse) {
+  std::fill(s + n, s + padded, -std::numeric_limits<A>::infinity());
+  Vector<A, W> most = load<A, W>(s), sum{};
+  for (int64_t i = W; i < padded; i += W) {
+    const Vector<A, W> v = load<A, W>(s + i);
+    most = v > most ? v : most;
+  }
+  const A largest = joined_lanes<A, W>(most, true);
+  for (int64_t i = 0; i < padded; ++i) s[i] = exponential(s[i] - largest);
+  std::fill(s + n, s + padded, A(0));
+  for (int64_t i = 0; i < padded; i += W) sum += load<A, W>(s + i);
+  const A total = joined_lanes<A, W>(sum, false);
+  inverse = A(1) / total;
+  return largest + std::log(total);
+}
+
+// What a head works in. `padded` tokens and channels are multiples of 16.
+template <class A>
+struct Scratch {
+  int64_t tokens, width, padded, channels;
+  Aligned<A> memory;
+  A *q, *keys, *v, *scores, *mixed;
+  Scratch(int64_t tokens, int64_t width, int rows)
+      : tokens(tokens), width(width), padded((tokens + 15) / 16 * 16), channels((width + 15) / 16 * 16) {
+    const int64_t all = padded + rows;
+    memory = aligned_array<A>((2 * all + rows) * channels + (width + rows) * padded);
+    q = memory.get(), v = q + all * channels, mixed = v + all * channels;
+    keys = mixed + rows * channels, scores = keys + width * padded;
+    std::fill(memory.get(), scores + rows * padded, A(0));
+  }
+};
+
+// Where a head lies in rows of queries, keys and values, and what is applied to them.
+template <class T, class A>
+struct Head {
+  const T* data;
+  int64_t stride, third;  // between tokens; between queries, keys and values
+  const A *gamma, *beta;  // of the queries; null for none
+};
+
+template <bool kAdapted, class T, class A>
+POINTPEFT_INLINE void pack_row(const T* __restrict from, const A* __restrict gamma, const A* __restrict beta, A scale,
+                               int64_t d, A* __restrict to, int64_t stride) {
+  for (int64_t i = 0; i < d; ++i) {
+    const A x = static_cast<A>(from[i]);
+    to[i * stride] = (kAdapted ? gamma[i] * x + beta[i] : x) * scale;
+  }
+}
+
+// A head's channels are a few cache lines of each row, which the processor's own prefetching does not foresee.
+constexpr int64_t kAhead = 16;  // rows
+
+template <bool kAdapted, class T, class A>
+POINTPEFT_INLINE void pack(const Head<T, A>& head, A scale, Scratch<A>& to) {
+  const int64_t third = head.third, step = kAdapted ? third : 0, d = to.width;
+  const A *gamma = head.gamma, *beta = head.beta;
+  for (int64_t n = 0; n < to.tokens; ++n) {
+    const T* from = head.data + n * head.stride;
+    if (n + kAhead < to.tokens)
+      for (int which = 0; which < 3; ++which)
+        for (int64_t i = 0; i < d; i += 64 / static_cast<int64_t>(sizeof(T)))
+          __builtin_prefetch(from + kAhead * head.stride + which * third + i);
+    pack_row<kAdapted>(from, gamma, beta, scale, d, to.q + n * to.channels, 1);
+    pack_row<kAdapted>(from + 2 * third, gamma + 2 * step, beta + 2 * step, A(1), d, to.v + n * to.channels, 1);
+  }
+  for (int64_t n = 0; n < to.tokens; ++n)
+    pack_row<kAdapted>(head.data + n * head.stride + third, gamma + step, beta + step, A(1), d, to.keys + n, to.padded);
+}
+
+template <int W, int kRows, int kMost, class T, class A>
+POINTPEFT_INLINE void attend(const Head<T, A>& head, Scratch<A>& s, T* out, int64_t out_stride, A* lse) {
+  const int64_t d = s.width;
+  const A scale = A(1) / std::sqrt(static_cast<A>(d));
+  if (head.gamma == nullptr)
+    pack<false>(head, scale, s);
+  else
+    pack<true>(head, scale, s);
+  for (int64_t first = 0; first < s.tokens; first += kRows) {
+    product<A, W, kRows, kMost>(s.q + first * s.channels, s.channels, s.keys, s.padded, d, s.padded / W, s.scores,
+                                s.padded);
+    A inverse[kRows];
+    const int64_t rows = std::min<int64_t>(kRows, s.tokens - first);
+    for (int64_t r = 0; r < rows; ++r)
+      lse[first + r] = soften<A, W>(s.scores + r * s.padded, s.tokens, s.padded, inverse[r]);
+    product<A, W, kRows, kMost>(s.scores, s.padded, s.v, s.channels, s.tokens, s.channels / W, s.mixed, s.channels);
+    for (int64_t r = 0; r < rows; ++r) {
+      const A* __restrict mixed = s.mixed + r * s.channels;
+      T* __restrict to = out + (first + r) * out_stride;
+      for (int64_t i = 0; i < d; ++i) to[i] = static_cast<T>(mixed[i] * inverse[r]);
+    }
+  }
+}
+
+// Rows and vectors of a tile: their sums, one row of vectors and a value fill the registers.
+#define POINTPEFT_LEVEL(NAME, TARGET, BYTES, ROWS, MOST)                                                   \
+  struct NAME {                                                                                            \
+    static constexpr int kRows = ROWS;                                                                     \
+    template <class T, class A>                                                                            \
+    TARGET static void head(const Head<T, A>& head, Scratch<A>& scratch, T* out, int64_t stride, A* lse) { \
+      attend<BYTES / sizeof(A), ROWS, MOST>(head, scratch, out, stride, lse);                              \
+    }                                                                                                      \
+  };
+POINTPEFT_LEVEL(Portable, , 16, 4, 2)
+#if defined(__x86_64__)
+POINTPEFT_LEVEL(Avx2, __attribute__((target("avx2,fma"))), 32, 4, 3)
+POINTPEFT_LEVEL(Avx512, __attribute__((target("avx512f,avx512vl,avx512bw,avx512dq,fma,prefer-vector-width=512"))), 64,
+                6, 4)
+#endif
+
+// Mixed values (B, T, C) and log-sum-exp (B, heads, T) in float32 or float64.
+std::tuple<Tensor, Tensor> attention(const Tensor& qkv, const std::optional<Tensor>& gamma,
+                                     const std::optional<Tensor>& beta, int64_t heads) {
+  require(qkv.dim() == 3, "qkv must have 3 dimensions");
+  const int64_t batch = qkv.size(0), tokens = qkv.size(1), width = qkv.size(2);
+  require(heads > 0 && width % (3 * heads) == 0, "qkv must have 3 * heads * D channels, got ", width);
+  require(width == 0 || tokens == 0 || qkv.stride(2) == 1, "qkv must have its channels side by side");
+  require(gamma.has_value() == beta.has_value(), "gamma and beta must be given together");
+  const int64_t c = width / 3, d = c / heads;
+  Tensor out = torch::stable::new_empty(qkv, {batch, tokens, c}, qkv.scalar_type()), lse = out;
+  dispatch_floating("qkv", qkv.scalar_type(), [&](auto type) {
+    using T = decltype(type);
+    using A = Accumulate<T>;
+    lse =
+        torch::stable::new_empty(qkv, {batch, heads, tokens}, sizeof(A) == 8 ? ScalarType::Double : ScalarType::Float);
+    const auto scale = gamma ? channels_of<T>("gamma", *gamma, width) : std::vector<A>();
+    const auto shift = beta ? channels_of<T>("beta", *beta, width) : std::vector<A>();
+    const T* from = static_cast<const T*>(qkv.const_data_ptr());
+    T* to = static_cast<T*>(out.mutable_data_ptr());
+    A* facts = static_cast<A*>(lse.mutable_data_ptr());
+    const int64_t stride_b = qkv.stride(0), stride = qkv.stride(1);
+    dispatch_level([&](auto level) {
+      torch::stable::parallel_for(0, batch * heads, 1, [&](int64_t begin, int64_t end) {
+        Scratch<A> scratch(tokens, d, decltype(level)::kRows);
+        for (int64_t i = begin; i < end; ++i) {
+          const int64_t b = i / heads, h = i % heads;
+          const Head<T, A> head{from + b * stride_b + h * d, stride, c, gamma ? scale.data() + h * d : nullptr,
+                                beta ? shift.data() + h * d : nullptr};
+          decltype(level)::head(head, scratch, to + b * tokens * c + h * d, c, facts + i * tokens);
+        }
+      });
+    });
+  });
+  return {out, lse};
+}
+
+}  // namespace
+}  // namespace pointpeft
+
+STABLE_TORCH_LIBRARY_FRAGMENT(pointpeft, m) {
+  m.def("_attention(Tensor qkv, Tensor? gamma, Tensor? beta, int heads) -> (Tensor, Tensor)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(pointpeft, CPU, m) { m.impl("_attention", TORCH_BOX(&pointpeft::attention)); }
