@@ -54,6 +54,11 @@ def _mlp_flops(x, w1, *_, out_shape=None, **__):
     return 4 * x[0] * x[1] * w1[0]
 
 
+def _attention_flops(z, *_, out_shape=None, **__):
+    """Of attention, from the shape [B, T, 3C]."""
+    return 4 * z[0] * z[1] * z[1] * (z[2] // 3)
+
+
 def _clouds(device):
     return torch.randn(BATCH, POINTS, 3, generator=torch.Generator().manual_seed(0)).to(device)
 
@@ -73,7 +78,8 @@ def bench_dyt(compare, monkeypatch, name, device):
     expected = _masked(model, xyz, monkeypatch)
     rows = []
     hooks = [b.mlp.register_forward_hook(lambda m, args, out: rows.append(out.numel())) for b in model.backbone.blocks]
-    flops = {torch.ops.pointpeft.frozen_linear: _map_flops, torch.ops.pointpeft.frozen_mlp: _mlp_flops}
+    ops = torch.ops.pointpeft
+    flops = {ops.frozen_linear: _map_flops, ops.frozen_mlp: _mlp_flops, ops.attention: _attention_flops}
     with FlopCounterMode(display=False, custom_mapping=flops) as counter:
         model(xyz)
     for hook in hooks:

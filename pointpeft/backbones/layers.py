@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pointpeft.backbones.context import Context
-from pointpeft.ops import frozen_linear, frozen_mlp
+from pointpeft.ops import attention, frozen_linear, frozen_mlp
+from pointpeft.ops.attention import heads
 
 
 def is_frozen(layer: nn.Module) -> bool:
@@ -62,9 +63,11 @@ class Attention(nn.Module):
         Returns:
             [B, T, C]
         """
+        visible = self.visible(qkv, mask)
+        if visible is None:
+            return attention(qkv, self.num_heads)
         batch, tokens, width = qkv.shape
-        q, k, v = qkv.view(batch, tokens, 3, self.num_heads, width // 3 // self.num_heads).permute(2, 0, 3, 1, 4)
-        y = F.scaled_dot_product_attention(q, k, v, self.visible(qkv, mask))
+        y = F.scaled_dot_product_attention(*heads(qkv, self.num_heads), visible)
         return y.transpose(1, 2).reshape(batch, tokens, width // 3)
 
     def attend_with_prefix(self, qkv: Tensor, keys: Tensor, values: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from pointpeft.ops._library import backend
 from pointpeft.ops.adapted_mlp import adapted_mlp, adapted_mlp_reference
 from pointpeft.ops.aggregate_neighbors import aggregate_neighbors, aggregate_neighbors_reference
+from pointpeft.ops.attention import attention, attention_reference
 from pointpeft.ops.ball_query import ball_query, ball_query_reference
 from pointpeft.ops.bottleneck_adapter import bottleneck_adapter, bottleneck_adapter_reference
 from pointpeft.ops.chamfer_distance import chamfer_distance, chamfer_distance_reference
@@ -29,6 +30,8 @@ __all__ = [
     "adapted_mlp_reference",
     "aggregate_neighbors",
     "aggregate_neighbors_reference",
+    "attention",
+    "attention_reference",
     "backend",
     "ball_query",
     "ball_query_reference",

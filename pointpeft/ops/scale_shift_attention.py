@@ -7,6 +7,7 @@ from torch import Tensor
 
 from pointpeft.ops import _check, _library, _rows
 from pointpeft.ops import scale_shift as _scale_shift  # noqa: F401  declares the operation whose backward ends this one's
+from pointpeft.ops.attention import attention_reference, check_heads, heads
 
 _ATEN = torch.ops.aten
 
@@ -14,12 +15,6 @@ _ATEN = torch.ops.aten
 def _adapted(z: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
     # The fused attention reads rows whose channels lie side by side, whatever the strides say.
     return torch.addcmul(beta, z, gamma).contiguous()
-
-
-def _heads(y: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
-    batch, tokens, width = y.shape
-    q, k, v = y.view(batch, tokens, 3, num_heads, width // 3 // num_heads).permute(2, 0, 3, 1, 4)
-    return q, k, v
 
 
 # On the CPU the result and the log-sum-exp of each token are kept for the backward: C + heads values a token, against
@@ -37,9 +32,7 @@ def _cpu_backward(grad, z, gamma, beta, out, lse, num_heads):
     y, dz = z.new_empty(z.shape), z.new_empty(batch * tokens, width)
     _rows.forward(rows, gamma, beta, False, y.view(-1, width))
     grad, out = (t.reshape(batch, tokens, num_heads, -1).transpose(1, 2) for t in (grad, out))
-    grads = _ATEN._scaled_dot_product_flash_attention_for_cpu_backward(
-        grad, *_heads(y, num_heads), out, lse, 0.0, False
-    )
+    grads = _ATEN._scaled_dot_product_flash_attention_for_cpu_backward(grad, *heads(y, num_heads), out, lse, 0.0, False)
     sums = []
     for dy, part, gamma_part, dz_part in zip(grads, rows.split(c, 1), gamma.split(c), dz.split(c, 1), strict=True):
         sums.append(_rows.backward(dy.transpose(1, 2).reshape(-1, c), part, gamma_part, None, dz_part))
@@ -55,13 +48,13 @@ def _attend(q, k, v):
 
 def _cuda(z, gamma, beta, num_heads):
     batch, tokens, width = z.shape
-    out, _ = _attend(*_heads(_adapted(z, gamma, beta), num_heads))
+    out, _ = _attend(*heads(_adapted(z, gamma, beta), num_heads))
     return out.transpose(1, 2).reshape(batch, tokens, width // 3), z.new_empty(0)
 
 
 def _cuda_backward(grad, z, gamma, beta, _out, _lse, num_heads):
     batch, tokens, width = z.shape
-    q, k, v = _heads(_adapted(z, gamma, beta), num_heads)
+    q, k, v = heads(_adapted(z, gamma, beta), num_heads)
     out, facts = _attend(q, k, v)
     grad = grad.view(batch, tokens, num_heads, -1).transpose(1, 2)
     grads = _ATEN._scaled_dot_product_efficient_attention_backward(
@@ -134,11 +127,7 @@ def scale_shift_attention(z: Tensor, gamma: Tensor, beta: Tensor, num_heads: int
     Source: Vaswani et al., "Attention is all you need", 2017, Eq. 1; Lian et al., "Scaling & shifting your features",
     NeurIPS 2022, Eq. 2.
     """
-    _check.floating("z", z, 3)
-    if isinstance(num_heads, bool) or not isinstance(num_heads, (int, torch.SymInt)):
-        raise ValueError(f"num_heads must be an int, got {num_heads!r}")
-    if num_heads < 1 or z.shape[-1] == 0 or z.shape[-1] % (3 * num_heads):
-        raise ValueError(f"z must have a multiple of 3 * num_heads = {3 * num_heads} channels, got {tuple(z.shape)}")
+    check_heads(z, num_heads)
     z, gamma, beta = _library.autocast(z, gamma, beta)
     for name, tensor in (("gamma", gamma), ("beta", beta)):
         _check.shaped(name, tensor, z.shape[-1:])
@@ -152,7 +141,4 @@ def scale_shift_attention(z: Tensor, gamma: Tensor, beta: Tensor, num_heads: int
 
 def scale_shift_attention_reference(z: Tensor, gamma: Tensor, beta: Tensor, num_heads: int) -> Tensor:
     """The definition in plain PyTorch; arguments and result as in `scale_shift_attention`."""
-    batch, tokens, width = z.shape
-    q, k, v = _heads(gamma * z + beta, num_heads)
-    share = (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).softmax(-1)  # [B, heads, T, T]
-    return (share @ v).transpose(1, 2).reshape(batch, tokens, width // 3)
+    return attention_reference(gamma * z + beta, num_heads)

@@ -42,6 +42,14 @@ def scale_shift_attention(draw: Draw) -> Case:
 
 
 @case_of
+def attention(draw: Draw) -> Case:
+    dtype = draw.choice(FLOATS)
+    heads = draw.choice([1, 2, 3, 6])
+    z = tokens(draw, dtype, 3 * heads * draw.choice([1, 3, 8, 16]), 3)
+    return Case({"z": z, "num_heads": heads}, (), None, ("z",) if draw.happens(0.5) else (), tame(z))
+
+
+@case_of
 def scale_shift_mlp(draw: Draw) -> Case:
     dtype, c, h = draw.choice(FLOATS), draw.size(33), draw.size(65)
     shapes = {"w1": (h, c), "b1": (h,), "gamma1": (h,), "beta1": (h,)}

@@ -1,0 +1,75 @@
+"""Self-attention from queries, keys and values that lie side by side."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pointpeft.ops import _check, _library, _rows
+
+
+def heads(y: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values by head, as views of `y` [B, T, 3C]. [B, heads, T, C / heads] each"""
+    batch, tokens, width = y.shape
+    q, k, v = y.view(batch, tokens, 3, num_heads, width // 3 // num_heads).permute(2, 0, 3, 1, 4)
+    return q, k, v
+
+
+def check_heads(z: Tensor, num_heads: int) -> None:
+    """`num_heads` is an int that divides a third of the channels of `z`."""
+    _check.floating("z", z, 3)
+    if isinstance(num_heads, bool) or not isinstance(num_heads, (int, torch.SymInt)):
+        raise ValueError(f"num_heads must be an int, got {num_heads!r}")
+    if num_heads < 1 or z.shape[-1] == 0 or z.shape[-1] % (3 * num_heads):
+        raise ValueError(f"z must have a multiple of 3 * num_heads = {3 * num_heads} channels, got {tuple(z.shape)}")
+
+
+def _by_pytorch(z, num_heads):
+    batch, tokens, width = z.shape
+    y = F.scaled_dot_product_attention(*heads(z.contiguous(), num_heads))
+    return y.transpose(1, 2).reshape(batch, tokens, width // 3)
+
+
+def _cpu(z, num_heads):
+    return _rows.attention(z if z.stride(-1) == 1 else z.contiguous(), None, None, num_heads)[0]
+
+
+def _fake(z, num_heads):
+    return z.new_empty((*z.shape[:2], z.shape[2] // 3))
+
+
+_op = _library.define("attention(Tensor z, int num_heads) -> Tensor", cpu=_cpu, cuda=_by_pytorch, fake=_fake)
+
+
+def attention(z: Tensor, num_heads: int) -> Tensor:
+    """Multi-head self-attention over tokens of [q, k, v] = z; with a gradient, and on CUDA, PyTorch's.
+
+    Args:
+        z: Output of the map to queries, keys and values, any strides; under autocast it is cast to its type.
+            [B, T, 3C]
+        num_heads: A divisor of C.
+
+    Returns:
+        Contiguous. [B, T, C]
+
+    Raises:
+        ValueError: A wrong shape, dtype or number of heads.
+
+    Source: Vaswani et al., "Attention is all you need", 2017, Eq. 1.
+    """
+    check_heads(z, num_heads)
+    (z,) = _library.autocast(z)
+    if not z.numel() or _library.use_fused_reference(z):  # the fused attention divides by the number of tokens
+        return attention_reference(z, num_heads)
+    if torch.compiler.is_compiling() or (torch.is_grad_enabled() and z.requires_grad):
+        return _by_pytorch(z, num_heads)
+    return _op(z, num_heads)
+
+
+def attention_reference(z: Tensor, num_heads: int) -> Tensor:
+    """The definition in plain PyTorch; arguments and result as in `attention`."""
+    batch, tokens, width = z.shape
+    q, k, v = heads(z.contiguous(), num_heads)
+    share = (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).softmax(-1)  # [B, heads, T, T]
+    return (share @ v).transpose(1, 2).reshape(batch, tokens, width // 3)
