@@ -22,9 +22,9 @@ POINTPEFT_INLINE float exp_of_negative(float x) {
   p = fused(p, r, 1.6666665459e-1f);
   p = fused(p, r, 5.0000001201e-1f);
   p = fused(p, r * r, r) + 1.0f;
-  int32_t bits;
+  uint32_t bits;  // any at all of NaN
   std::memcpy(&bits, &shifted, sizeof(bits));
-  bits = (bits - 0x4B400000 + 127) << 23;
+  bits = (bits - 0x4B400000u + 127u) << 23;
   float power;
   std::memcpy(&power, &bits, sizeof(power));
   return p * power;
