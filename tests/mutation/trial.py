@@ -38,6 +38,8 @@ def tests_of(file: str) -> tuple[str, ...]:
     else:
         stems = [source.stem for source in sorted(path.parent.glob("*.cpp")) if path in included(source)]
     names = [f"tests/ops/test_{stem.removeprefix('_')}.py" for stem in stems]
+    if path.suffix == ".py" and "_triton.kernel(" in path.read_text(encoding="utf-8"):
+        names.append("tests/ops/test_triton.py")  # what autotuning tries is looked at there
     found = tuple(dict.fromkeys(name for name in names if (ROOT / name).is_file()))
     return found or tuple(f"tests/ops/{one.name}" for one in sorted((ROOT / "tests/ops").glob("test_*.py")))
 

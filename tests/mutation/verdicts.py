@@ -19,4 +19,44 @@ VERDICTS: dict[tuple[str, str, str], str] = {
         "splits = max(1, min(SPLITS, -(-n // 16)))",
         "splits = max(1, min(SPLITS, -(-n // 17)))",
     ): "how many partial sums the rows are parted into: another order of rounding",
+    (
+        "pointpeft/ops/knn.py",
+        "if grad is not None and any(ctx.needs_input_grad[:2]):",
+        "if grad is not None and any(ctx.needs_input_grad[:3]):",
+    ): "equivalent: the third argument is a number, which asks for no gradient",
+    (
+        "pointpeft/ops/aggregate_neighbors.py",
+        "in_order = idx.flatten(1).sort(dim=1, stable=True) if grad.is_cuda else (None, None)",
+        "in_order = idx.flatten(2).sort(dim=1, stable=True) if grad.is_cuda else (None, None)",
+    ): "CUDA tensors alone get there: the tests need a GPU to see it",
+    (
+        "pointpeft/ops/sample_and_group.py",
+        "if group_size > num_groups:",
+        "if group_size >= num_groups:",
+    ): "equivalent: lengths of at least num_groups were asked for before",
+    (
+        "pointpeft/ops/adapted_mlp.py",
+        "u = layer_norm_scale_shift_reference(x, *norm, eps=norm_eps).to(mlp[0].dtype)",
+        "u = layer_norm_scale_shift_reference(x, *norm, eps=norm_eps).to(mlp[1].dtype)",
+    ): "equivalent: all tensors of the MLP are of one type",
+    (
+        "csrc/_adapter.cpp",
+        "const int64_t width = r - begin < 16 ? r - begin : 16;",
+        "const int64_t width = r - begin <= 16 ? r - begin : 16;",
+    ): "equivalent: both sides are 16 where they differ",
+    (
+        "csrc/_adapter.cpp",
+        "if (!seed) return {false, 0, 0, 0};",
+        "if (!seed) return {false, 1, 0, 0};",
+    ): "equivalent: where nothing drops nobody reads the seed",
+    (
+        "pointpeft/ops/_rows.py",
+        "def chunks(n: int, kept: int = 0) -> list[tuple[int, int]]:",
+        "def chunks(n: int, kept: int = 1) -> list[tuple[int, int]]:",
+    ): "the same rows in other chunks: time alone",
+    (
+        "pointpeft/ops/_rows.py",
+        "return x if x.stride(-1) == 1 or x.shape[-1] < 2 else x.contiguous()",
+        "return x if x.stride(-1) == 1 and x.shape[-1] < 2 else x.contiguous()",
+    ): "a copy more: time and memory alone",
 }

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from pointpeft.ops import _triton
 from tests.ops.compile_kernels import ARCHS, CASES
@@ -33,6 +34,17 @@ def test_blocks_are_powers_of_two_and_differ():
         numbers = [number for blocks, warps, _ in configs for number in (*blocks.values(), warps)]
         assert all(number & (number - 1) == 0 for number in numbers)
         assert all(configs.count(config) == 1 for config in configs)
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_float32_is_multiplied_as_cublas_is_allowed_to(allowed):
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    try:
+        assert _triton.precision(torch.float32) == ("tf32" if allowed else "ieee")
+        assert {_triton.precision(dtype) for dtype in (torch.bfloat16, torch.float16)} == {"ieee"}
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def test_importing_pointpeft_imports_no_triton():
