@@ -18,15 +18,23 @@ _ONEDNN = (
 _LEAST = 1 << 20  # multiplications that are worth oneDNN's longer way to its kernel
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    out: Tensor | None = None,
+    buffer: Tensor | None = None,
+) -> Tensor:
     """X Wᵀ + b on the CPU, outside autograd; differs from F.linear in roundings alone.
 
     Args:
         x: [N, C]
         weight: [O, C]
         bias: [O]
-        out: Where the result goes, its channels side by side; None for fresh memory, whose pages have to be mapped
-            where the result is large. [N, O]
+        out: Where the result goes, its channels side by side. [N, O]
+        buffer: Where it may go instead of into fresh memory, whose pages have to be mapped where it is large; oneDNN
+            has no use for it. [N, O]
 
     Returns:
         [N, O]
@@ -38,6 +46,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, out: Tensor | 
         bias = None if bias is None else bias.contiguous()
         y = torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, "none", [], "")
         return y if out is None else out.copy_(y)
+    out = buffer if out is None else out
     if out is None:
         return F.linear(x, weight, bias)
     if bias is None:

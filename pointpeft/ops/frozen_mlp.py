@@ -17,7 +17,7 @@ def _cpu(x, w1, b1, w2, b2):
     n, (h, c) = x.shape[0], w1.shape
     y, hidden, one = x.new_empty(n, c), x.new_empty(_rows.longest(n), h), x.new_ones(h)
     for begin, end in _rows.chunks(n):
-        t = _matmul.linear(x[begin:end], w1, out=hidden[: end - begin])
+        t = _matmul.linear(x[begin:end], w1, buffer=hidden[: end - begin])
         _rows.forward(t, one, b1, True, t)
         _matmul.linear(t, w2, b2, out=y[begin:end])
     return y

@@ -195,12 +195,12 @@ def _cpu(patches, w1, b1, w2, b2, w3, b3, w4, b4):
         rows, end = len(part), min(begin + step, n)
         h, best, shift = hidden[:rows], top[: end - begin], shifts[begin:end]
         _rows.first_layer(part, w1, b1, h)
-        _rows.patch_max(_matmul.linear(h, w2, out=_narrowed(wide[:rows], h2)), size, best)
+        _rows.patch_max(_matmul.linear(h, w2, buffer=_narrowed(wide[:rows], h2)), size, best)
         _matmul.linear(best, w3g, constant, out=shift)
         # relu(y + shift) = max(y, -shift) + shift, and W4 takes the last term once per patch: one pass over y, not two.
-        y = _matmul.linear(h, a, out=_narrowed(wide[:rows], h3))
+        y = _matmul.linear(h, a, buffer=_narrowed(wide[:rows], h3))
         _rows.patch_clamp(y, size, shift)
-        _rows.patch_max(_matmul.linear(y, w4, out=last[:rows]), size, tokens[begin:end])
+        _rows.patch_max(_matmul.linear(y, w4, buffer=last[:rows]), size, tokens[begin:end])
     tokens += _matmul.linear(shifts, w4, b4)
     return tokens.view(batch, groups, c)
 

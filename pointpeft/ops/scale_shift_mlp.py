@@ -43,7 +43,7 @@ def _cpu(x, w1, b1, gamma1, beta1, w2, b2, gamma2, beta2, keep):
     y, z, kept = x.new_empty(n, c), x.new_empty(n, c), x.new_empty(keep, h)
     hidden = x.new_empty(_rows.longest(n), h)
     for begin, end in _rows.chunks(n, keep):
-        t = _matmul.linear(x[begin:end], w1, out=hidden[: end - begin])
+        t = _matmul.linear(x[begin:end], w1, buffer=hidden[: end - begin])
         if end <= keep:
             kept[begin:end] = t
         _rows.forward(t, gamma1, shift1, True, t)
@@ -61,9 +61,9 @@ def _cpu_backward(grad, x, z, kept, w1, b1, gamma1, beta1, w2, b2, gamma2):
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     sums = [x.new_zeros(t.shape, dtype=wide) for t in (gamma1, gamma1, gamma2, gamma2)]
     for begin, end in _rows.chunks(n, keep):
-        t = kept[begin:end] if end <= keep else _matmul.linear(x[begin:end], w1, out=hidden[: end - begin])
+        t = kept[begin:end] if end <= keep else _matmul.linear(x[begin:end], w1, buffer=hidden[: end - begin])
         second = _rows.backward(grad[begin:end], z[begin:end], gamma2, None, dz[: end - begin])
-        dy = _matmul.linear(dz[: end - begin], w2.t(), out=d_hidden[: end - begin])
+        dy = _matmul.linear(dz[: end - begin], w2.t(), buffer=d_hidden[: end - begin])
         first = _rows.backward(dy, t, gamma1, shift1, dy)
         _matmul.linear(dy, w1.t(), out=dx[begin:end])
         for total, part in zip(sums, (*first, *second), strict=True):

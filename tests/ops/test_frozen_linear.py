@@ -65,14 +65,25 @@ def test_strides_and_offsets_do_not_matter(device, generator):
 
 
 @pytest.mark.parametrize("kind", ["whole", "transposed", "columns", "rows"])
-def test_any_layout_of_the_weight_goes_to_either_library(kind, generator, monkeypatch):
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("onednn", [False, True])
+def test_any_layout_goes_to_either_library(kind, biased, onednn, generator, monkeypatch):
+    if onednn and not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
+        pytest.skip("this PyTorch has no oneDNN")
+    monkeypatch.setattr(_matmul, "_ONEDNN", onednn)
+    monkeypatch.setattr(_matmul, "_LEAST", 0)
     x, big = torch.randn(400, 96, generator=generator), torch.randn(260, 260, generator=generator)
     weight = {"whole": big[:130, :96].contiguous(), "transposed": big[:96, :130].t()}
     weight = {**weight, "columns": big[:130, 7:103], "rows": big.contiguous()[::2, :96]}[kind]
-    expected = x.double() @ weight.double().t()
-    for least in (0, 2**62):
-        monkeypatch.setattr(_matmul, "_LEAST", least)
-        assert (_matmul.linear(x, weight) - expected).abs().max() < 1e-5 * expected.abs().max()
+    bias = big[3, ::2] if biased else None
+    expected = x.double() @ weight.double().t() + (bias.double() if biased else 0)
+    wide = torch.empty(400, 200)
+    out, buffer = wide[:, :130], torch.empty(400, 130)
+    results = [_matmul.linear(x, weight, bias), _matmul.linear(x, weight, bias, out=out)]
+    results.append(_matmul.linear(x, weight, bias, buffer=buffer))
+    assert results[1].data_ptr() == wide.data_ptr()
+    for got in (*results, out):
+        assert (got - expected).abs().max() < 1e-5 * expected.abs().max()
 
 
 def test_opcheck(device, generator):
