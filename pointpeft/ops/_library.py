@@ -90,6 +90,11 @@ def _asked() -> str:
     return wish
 
 
+def reference_is_asked() -> bool:
+    """Whether the reference shall answer everywhere."""
+    return _asked() == "reference"
+
+
 def backend(device: torch.device | str = "cpu") -> str:
     """Which backend answers on a device.
 

@@ -43,7 +43,7 @@ _op = _library.define("attention(Tensor z, int num_heads) -> Tensor", cpu=_cpu, 
 
 
 def attention(z: Tensor, num_heads: int) -> Tensor:
-    """Multi-head self-attention over tokens of [q, k, v] = z; with a gradient, and on CUDA, PyTorch's.
+    """Multi-head self-attention over tokens of [q, k, v] = z; with a gradient, and not on the CPU, PyTorch's.
 
     Args:
         z: Output of the map to queries, keys and values, any strides; under autocast it is cast to its type.
@@ -60,9 +60,10 @@ def attention(z: Tensor, num_heads: int) -> Tensor:
     """
     check_heads(z, num_heads)
     (z,) = _library.autocast(z)
-    if not z.numel() or _library.use_fused_reference(z):  # the fused attention divides by the number of tokens
+    if not z.numel() or _library.reference_is_asked():  # the fused attention divides by the number of tokens
         return attention_reference(z, num_heads)
-    if torch.compiler.is_compiling() or (torch.is_grad_enabled() and z.requires_grad):
+    wanted = torch.is_grad_enabled() and z.requires_grad
+    if wanted or torch.compiler.is_compiling() or z.device.type != "cpu" or not _library.compiled():
         return _by_pytorch(z, num_heads)
     return _op(z, num_heads)
 
