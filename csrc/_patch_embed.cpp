@@ -83,15 +83,20 @@ void patch_first_layer(const Tensor& points, const Tensor& weight, const Tensor&
   });
 }
 
-void patch_max(const Tensor& x, int64_t size, Tensor out) {
+// How many patches of `size` rows there are.
+int64_t patches_of(const Tensor& x, int64_t size) {
   require(size > 0 && x.size(0) % size == 0, "size must divide the rows of x, got ", size, " and ", x.size(0));
-  const int64_t n = x.size(0), c = x.size(1);
+  return x.size(0) / size;
+}
+
+void patch_max(const Tensor& x, int64_t size, Tensor out) {
+  const int64_t groups = patches_of(x, size), c = x.size(1);
   dispatch_floating("x", x.scalar_type(), [&](auto type) {
     using T = decltype(type);
-    const auto from = rows_of<T>("x", x, n, c);
-    const auto to = rows_to<T>("out", out, n / size, c);
+    const auto from = rows_of<T>("x", x, groups * size, c);
+    const auto to = rows_to<T>("out", out, groups, c);
     dispatch_level([&](auto level) {
-      over_rows(n / size, [&](int64_t begin, int64_t end) {
+      over_rows(groups, [&](int64_t begin, int64_t end) {
         std::vector<Accumulate<T>> most(c);
         decltype(level)::largest(from, begin, end, size, c, most.data(), to);
       });
@@ -100,14 +105,13 @@ void patch_max(const Tensor& x, int64_t size, Tensor out) {
 }
 
 void patch_clamp(Tensor x, int64_t size, const Tensor& shift) {
-  require(size > 0 && x.size(0) % size == 0, "size must divide the rows of x, got ", size, " and ", x.size(0));
-  const int64_t n = x.size(0), c = x.size(1);
+  const int64_t groups = patches_of(x, size), c = x.size(1);
   dispatch_floating("x", x.scalar_type(), [&](auto type) {
     using T = decltype(type);
-    const auto to = rows_to<T>("x", x, n, c);
-    const auto by_patch = rows_of<T>("shift", shift, n / size, c);
+    const auto to = rows_to<T>("x", x, groups * size, c);
+    const auto by_patch = rows_of<T>("shift", shift, groups, c);
     dispatch_level([&](auto level) {
-      over_rows(n / size, [&](int64_t begin, int64_t end) {
+      over_rows(groups, [&](int64_t begin, int64_t end) {
         std::vector<Accumulate<T>> least(c);
         decltype(level)::clamp(to, begin, end, size, c, by_patch, least.data());
       });

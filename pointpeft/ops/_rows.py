@@ -1,4 +1,4 @@
-"""The compiled element-wise passes over rows of channels that the fused operations are built of on the CPU."""
+"""The compiled passes over rows of channels that the fused operations are built of on the CPU."""
 
 from collections.abc import Callable
 from itertools import pairwise
