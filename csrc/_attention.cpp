@@ -1,5 +1,6 @@
 // Self-attention on the CPU: one head of one cloud at a time, whose scores never leave the cache. Scale and shift of
 // the queries, keys and values are applied while they are packed.
+#include "attention_amx.h"
 #include "gelu.h"
 #include "rows.h"
 
@@ -216,6 +217,23 @@ std::tuple<Tensor, Tensor> attention(const Tensor& qkv, const std::optional<Tens
     T* to = static_cast<T*>(out.mutable_data_ptr());
     A* facts = static_cast<A*>(lse.mutable_data_ptr());
     const int64_t stride_b = qkv.stride(0), stride = qkv.stride(1);
+#if defined(POINTPEFT_HAS_AMX)
+    if constexpr (std::is_same_v<T, BFloat16>) {
+      if (cpu_level() >= CpuLevel::amx) {
+        torch::stable::parallel_for(0, batch * heads, 1, [&](int64_t begin, int64_t end) {
+          TileScratch scratch(tokens, d);
+          const Tiles tiles;
+          for (int64_t i = begin; i < end; ++i) {
+            const int64_t b = i / heads, h = i % heads;
+            attend_by_tiles(from + b * stride_b + h * d, stride, c, gamma ? scale.data() + h * d : nullptr,
+                            beta ? shift.data() + h * d : nullptr, scratch, to + b * tokens * c + h * d, c,
+                            facts + i * tokens);
+          }
+        });
+        return;
+      }
+    }
+#endif
     dispatch_level([&](auto level) {
       torch::stable::parallel_for(0, batch * heads, 1, [&](int64_t begin, int64_t end) {
         Scratch<A> scratch(tokens, d, decltype(level)::kRows);

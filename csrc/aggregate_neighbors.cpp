@@ -114,8 +114,8 @@ POINTPEFT_LEVEL(Avx512, __attribute__((target("avx512f,avx512vl,avx512bw,avx512d
 template <class Body>
 void dispatch_level(Body&& body) {
 #if defined(__x86_64__)
-  if (cpu_level() == CpuLevel::avx512) return body(Avx512{});
-  if (cpu_level() == CpuLevel::avx2) return body(Avx2{});
+  if (cpu_level() >= CpuLevel::avx512) return body(Avx512{});
+  if (cpu_level() >= CpuLevel::avx2) return body(Avx2{});
 #endif
   body(Portable{});
 }

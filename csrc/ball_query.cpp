@@ -61,8 +61,8 @@ template <class A>
 Inside<A> choose_inside() {
 #if defined(__x86_64__)
   if constexpr (std::is_same_v<A, float>) {
-    if (cpu_level() == CpuLevel::avx512) return inside_avx512;
-    if (cpu_level() == CpuLevel::avx2) return inside_avx2;
+    if (cpu_level() >= CpuLevel::avx512) return inside_avx512;
+    if (cpu_level() >= CpuLevel::avx2) return inside_avx2;
   }
 #endif
   return inside_portable<A>;

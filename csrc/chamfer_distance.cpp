@@ -134,8 +134,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> chamfer_distance(const Tensor& a, con
     using A = Accumulate<T>;
     auto* search = nearest_portable<T, A>;
 #if defined(__x86_64__)
-    if (level == CpuLevel::avx512) search = nearest_avx512<T, A>;
-    if (level == CpuLevel::avx2) search = nearest_avx2<T, A>;
+    if (level >= CpuLevel::avx2) search = nearest_avx2<T, A>;
+    if (level >= CpuLevel::avx512) search = nearest_avx512<T, A>;
 #endif
     const T *data_a = static_cast<const T*>(a.const_data_ptr()), *data_b = static_cast<const T*>(b.const_data_ptr());
     A *out_a = static_cast<A*>(sq_a.mutable_data_ptr()), *out_b = static_cast<A*>(sq_b.mutable_data_ptr());

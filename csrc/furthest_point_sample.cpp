@@ -181,8 +181,8 @@ POINTPEFT_KERNELS(Avx512, __attribute__((target("avx512f,avx512vl,avx512bw,avx51
 template <class T, class A>
 const Kernels<T, A>& kernels_for(CpuLevel level) {
 #if defined(__x86_64__)
-  if (level == CpuLevel::avx512) return Avx512<T, A>::kernels;
-  if (level == CpuLevel::avx2) return Avx2<T, A>::kernels;
+  if (level >= CpuLevel::avx512) return Avx512<T, A>::kernels;
+  if (level >= CpuLevel::avx2) return Avx2<T, A>::kernels;
 #endif
   return Portable<T, A>::kernels;
 }
@@ -196,7 +196,7 @@ enum class Way { automatic, alone, together, tree };
 // about 520 of 2000, 300 of 4000, 320 of 8000. Of 16000 and more, at both levels, from about 320 on, which pay for
 // building it.
 bool tree_pays(CpuLevel level, int64_t length, int64_t num_samples) {
-  return num_samples >= 320 && length * num_samples >= int64_t{1} << (level == CpuLevel::avx512 ? 21 : 20);
+  return num_samples >= 320 && length * num_samples >= int64_t{1} << (level >= CpuLevel::avx512 ? 21 : 20);
 }
 
 template <class T, class A>

@@ -306,8 +306,8 @@ template <class A>
 Search<A> search_for_level() {
 #if defined(__x86_64__)
   if constexpr (std::is_same_v<A, float>) {
-    if (cpu_level() == CpuLevel::avx512) return search_avx512;
-    if (cpu_level() == CpuLevel::avx2) return search_avx2;
+    if (cpu_level() >= CpuLevel::avx512) return search_avx512;
+    if (cpu_level() >= CpuLevel::avx2) return search_avx2;
   }
 #endif
   return search_portable<A>;

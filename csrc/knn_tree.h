@@ -472,8 +472,8 @@ template <class A>
 TreeSearch<A> tree_search_for_level() {
 #if defined(__x86_64__)
   if constexpr (std::is_same_v<A, float>) {
-    if (cpu_level() == CpuLevel::avx512) return search_tree_avx512;
-    if (cpu_level() == CpuLevel::avx2) return search_tree_avx2;
+    if (cpu_level() >= CpuLevel::avx512) return search_tree_avx512;
+    if (cpu_level() >= CpuLevel::avx2) return search_tree_avx2;
   }
 #endif
   return search_tree_portable<A>;

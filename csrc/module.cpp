@@ -15,7 +15,7 @@ PYBIND11_MODULE(_C, m) {
   m.attr("made_by_intel") = pointpeft::made_by_intel();
   m.def(
       "cpu_level", [] { return pointpeft::cpu_level_name(pointpeft::cpu_level()); },
-      "The vector level that CPU kernels use now: portable, avx2 or avx512 (POINTPEFT_CPU_LEVEL lowers it).");
+      "The vector level that CPU kernels use now: portable, avx2, avx512 or amx (POINTPEFT_CPU_LEVEL lowers it).");
   m.def(
       "supported_cpu_level", [] { return pointpeft::cpu_level_name(pointpeft::supported_cpu_level()); },
       "The widest vector level this processor has.");

@@ -26,6 +26,12 @@
 #include <type_traits>
 #include <vector>
 
+#if defined(__x86_64__) && defined(__linux__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace pointpeft {
 
 using torch::headeronly::BFloat16;
@@ -119,8 +125,23 @@ POINTPEFT_INLINE bool load_rows(const T* from, int64_t stride_n, int64_t stride_
   return load_strided(from, stride_n, stride_c, n, x, y, z);
 }
 
-// How wide the CPU kernels may go; POINTPEFT_CPU_LEVEL=portable|avx2|avx512 lowers it (it never raises it).
-enum class CpuLevel { portable = 0, avx2 = 1, avx512 = 2 };
+// How wide the CPU kernels may go; POINTPEFT_CPU_LEVEL=portable|avx2|avx512|amx lowers it (it never raises it).
+enum class CpuLevel { portable = 0, avx2 = 1, avx512 = 2, amx = 3 };
+
+#if defined(__x86_64__)
+// Whether there are tiles of bfloat16, and the system lets this process use them: it has to be asked.
+inline bool may_use_amx() {
+#if defined(__linux__)
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d >> 22 & 1) == 0 || (d >> 24 & 1) == 0) return false;
+  if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || (a >> 5 & 1) == 0) return false;  // AVX512_BF16
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+#endif
 
 inline CpuLevel supported_cpu_level() {
 #if defined(__x86_64__)
@@ -128,7 +149,7 @@ inline CpuLevel supported_cpu_level() {
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512dq"))
-      return CpuLevel::avx512;
+      return may_use_amx() ? CpuLevel::amx : CpuLevel::avx512;
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return CpuLevel::avx2;
     return CpuLevel::portable;
   }();
@@ -154,17 +175,20 @@ inline CpuLevel cpu_level() {
   if (wish == nullptr || *wish == '\0') return supported;
   const std::string_view name(wish);
   CpuLevel asked = CpuLevel::portable;
-  if (name == "avx512")
+  if (name == "amx")
+    asked = CpuLevel::amx;
+  else if (name == "avx512")
     asked = CpuLevel::avx512;
   else if (name == "avx2")
     asked = CpuLevel::avx2;
   else
-    require(name == "portable", "POINTPEFT_CPU_LEVEL must be portable, avx2 or avx512, got ", wish);
+    require(name == "portable", "POINTPEFT_CPU_LEVEL must be portable, avx2, avx512 or amx, got ", wish);
   return std::min(asked, supported);
 }
 
 inline const char* cpu_level_name(CpuLevel level) {
-  return level == CpuLevel::avx512 ? "avx512" : level == CpuLevel::avx2 ? "avx2" : "portable";
+  constexpr const char* kNames[] = {"portable", "avx2", "avx512", "amx"};
+  return kNames[static_cast<int>(level)];
 }
 
 // Operations that others are built of: defined once in each library, by the .cpp and by the .cu of their name.

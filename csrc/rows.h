@@ -85,8 +85,8 @@ struct Avx512;
 template <class Body, class Narrow = Portable, class Middle = Avx2, class Wide = Avx512>
 void dispatch_level(Body&& body) {
 #if defined(__x86_64__)
-  if (cpu_level() == CpuLevel::avx512) return body(Wide{});
-  if (cpu_level() == CpuLevel::avx2) return body(Middle{});
+  if (cpu_level() >= CpuLevel::avx512) return body(Wide{});
+  if (cpu_level() >= CpuLevel::avx2) return body(Middle{});
 #endif
   body(Narrow{});
 }

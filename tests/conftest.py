@@ -42,13 +42,18 @@ def generator():
     return torch.Generator().manual_seed(0)
 
 
-@pytest.fixture(params=["portable", "avx2", "avx512"])
+CPU_LEVELS = ["portable", "avx2", "avx512", "amx"]
+
+
+@pytest.fixture(params=CPU_LEVELS[:3])
 def cpu_level(request, monkeypatch):
-    """Runs a test on each vector level that this processor has."""
+    """Runs a test on each vector level that this processor has; on AMX, which few kernels know, where it is asked for.
+
+    `pytest.mark.parametrize("cpu_level", CPU_LEVELS, indirect=True)` asks.
+    """
     from pointpeft import _C
 
-    levels = ["portable", "avx2", "avx512"]
-    if levels.index(request.param) > levels.index(_C.supported_cpu_level()):
+    if CPU_LEVELS.index(request.param) > CPU_LEVELS.index(_C.supported_cpu_level()):
         pytest.skip(f"this processor has no {request.param}")
     monkeypatch.setenv("POINTPEFT_CPU_LEVEL", request.param)
     return request.param

@@ -5,10 +5,12 @@ import pytest
 import torch
 
 from pointpeft.ops import attention, attention_reference
+from tests.conftest import CPU_LEVELS
 from tests.ops import fused
 
 # batch, tokens, heads, width of a head
 SIZES = [(1, 1, 1, 8), (2, 5, 3, 16), (3, 67, 2, 32), (1, 17, 3, 5)]
+TILES = [(2, 32, 2, 64), (1, 135, 2, 72)]  # whole tiles of AMX, and one channel block more than a whole one
 
 
 def case(size, generator):
@@ -28,13 +30,26 @@ def test_result_and_gradient_equal_the_reference(size, dtype, device, generator)
     fused.assert_equals_reference(*pair(size), *case(size, generator), dtype, device)
 
 
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("cpu_level", CPU_LEVELS, indirect=True)
+@pytest.mark.parametrize("size", SIZES + TILES)
 @pytest.mark.parametrize("dtype", fused.TOLERANCE)
 def test_result_where_no_gradient_is_asked_for_equals_the_reference(size, dtype, cpu_level, generator):
     z = case(size, generator)[0][0].to(dtype)
     op, reference = pair(size)
     expected = reference(z.double())
     assert (op(z).double() - expected).abs().max() <= fused.TOLERANCE[dtype] * max(1.0, float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("cpu_level", CPU_LEVELS, indirect=True)
+@pytest.mark.parametrize("dtype", fused.TOLERANCE)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e4])
+def test_values_that_are_no_numbers_go_where_the_reference_has_them(value, dtype, cpu_level, generator):
+    z = torch.randn(3, 37, 3 * 24, generator=generator).to(dtype)
+    z[0, 3, 5] = value  # a query
+    z[1, 20, 24 + 5] = value  # a key
+    got, expected = attention(z, 1), attention_reference(z.double(), 1)
+    assert torch.equal(got.isfinite(), expected.isfinite())
+    assert (got.double() - expected)[2].abs().max() <= fused.TOLERANCE[dtype]
 
 
 def test_gradients_are_those_of_finite_differences(generator):
