@@ -63,6 +63,20 @@ POINTPEFT_INLINE void output_row(T* __restrict a, const A* __restrict up_bias, A
   }
 }
 
+// The end of a block: out = x + (γ z + β) + (a + s b_up), without x where there is none; GELU of the last bracket is
+// added to the prompt's sums.
+template <class T, class U, class A>
+POINTPEFT_INLINE void closing_row(const U* __restrict a, const A* __restrict up_bias, A s, const U* __restrict z,
+                                  const A* __restrict gamma, const A* __restrict beta, const T* __restrict x, int64_t c,
+                                  T* __restrict out, A* __restrict sums) {
+  for (int64_t i = 0; i < c; ++i) {
+    const A value = static_cast<A>(a[i]) + s * up_bias[i];
+    sums[i] += gelu(value);
+    out[i] = static_cast<T>((x == nullptr ? A(0) : static_cast<A>(x[i])) + (gamma[i] * static_cast<A>(z[i]) + beta[i]) +
+                            value);
+  }
+}
+
 // The gradient at a, that of the prompt included, in the place of a without its bias; its product with b_up; and s
 // times it, summed.
 template <bool kPrompt, class T, class A>
@@ -103,6 +117,13 @@ POINTPEFT_INLINE void gradient_row(const T* __restrict grad, T* __restrict a, co
     TARGET static void output(Rows<T> a, const A* up_bias, const A* s, int64_t begin, int64_t end, int64_t c,         \
                               A* sums) {                                                                              \
       for (int64_t n = begin; n < end; ++n) output_row<kPrompt>(a[n], up_bias, s[n], c, sums);                        \
+    }                                                                                                                 \
+    template <class T, class U, class A>                                                                              \
+    TARGET static void closing(Rows<const U> a, const A* up_bias, const A* s, Rows<const U> z, const A* gamma,        \
+                               const A* beta, Rows<const T> x, int64_t begin, int64_t end, int64_t c, Rows<T> out,    \
+                               A* sums) {                                                                             \
+      for (int64_t n = begin; n < end; ++n)                                                                           \
+        closing_row(a[n], up_bias, s[n], z[n], gamma, beta, x.data == nullptr ? nullptr : x[n], c, out[n], sums);     \
     }                                                                                                                 \
     template <bool kPrompt, class T, class A>                                                                         \
     TARGET static void gradient(Rows<const T> grad, Rows<T> a, const A* share, const A* up_bias, const A* s,          \
@@ -186,6 +207,25 @@ std::tuple<Tensor, Tensor, Tensor> adapter_hidden_backward(const Tensor& back, c
   return {dz, d_bias, sum};
 }
 
+// The mean [clouds, c] of what body(first row, row behind the last, sums) adds to its sums, over each cloud's rows.
+template <class T, class Body, class A = Accumulate<T>>
+void mean_over_clouds(int64_t n, int64_t clouds, int64_t c, T* mean, Body&& body) {
+  const int64_t tokens = n / clouds, parts = parts_of(tokens);
+  std::vector<A> sums(clouds * parts * c);
+  torch::stable::parallel_for(0, clouds * parts, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t unit = begin; unit < end; ++unit) {
+      const int64_t first = unit / parts * tokens, part = unit % parts;
+      body(first + part * tokens / parts, first + (part + 1) * tokens / parts, sums.data() + unit * c);
+    }
+  });
+  for (int64_t cloud = 0; cloud < clouds; ++cloud)
+    for (int64_t i = 0; i < c; ++i) {
+      A total = 0;
+      for (int64_t part = 0; part < parts; ++part) total += sums[(cloud * parts + part) * c + i];
+      mean[cloud * c + i] = static_cast<T>(total / static_cast<A>(tokens));
+    }
+}
+
 // Adds s ⊗ up_bias to a [N, C] in place; with clouds > 0 returns the mean over a cloud's tokens of GELU(a) [clouds, C].
 Tensor adapter_output(Tensor a, const Tensor& up_bias, const Tensor& s, int64_t clouds) {
   const int64_t n = a.size(0), c = a.size(1);
@@ -205,22 +245,40 @@ Tensor adapter_output(Tensor a, const Tensor& up_bias, const Tensor& s, int64_t 
         });
         return;
       }
-      const int64_t tokens = n / clouds, parts = parts_of(tokens);
-      std::vector<A> sums(clouds * parts * c);
-      torch::stable::parallel_for(0, clouds * parts, 1, [&](int64_t begin, int64_t end) {
-        for (int64_t unit = begin; unit < end; ++unit) {
-          const int64_t first = unit / parts * tokens, part = unit % parts;
-          decltype(level)::template output<true>(rows, bias.data(), factor.data(), first + part * tokens / parts,
-                                                 first + (part + 1) * tokens / parts, c, sums.data() + unit * c);
-        }
-      });
-      T* to = static_cast<T*>(prompt.mutable_data_ptr());
-      for (int64_t cloud = 0; cloud < clouds; ++cloud)
-        for (int64_t i = 0; i < c; ++i) {
-          A total = 0;
-          for (int64_t part = 0; part < parts; ++part) total += sums[(cloud * parts + part) * c + i];
-          to[cloud * c + i] = static_cast<T>(total / static_cast<A>(tokens));
-        }
+      mean_over_clouds(n, clouds, c, static_cast<T*>(prompt.mutable_data_ptr()),
+                       [&](int64_t begin, int64_t end, A* sums) {
+                         decltype(level)::template output<true>(rows, bias.data(), factor.data(), begin, end, c, sums);
+                       });
+    });
+  });
+  return prompt;
+}
+
+// out = x + (γ z + β) + (a + s ⊗ up_bias) of rows [N, C], x and out perhaps of a longer type; x None for zero. Returns
+// the mean over a cloud's tokens of GELU(a + s ⊗ up_bias) [clouds, C].
+Tensor adapter_closing(const Tensor& a, const Tensor& up_bias, const Tensor& s, const Tensor& z, const Tensor& gamma,
+                       const Tensor& beta, const std::optional<Tensor>& x, int64_t clouds, Tensor out) {
+  const int64_t n = a.size(0), c = a.size(1);
+  require(clouds > 0 && n % clouds == 0, "clouds must divide N = ", n, ", got ", clouds);
+  Tensor prompt = torch::stable::new_empty(a, {clouds, c}, a.scalar_type());
+  dispatch_residual("out", out.scalar_type(), "a", a.scalar_type(), [&](auto type, auto shorter) {
+    using T = decltype(type);
+    using U = decltype(shorter);
+    using A = Accumulate<U>;
+    require(z.scalar_type() == a.scalar_type(), "z must be of the type of a");
+    require(!x || x->scalar_type() == out.scalar_type(), "x must be of the type of out");
+    const auto rows = rows_of<U>("a", a, n, c), mapped = rows_of<U>("z", z, n, c);
+    const auto stream = x ? rows_of<T>("x", *x, n, c) : Rows<const T>{nullptr, 0};
+    const auto to = rows_to<T>("out", out, n, c);
+    const auto bias = channels_of<U>("up_bias", up_bias, c), scale = channels_of<U>("gamma", gamma, c),
+               shift = channels_of<U>("beta", beta, c);
+    const auto factor = channels_of<A>("s", s, n);
+    dispatch_level([&](auto level) {
+      mean_over_clouds(n, clouds, c, static_cast<U*>(prompt.mutable_data_ptr()),
+                       [&](int64_t begin, int64_t end, A* sums) {
+                         decltype(level)::closing(rows, bias.data(), factor.data(), mapped, scale.data(), shift.data(),
+                                                  stream, begin, end, c, to, sums);
+                       });
     });
   });
   return prompt;
@@ -270,6 +328,10 @@ STABLE_TORCH_LIBRARY_FRAGMENT(pointpeft, m) {
       "-> (Tensor, Tensor, Tensor)");
   m.def("_adapter_output(Tensor(a!) a, Tensor up_bias, Tensor s, int clouds) -> Tensor");
   m.def(
+      "_adapter_closing(Tensor a, Tensor up_bias, Tensor s, Tensor z, Tensor gamma, Tensor beta, Tensor? x, int "
+      "clouds, "
+      "Tensor(a!) out) -> Tensor");
+  m.def(
       "_adapter_gradient(Tensor grad, Tensor? grad_prompt, Tensor(a!) a, Tensor up_bias, Tensor s) "
       "-> (Tensor, Tensor)");
 }
@@ -278,5 +340,6 @@ STABLE_TORCH_LIBRARY_IMPL(pointpeft, CPU, m) {
   m.impl("_adapter_hidden", TORCH_BOX(&pointpeft::adapter_hidden));
   m.impl("_adapter_hidden_backward", TORCH_BOX(&pointpeft::adapter_hidden_backward));
   m.impl("_adapter_output", TORCH_BOX(&pointpeft::adapter_output));
+  m.impl("_adapter_closing", TORCH_BOX(&pointpeft::adapter_closing));
   m.impl("_adapter_gradient", TORCH_BOX(&pointpeft::adapter_gradient));
 }

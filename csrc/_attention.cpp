@@ -196,16 +196,19 @@ POINTPEFT_LEVEL(Avx512, __attribute__((target("avx512f,avx512vl,avx512bw,avx512d
                 6, 4)
 #endif
 
-// Mixed values (B, T, C) and log-sum-exp (B, heads, T) in float32 or float64.
-std::tuple<Tensor, Tensor> attention(const Tensor& qkv, const std::optional<Tensor>& gamma,
-                                     const std::optional<Tensor>& beta, int64_t heads) {
+// Mixed values go into `out` (B, T, C); returns the log-sum-exp (B, heads, T) in float32 or float64.
+Tensor attention(const Tensor& qkv, const std::optional<Tensor>& gamma, const std::optional<Tensor>& beta,
+                 int64_t heads, Tensor out) {
   require(qkv.dim() == 3, "qkv must have 3 dimensions");
   const int64_t batch = qkv.size(0), tokens = qkv.size(1), width = qkv.size(2);
   require(heads > 0 && width % (3 * heads) == 0, "qkv must have 3 * heads * D channels, got ", width);
   require(width == 0 || tokens == 0 || qkv.stride(2) == 1, "qkv must have its channels side by side");
   require(gamma.has_value() == beta.has_value(), "gamma and beta must be given together");
   const int64_t c = width / 3, d = c / heads;
-  Tensor out = torch::stable::new_empty(qkv, {batch, tokens, c}, qkv.scalar_type()), lse = out;
+  require(out.dim() == 3 && out.size(0) == batch && out.size(1) == tokens && out.size(2) == c && out.is_contiguous() &&
+              out.scalar_type() == qkv.scalar_type(),
+          "out must be contiguous, of the type of qkv and of a third of its channels");
+  Tensor lse = out;
   dispatch_floating("qkv", qkv.scalar_type(), [&](auto type) {
     using T = decltype(type);
     using A = Accumulate<T>;
@@ -246,14 +249,14 @@ std::tuple<Tensor, Tensor> attention(const Tensor& qkv, const std::optional<Tens
       });
     });
   });
-  return {out, lse};
+  return lse;
 }
 
 }  // namespace
 }  // namespace pointpeft
 
 STABLE_TORCH_LIBRARY_FRAGMENT(pointpeft, m) {
-  m.def("_attention(Tensor qkv, Tensor? gamma, Tensor? beta, int heads) -> (Tensor, Tensor)");
+  m.def("_attention(Tensor qkv, Tensor? gamma, Tensor? beta, int heads, Tensor(a!) out) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(pointpeft, CPU, m) { m.impl("_attention", TORCH_BOX(&pointpeft::attention)); }

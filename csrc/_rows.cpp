@@ -35,9 +35,9 @@ POINTPEFT_INLINE void backward_row(const T* grad, const T* __restrict x, const A
 
 // ---- LayerNorm ----
 
-template <class T, class A>
+template <class T, class U, class A>
 POINTPEFT_INLINE void norm_row(const T* __restrict x, const A* __restrict weight, const A* __restrict bias,
-                               const A* __restrict gate, int64_t c, A eps, T* __restrict out, A* stats, A* gated) {
+                               const A* __restrict gate, int64_t c, A eps, U* __restrict out, A* stats, A* gated) {
   A part[16] = {}, mean, rstd;
   int64_t i = 0;
   for (; i + 16 <= c; i += 16)
@@ -57,13 +57,19 @@ POINTPEFT_INLINE void norm_row(const T* __restrict x, const A* __restrict weight
   rstd = A(1) / std::sqrt(across(part) / static_cast<A>(c) + eps);
   stats[0] = mean;
   stats[1] = rstd;
-  for (i = 0; i < c; ++i) out[i] = static_cast<T>((static_cast<A>(x[i]) - mean) * rstd * weight[i] + bias[i]);
+  for (i = 0; i < c; ++i) out[i] = static_cast<U>((static_cast<A>(x[i]) - mean) * rstd * weight[i] + bias[i]);
   if (gate == nullptr) return;
   for (int64_t l = 0; l < 16; ++l) part[l] = 0;
   for (i = 0; i + 16 <= c; i += 16)
     for (int64_t l = 0; l < 16; ++l) part[l] += static_cast<A>(out[i + l]) * gate[i + l];
   for (int64_t l = 0; i + l < c; ++l) part[l] += static_cast<A>(out[i + l]) * gate[i + l];
   *gated = across(part);
+}
+
+template <class T, class U>
+POINTPEFT_INLINE void add_row(const T* __restrict x, const U* __restrict y, int64_t c, T* __restrict out) {
+  using A = Accumulate<T>;
+  for (int64_t i = 0; i < c; ++i) out[i] = static_cast<T>(static_cast<A>(x[i]) + static_cast<A>(y[i]));
 }
 
 // `d_gate` is the gradient of the gate w·u of this row, 0 without a gate. Sums: of du x̂, of du, and of d_gate x̂.
@@ -125,6 +131,16 @@ POINTPEFT_INLINE void norm_backward_row(const T* __restrict grad, const T* __res
                             int64_t end, int64_t c, A eps, Rows<T> out, A* stats, A* gated) {                          \
       for (int64_t r = begin; r < end; ++r)                                                                            \
         norm_row(x[r], weight, bias, gate, c, eps, out[r], stats + 2 * r, gated + r);                                  \
+    }                                                                                                                  \
+    template <class T, class U, class A>                                                                               \
+    TARGET static void add_norm(Rows<const T> x, Rows<const U> y, const A* weight, const A* bias, int64_t begin,       \
+                                int64_t end, int64_t c, A eps, Rows<T> sum, Rows<U> out) {                             \
+      A stats[2];                                                                                                      \
+      for (int64_t r = begin; r < end; ++r) {                                                                          \
+        const T* row = x[r];                                                                                           \
+        if (y.data != nullptr) add_row(row, y[r], c, sum[r]), row = sum[r];                                            \
+        norm_row(row, weight, bias, static_cast<const A*>(nullptr), c, eps, out[r], stats, stats);                     \
+      }                                                                                                                \
     }                                                                                                                  \
     template <class T, class A>                                                                                        \
     TARGET static void norm_backward(Rows<const T> grad, Rows<const T> x, const A* stats, const A* weight,             \
@@ -206,6 +222,30 @@ std::tuple<Tensor, Tensor, Tensor> norm_rows(const Tensor& x, const Tensor& weig
   return {out, stats, gated};
 }
 
+// out = LN(x), or with y LN(sum) where sum = x + y; y and out may be of a shorter type.
+void add_norm_rows(const Tensor& x, const std::optional<Tensor>& y, const Tensor& weight, const Tensor& bias,
+                   double eps, std::optional<Tensor> sum, Tensor out) {
+  const int64_t n = x.size(0), c = x.size(1);
+  require(y.has_value() == sum.has_value(), "y and sum must be given together");
+  dispatch_residual("x", x.scalar_type(), "out", out.scalar_type(), [&](auto type, auto shorter) {
+    using T = decltype(type);
+    using U = decltype(shorter);
+    using A = Accumulate<T>;
+    const auto from = rows_of<T>("x", x, n, c);
+    const auto to = rows_to<U>("out", out, n, c);
+    require(!y || y->scalar_type() == out.scalar_type(), "y must be of the type of out");
+    require(!sum || sum->scalar_type() == x.scalar_type(), "sum must be of the type of x");
+    const auto also = y ? rows_of<U>("y", *y, n, c) : Rows<const U>{nullptr, 0};
+    const auto total = sum ? rows_to<T>("sum", *sum, n, c) : Rows<T>{nullptr, 0};
+    const auto w = channels_of<T>("weight", weight, c), b = channels_of<T>("bias", bias, c);
+    dispatch_level([&](auto level) {
+      over_rows(n, [&](int64_t begin, int64_t end) {
+        decltype(level)::add_norm(from, also, w.data(), b.data(), begin, end, c, static_cast<A>(eps), total, to);
+      });
+    });
+  });
+}
+
 // dx, and the sums over rows of du x̂, of du and of d_gate x̂, [3, C]; du = grad + d_gate ⊗ gate.
 std::tuple<Tensor, Tensor> norm_rows_backward(const Tensor& grad, const Tensor& x, const Tensor& stats,
                                               const Tensor& weight, const std::optional<Tensor>& gate,
@@ -247,6 +287,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(pointpeft, m) {
       "-> (Tensor, Tensor)");
   m.def("_norm_rows(Tensor x, Tensor weight, Tensor bias, Tensor? gate, float eps) -> (Tensor, Tensor, Tensor)");
   m.def(
+      "_add_norm_rows(Tensor x, Tensor? y, Tensor weight, Tensor bias, float eps, Tensor(a!)? sum, Tensor(b!) out) "
+      "-> ()");
+  m.def(
       "_norm_rows_backward(Tensor grad, Tensor x, Tensor stats, Tensor weight, Tensor? gate, Tensor? d_gate) "
       "-> (Tensor, Tensor)");
 }
@@ -255,5 +298,6 @@ STABLE_TORCH_LIBRARY_IMPL(pointpeft, CPU, m) {
   m.impl("_scale_shift_rows", TORCH_BOX(&pointpeft::scale_shift_rows));
   m.impl("_scale_shift_rows_backward", TORCH_BOX(&pointpeft::scale_shift_rows_backward));
   m.impl("_norm_rows", TORCH_BOX(&pointpeft::norm_rows));
+  m.impl("_add_norm_rows", TORCH_BOX(&pointpeft::add_norm_rows));
   m.impl("_norm_rows_backward", TORCH_BOX(&pointpeft::norm_rows_backward));
 }

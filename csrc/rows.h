@@ -97,6 +97,22 @@ void dispatch_flag(bool flag, Body&& body) {
   body(std::false_type{});
 }
 
+// Calls body(T{}, U{}) with the types of a residual stream and of what is added to it: the same, or float and a short
+// one.
+template <class Body>
+void dispatch_residual(const char* stream, ScalarType dtype, const char* branch, ScalarType shorter, Body&& body) {
+  dispatch_floating(branch, shorter, [&](auto type) {
+    using U = decltype(type);
+    if (dtype == shorter) return body(U{}, U{});
+    if constexpr (sizeof(U) == 2) {
+      require(dtype == ScalarType::Float, stream, " must be float32, or of the type of ", branch);
+      body(float{}, U{});
+    } else {
+      fail(stream, " must be of the type of ", branch);
+    }
+  });
+}
+
 // Calls body(part, first row, row behind the last) for every part of the rows.
 template <class Body>
 void over_parts(int64_t n, Body&& body) {

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pointpeft.backbones.context import Context
-from pointpeft.ops import attention, frozen_linear, frozen_mlp
+from pointpeft.ops import attention, frozen_attention, frozen_linear, frozen_mlp
 from pointpeft.ops.attention import heads
 
 
@@ -88,9 +88,23 @@ class Attention(nn.Module):
         q, k, v = (t.view(batch, -1, self.num_heads, width // 3 // self.num_heads).transpose(1, 2) for t in (q, k, v))
         return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, tokens, width // 3)
 
+    def mixed(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """`attend` of `qkv`, in one operation where all tokens see each other and the map is frozen.
+
+        Args:
+            x: [B, T, C]
+            mask: As in `attend`.
+
+        Returns:
+            [B, T, C]
+        """
+        if mask is None and type(self).visible is Attention.visible and is_frozen(self.qkv):
+            return frozen_attention(x, self.qkv.weight, self.qkv.bias, None, None, self.num_heads)
+        return self.attend(linear(self.qkv, x), mask)
+
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Self-attention. [B, T, C] -> [B, T, C]"""
-        return linear(self.proj, self.attend(linear(self.qkv, x), mask))
+        return linear(self.proj, self.mixed(x, mask))
 
 
 class Mlp(nn.Module):

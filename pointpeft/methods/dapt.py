@@ -7,11 +7,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from pointpeft.backbones.context import Context
-from pointpeft.backbones.layers import Block, linear
+from pointpeft.backbones.layers import Block, is_frozen
 from pointpeft.methods.base import Method, register_method, where
-from pointpeft.methods.scale_shift import ScaleShift, fold, folds, mapped, normed
+from pointpeft.methods.scale_shift import ScaleShift, fold, mapped, normed, terms
 from pointpeft.model import PointModel
-from pointpeft.ops import adapted_mlp, dynamic_adapter, frozen_mlp, scale_shift_attention
+from pointpeft.ops import adapted_mlp, dynamic_adapter, frozen_attention, scale_shift_attention
+from pointpeft.ops._library import autocast_dtype, use_fused_reference
 
 
 class DynamicAdapter(nn.Module):
@@ -77,36 +78,42 @@ class DAPTBlock(Block):
         """[B, T, C] -> [B, T + 1, C]: every block leaves one prompt behind the prefix."""
         x = ctx.add_pos(x)
         ctx.pos = None
-        y = self._attend(normed(self.norm1, self.tfts_1, x))
-        x = x + self.drop_path(mapped(self.attn.proj, self.tfts_proj, y))
-        y, prompt = self._adapted_mlp(x)
-        x = x + self.drop_path(y)
+        u = normed(self.norm1, self.tfts_1, x, autocast_dtype(x))
+        y = mapped(self.attn.proj, self.tfts_proj, self._attend(u))
+        if self.training and self.drop_path.rate:
+            x = x + self.drop_path(y)
+            y, prompt = self._adapted_mlp(x)
+            x = x + self.drop_path(y)
+        else:
+            x, prompt = self._adapted_mlp(x, branch=y)
         return ctx.insert_prompts(x, self.tfts_3(prompt)[:, None])  # over all tokens, prompts included
 
     def _attend(self, u: Tensor) -> Tensor:
         attn, tfts = self.attn, self.tfts_qkv
         if isinstance(tfts, nn.Identity):
-            return attn.attend(linear(attn.qkv, u))
-        return scale_shift_attention(linear(attn.qkv, u), tfts.gamma, tfts.beta, attn.num_heads)
+            return attn.mixed(u)
+        if is_frozen(attn.qkv):
+            return frozen_attention(u, attn.qkv.weight, attn.qkv.bias, tfts.gamma, tfts.beta, attn.num_heads)
+        return scale_shift_attention(attn.qkv(u), tfts.gamma, tfts.beta, attn.num_heads)
 
-    def _adapted_mlp(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """MLP(u) + A(u) with u = LN(x), and the prompt of A."""
-        norm, tfts, fc1, fc2, tfts_1, tfts_2 = (
-            self.norm2, self.tfts_2, self.mlp.fc1, self.mlp.fc2, self.tfts_fc1, self.tfts_fc2
-        )  # fmt: skip
-        if folds(tfts_1, x):
-            u = normed(norm, tfts, x)
-            a, prompt = self.adapter(u)
-            y = (
-                self.mlp(u)
-                if isinstance(tfts_1, nn.Identity)
-                else frozen_mlp(u, *tfts_1.folded(fc1), *tfts_2.folded(fc2))
-            )
-            return y + a, prompt
-        first = (fc1.weight, fc1.bias, tfts_1.gamma, tfts_1.beta)
-        second = (fc2.weight, fc2.bias, tfts_2.gamma, tfts_2.beta)
-        norms, adapter = (norm.weight, norm.bias, tfts.gamma, tfts.beta), self.adapter
-        return adapted_mlp(x, norms, first + second, adapter.weights, norm_eps=norm.eps, **adapter.options)
+    def _adapted_mlp(self, x: Tensor, branch: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """MLP(u) + A(u) with u = LN(x), and the prompt of A; with `branch` also both residuals."""
+        norm, fc1, fc2, adapter = self.norm2, self.mlp.fc1, self.mlp.fc2, self.adapter
+        if isinstance(self.tfts_fc1, nn.Identity) and use_fused_reference(x):  # leaves no ones and zeros behind
+            x = x if branch is None else x + branch
+            u = norm(x)
+            a, prompt = adapter(u)
+            y = self.mlp(u) + a
+            return y if branch is None else x + y, prompt
+        return adapted_mlp(
+            x,
+            (norm.weight, norm.bias, *terms(self.tfts_2)),
+            (fc1.weight, fc1.bias, *terms(self.tfts_fc1), fc2.weight, fc2.bias, *terms(self.tfts_fc2)),
+            adapter.weights,
+            branch=branch,
+            norm_eps=norm.eps,
+            **adapter.options,
+        )
 
     def fold(self) -> None:
         """Folds the transforms into the layers before them; the prompt's stays."""

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pointpeft.backbones.layers import is_frozen
+from pointpeft.backbones.layers import is_frozen, linear
 from pointpeft.ops import frozen_linear, layer_norm_scale_shift, scale_shift
 from pointpeft.ops._library import use_fused_reference
 
@@ -43,7 +43,9 @@ class ScaleShift(nn.Module):
             return _folded(layer, self)
         key = [(t.data_ptr(), t._version) for t in sources]
         if self._kept is None or self._kept[0] != key:
-            self._kept = (key, _folded(layer, self))
+            # As frozen parameters, whose casts to a short type are kept as well.
+            weight, bias = (nn.Parameter(t, requires_grad=False) for t in _folded(layer, self))
+            self._kept = (key, (weight, bias))
         return self._kept[1]
 
 
@@ -73,10 +75,15 @@ def folds(after: ScaleShift | nn.Identity, x: Tensor) -> bool:
     return not wanted and not use_fused_reference(x)
 
 
+def terms(after: ScaleShift | nn.Identity) -> tuple[Tensor | None, Tensor | None]:
+    """γ and β of `after`; None where it is folded for good."""
+    return (None, None) if isinstance(after, nn.Identity) else (after.gamma, after.beta)
+
+
 def mapped(layer: nn.Linear, after: ScaleShift | nn.Identity, x: Tensor) -> Tensor:
     """`after(layer(x))`, in one operation where no gradient is asked for."""
     if isinstance(after, nn.Identity):
-        return layer(x)
+        return linear(layer, x)
     if folds(after, x):
         return frozen_linear(x, *after.folded(layer))
     if is_frozen(layer):
@@ -84,11 +91,11 @@ def mapped(layer: nn.Linear, after: ScaleShift | nn.Identity, x: Tensor) -> Tens
     return after(layer(x))
 
 
-def normed(layer: nn.LayerNorm, after: ScaleShift | nn.Identity, x: Tensor) -> Tensor:
-    """`after(layer(x))` in one operation."""
-    if isinstance(after, nn.Identity):
+def normed(layer: nn.LayerNorm, after: ScaleShift | nn.Identity, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """`after(layer(x))` in one operation, in `dtype` where it is given."""
+    if isinstance(after, nn.Identity) and dtype in (None, x.dtype):
         return layer(x)
-    return layer_norm_scale_shift(x, layer.weight, layer.bias, after.gamma, after.beta, layer.eps)
+    return layer_norm_scale_shift(x, layer.weight, layer.bias, *terms(after), layer.eps, dtype=dtype)
 
 
 def _frozen(value: Tensor) -> nn.Parameter:

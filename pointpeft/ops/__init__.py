@@ -8,6 +8,7 @@ from pointpeft.ops.ball_query import ball_query, ball_query_reference
 from pointpeft.ops.bottleneck_adapter import bottleneck_adapter, bottleneck_adapter_reference
 from pointpeft.ops.chamfer_distance import chamfer_distance, chamfer_distance_reference
 from pointpeft.ops.dynamic_adapter import dynamic_adapter, dynamic_adapter_reference
+from pointpeft.ops.frozen_attention import frozen_attention, frozen_attention_reference
 from pointpeft.ops.frozen_linear import frozen_linear, frozen_linear_reference
 from pointpeft.ops.frozen_mlp import frozen_mlp, frozen_mlp_reference
 from pointpeft.ops.furthest_point_sample import furthest_point_sample, furthest_point_sample_reference
@@ -42,6 +43,8 @@ __all__ = [
     "dynamic_adapter",
     "dynamic_adapter_reference",
     "fold_batch_norm",
+    "frozen_attention",
+    "frozen_attention_reference",
     "frozen_linear",
     "frozen_linear_reference",
     "frozen_mlp",

@@ -1,5 +1,6 @@
 """The compiled passes over rows of channels that the fused operations are built of on the CPU."""
 
+import threading
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -15,22 +16,43 @@ def packed(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 or x.shape[-1] < 2 else x.contiguous()
 
 
-PER_CHUNK = 1040
-"""Rows, at most, that an MLP takes at a time: the hidden layer of so many stays near the cores, and in one place."""
+CHUNK_BYTES = 8 << 20
+"""Of an MLP's hidden layer, at most, at a time: so much stays near the cores, and in one place.
+
+In bfloat16 products of few rows are slow beside that: 720 rows of 1536 channels take longer than 1040.
+"""
 
 
-def longest(n: int) -> int:
-    """The most rows of a chunk of `n` rows, of which any number may be kept."""
-    return min(n, PER_CHUNK)
+def per_chunk(hidden: int, dtype: torch.dtype) -> int:
+    """How many rows an MLP of so many hidden channels takes at a time, at most."""
+    return max(1, CHUNK_BYTES // max(1, hidden * dtype.itemsize))
 
 
-def chunks(n: int, kept: int = 0) -> list[tuple[int, int]]:
+def chunks(n: int, most: int, kept: int = 0) -> list[tuple[int, int]]:
     """First row and row behind the last of each chunk, nearly even; those of the first `kept` rows end there."""
     bounds = []
     for begin, end in ((0, kept), (kept, n)):
-        count = -(-(end - begin) // PER_CHUNK)
+        count = -(-(end - begin) // most)
         bounds += [begin + (end - begin) * i // count for i in range(count)]
     return list(pairwise([*bounds, n]))
+
+
+_kept = threading.local()
+
+
+def scratch(rows: int, width: int, dtype: torch.dtype, name: str) -> Tensor:
+    """Memory without values for a chunk of a hidden layer, the same at each call of a thread. [rows, width]
+
+    Fresh memory of this size goes back to the system at each call, and is mapped page by page at the next, which takes
+    as long as the product that fills it.
+    """
+    needed = rows * width * dtype.itemsize
+    if needed > CHUNK_BYTES:  # a single row
+        return torch.empty(rows, width, dtype=dtype)
+    if getattr(_kept, name, None) is None:
+        with torch.inference_mode(False):  # else it could be written to in inference mode alone
+            setattr(_kept, name, torch.empty(CHUNK_BYTES, dtype=torch.uint8))
+    return getattr(_kept, name)[:needed].view(dtype).view(rows, width)
 
 
 def _compiled(name: str) -> Callable[..., Any]:
@@ -48,6 +70,9 @@ backward = _compiled("_scale_shift_rows_backward")
 
 norm = _compiled("_norm_rows")
 """(x, weight, bias, gate, eps) -> (LN(x), mean and 1 / deviation [2 N], gate · LN(x) [N] or empty)."""
+
+add_norm = _compiled("_add_norm_rows")
+"""(x, y, weight, bias, eps, sum, out): out = LN(x), or with y of the type of out, sum = x + y and out = LN(sum)."""
 
 
 def norm_backward(
@@ -67,6 +92,11 @@ hidden_backward = _compiled("_adapter_hidden_backward")
 output = _compiled("_adapter_output")
 """(a, up_bias, s, clouds): a += s ⊗ up_bias; returns the mean over each cloud's rows of GELU(a), for clouds > 0."""
 
+closing = _compiled("_adapter_closing")
+"""(a, up_bias, s, z, gamma, beta, x, clouds, out): out = x + (γ ⊙ z + β) + (a + s ⊗ up_bias), x of the type of out or
+None; returns the mean over each cloud's rows of GELU of the last bracket.
+"""
+
 gradient = _compiled("_adapter_gradient")
 """(grad, grad_prompt, a, up_bias, s) -> (sum of s ⊙ g, g · up_bias per row).
 
@@ -82,5 +112,11 @@ patch_max = _compiled("_patch_max")
 patch_clamp = _compiled("_patch_clamp")
 """(x, size, shift): x = max(x, -shift) in place, shift [N / size, C] of each `size` rows."""
 
-attention = _compiled("_attention")
-"""(qkv [B, T, 3C], gamma, beta, heads) -> (mixed values [B, T, C], log-sum-exp [B, heads, T]); gamma, beta or None."""
+
+def attention(
+    qkv: Tensor, gamma: Tensor | None, beta: Tensor | None, heads: int, out: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Mixed values [B, T, C], in `out` where it is given, and log-sum-exp [B, heads, T], of γ ⊙ qkv + β [B, T, 3C]."""
+    qkv = qkv if qkv.stride(-1) == 1 else qkv.contiguous()
+    out = qkv.new_empty(*qkv.shape[:2], qkv.shape[2] // 3) if out is None else out
+    return out, torch.ops.pointpeft._attention.default(qkv, gamma, beta, heads, out)

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pointpeft.ops import _adapter, _check, _library
+from pointpeft.ops import _adapter, _check, _library, _matmul, _rows
 from pointpeft.ops.dynamic_adapter import dynamic_adapter_reference
 from pointpeft.ops.layer_norm_scale_shift import layer_norm_scale_shift_reference
 from pointpeft.ops.scale_shift_mlp import _backward_op as _mlp_backward_op
 from pointpeft.ops.scale_shift_mlp import _op as _mlp_op
-from pointpeft.ops.scale_shift_mlp import scale_shift_mlp_reference
+from pointpeft.ops.scale_shift_mlp import maps, scale_shift_mlp_reference
 
 _ATEN = torch.ops.aten
 _MLP, _ADAPTER = 8, 8  # tensors of each, as their own operations take them
@@ -28,6 +28,46 @@ def _branches(u, seed, eps, dropout_p, weights):
     y, z, _ = _mlp_op(u.view(-1, u.shape[-1]), *weights[:_MLP], 0)
     a, prompt = _adapter._op(u, *weights[_MLP:], seed, eps, 1.0, dropout_p, False, True)
     return a.add_(y.view(u.shape)), prompt, z
+
+
+def _composed(x, branch, norm_weight, norm_bias, weights, seed, norm_eps, eps, dropout_p):
+    x = x if branch is None else x + branch
+    u = _normed(x, norm_weight, norm_bias, norm_eps)[0].to(weights[0].dtype)
+    y, prompt, _ = _branches(u, seed, eps, dropout_p, weights)
+    return y if branch is None else x + y, prompt
+
+
+def _cpu(x, branch, norm_weight, norm_bias, weights, seed, norm_eps, eps, dropout_p):
+    """What is added to x and what is normed come out of one pass, and both branches are added up in one more."""
+    (w1, b1, gamma1, beta1, w2, b2, gamma2, beta2), adapter = weights[:_MLP], weights[_MLP:]
+    shape, dtype, (uw, ub) = x.shape, w1.dtype, adapter[6:]
+    x = _rows.packed(x.reshape(-1, shape[-1]))
+    u, total = x.new_empty(x.shape, dtype=dtype), None
+    if branch is not None:
+        branch, total = _rows.packed(branch.reshape(x.shape)), x.new_empty(x.shape)
+    _rows.add_norm(x, branch, norm_weight, norm_bias, norm_eps, total, u)
+    z = maps(u, w1, b1, gamma1, beta1, w2, u.new_empty(0, w1.shape[0]))
+    nw, nb, gw, gb, dw, db = adapter[:6]
+    *_, s, _, hidden = _adapter._bottleneck_cpu(u, nw, nb, gw, gb, dw, db, seed, eps, 1.0, dropout_p, False)
+    a = _matmul.linear(hidden, uw)
+    y = torch.empty_like(a) if total is None else total
+    prompt = _rows.closing(a, ub, s, z, gamma2, torch.addcmul(beta2, b2, gamma2), total, shape[0], y)
+    return y.view(shape), prompt
+
+
+def _fake(x, branch, norm_weight, norm_bias, weights, seed, norm_eps, eps, dropout_p):
+    dtype = weights[0].dtype
+    y = x.new_empty(x.shape, dtype=dtype if branch is None else x.dtype)
+    return y, x.new_empty((x.shape[0], x.shape[2]), dtype=dtype)
+
+
+_op = _library.define(
+    "adapted_mlp(Tensor x, Tensor? branch, Tensor norm_weight, Tensor norm_bias, Tensor[] weights, Tensor? seed, "
+    "float norm_eps, float eps, float dropout_p) -> (Tensor, Tensor)",
+    cpu=_cpu,
+    cuda=_composed,
+    fake=_fake,
+)
 
 
 class _AdaptedMlp(torch.autograd.Function):
@@ -65,10 +105,11 @@ class _AdaptedMlp(torch.autograd.Function):
 
 def adapted_mlp(
     x: Tensor,
-    norm: Sequence[Tensor],
-    mlp: Sequence[Tensor],
+    norm: Sequence[Tensor | None],
+    mlp: Sequence[Tensor | None],
     adapter: Sequence[Tensor],
     *,
+    branch: Tensor | None = None,
     norm_eps: float = 1e-5,
     eps: float = 1e-5,
     dropout_p: float = 0.0,
@@ -79,12 +120,15 @@ def adapted_mlp(
 
     Differentiable in x, the norm, the adapter and the scales and shifts of the MLP, whose maps are frozen. For the
     backward x and the output of the second map are kept, but not u, which both branches read: it is computed again.
+    With `branch` both residuals of the block belong to it: x + branch stands in the place of x, and is added to y.
 
     Args:
         x: Tokens, contiguous or not; under autocast u and the branches are of its type, the norm is not. [B, T, C]
         norm: Weight and bias of LN, γ and β, as `layer_norm_scale_shift` takes them. [C] each
-        mlp: w1, b1, γ1, β1, w2, b2, γ2 and β2, as `scale_shift_mlp` takes them.
+        mlp: w1, b1, γ1, β1, w2, b2, γ2 and β2, as `scale_shift_mlp` takes them. Here and in `norm` a γ and its β may be
+            None: where they are folded into what stands before them.
         adapter: Norm, scale, down and up, weight and bias of each, as `dynamic_adapter` takes them.
+        branch: What attention adds to x; under autocast of its type while x may stay float32. [B, T, C]
         norm_eps: Added to the variance of x.
         eps: Added to the variance of u in the adapter's own LayerNorm.
         dropout_p: Probability of an element of the bottleneck to be dropped, in [0, 1).
@@ -92,7 +136,8 @@ def adapted_mlp(
         seed: Decides, with an element's index, what is dropped; None takes a fresh one. int64, []
 
     Returns:
-        y, contiguous [B, T, C], and the prompt, the mean over tokens of GELU(A(u)) [B, C].
+        y, contiguous, with `branch` of the type that x and it have together [B, T, C], and the prompt, the mean over
+        tokens of GELU(A(u)) [B, C].
 
     Raises:
         ValueError: A wrong shape, dtype, device, number of tensors or probability, or a map that asks for a gradient.
@@ -105,24 +150,48 @@ def adapted_mlp(
         if not isinstance(tensors, Sequence) or len(tensors) != count:
             got = len(tensors) if isinstance(tensors, Sequence) else type(tensors).__name__
             raise ValueError(f"{name} must hold {count} tensors, got {got}")
+    norm, mlp = _filled("norm", norm, (2,)), _filled("mlp", mlp, (2, 6))
     first, *weights = _library.autocast(x, *mlp, *adapter)
     dtype = first.dtype
     _check_tensors(x, dtype, norm, weights)
+    if branch is not None:
+        _check.shaped("branch", branch, x.shape)
+        _check.floating("branch", branch, 3)
+        if branch.device != x.device:
+            raise ValueError(f"branch is on {branch.device}, but x is on {x.device}")
     for name, value in (("norm_eps", norm_eps), ("eps", eps)):
         _check.number(name, value, 0.0, "a finite number of at least 0")
     seed = _adapter.checked_seed(x, seed, dropout_p, training)
     if _library.use_fused_reference(x):
         options = {"norm_eps": norm_eps, "eps": eps, "dropout_p": dropout_p, "training": training, "seed": seed}
-        return adapted_mlp_reference(x, norm, weights[:_MLP], weights[_MLP:], **options)
+        return adapted_mlp_reference(x, norm, weights[:_MLP], weights[_MLP:], branch=branch, **options)
     weight, bias, gamma, beta = _library.promoted(*norm)
-    x, weight, bias = x.contiguous(), weight * gamma, torch.addcmul(beta, bias, gamma)
-    if x.dtype != weight.dtype:
-        x = x.to(weight.dtype)
-    options = (float(norm_eps), float(eps), float(dropout_p), dtype)
-    if torch.is_grad_enabled() and any(t.requires_grad for t in (x, weight, bias, *weights)):
-        return _AdaptedMlp.apply(x, weight, bias, seed, options, *weights)
-    u = _normed(x, weight, bias, options[0])[0].to(dtype)
-    return _branches(u, seed, options[1], options[2], weights)[:2]
+    weight, bias = weight * gamma, torch.addcmul(beta, bias, gamma)
+    options = (float(norm_eps), float(eps), float(dropout_p))
+    given = [t for t in (x, branch, weight, bias, *weights) if t is not None]
+    wanted = torch.is_grad_enabled() and any(t.requires_grad for t in given)
+    fits = x.dtype == weight.dtype and (branch is None or branch.dtype == dtype) and x.shape[0] > 0
+    if fits and not wanted and not torch.compiler.is_compiling():
+        return _op(x, branch, weight, bias, weights, seed, *options)
+    x = x.contiguous() if branch is None else x + branch
+    stream, x = x, x.to(weight.dtype)
+    if wanted:
+        y, prompt = _AdaptedMlp.apply(x, weight, bias, seed, (*options, dtype), *weights)
+    else:
+        y, prompt = _composed(x, None, weight, bias, weights, seed, *options)
+    return y if branch is None else stream + y, prompt
+
+
+def _filled(name: str, tensors: Sequence[Tensor | None], places: tuple[int, ...]) -> list[Tensor]:
+    """`tensors` with ones and zeros for γ and β that are None; `places` are those of the γ."""
+    filled = list(tensors)
+    for i in places:
+        before, gamma, beta = filled[i - 1 : i + 2]
+        if (gamma is None) != (beta is None):
+            raise ValueError(f"{name}[{i}] and {name}[{i + 1}] must be given together, or both be None")
+        if gamma is None and isinstance(before, Tensor):
+            filled[i : i + 2] = torch.ones_like(before, requires_grad=False), torch.zeros_like(before)
+    return filled  # pyrefly: ignore[bad-return]  # whatever else is None is refused where shapes are
 
 
 def _check_tensors(x: Tensor, dtype: torch.dtype, norm: Sequence[Tensor], weights: Sequence[Tensor]) -> None:
@@ -148,10 +217,11 @@ def _check_tensors(x: Tensor, dtype: torch.dtype, norm: Sequence[Tensor], weight
 
 def adapted_mlp_reference(
     x: Tensor,
-    norm: Sequence[Tensor],
-    mlp: Sequence[Tensor],
+    norm: Sequence[Tensor | None],
+    mlp: Sequence[Tensor | None],
     adapter: Sequence[Tensor],
     *,
+    branch: Tensor | None = None,
     norm_eps: float = 1e-5,
     eps: float = 1e-5,
     dropout_p: float = 0.0,
@@ -159,7 +229,10 @@ def adapted_mlp_reference(
     seed: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The definition in plain PyTorch; arguments and result as in `adapted_mlp`."""
+    norm, mlp = _filled("norm", norm, (2,)), _filled("mlp", mlp, (2, 6))
+    x = x if branch is None else x + branch
     u = layer_norm_scale_shift_reference(x, *norm, eps=norm_eps).to(mlp[0].dtype)
     options = {"eps": eps, "dropout_p": dropout_p, "training": training, "seed": seed}
     a, prompt = dynamic_adapter_reference(u, *adapter, **options, with_prompt=True)
-    return scale_shift_mlp_reference(u, *mlp) + a, prompt
+    y = scale_shift_mlp_reference(u, *mlp) + a
+    return y if branch is None else x + y, prompt

@@ -19,10 +19,15 @@ def heads(y: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
 def check_heads(z: Tensor, num_heads: int) -> None:
     """`num_heads` is an int that divides a third of the channels of `z`."""
     _check.floating("z", z, 3)
+    check_num_heads("z", "channels", z.shape, z.shape[-1], num_heads)
+
+
+def check_num_heads(name: str, what: str, shape: torch.Size, count: int, num_heads: int) -> None:
+    """`num_heads` is an int, and `name` has a positive multiple of three times it of `what`."""
     if isinstance(num_heads, bool) or not isinstance(num_heads, (int, torch.SymInt)):
         raise ValueError(f"num_heads must be an int, got {num_heads!r}")
-    if num_heads < 1 or z.shape[-1] == 0 or z.shape[-1] % (3 * num_heads):
-        raise ValueError(f"z must have a multiple of 3 * num_heads = {3 * num_heads} channels, got {tuple(z.shape)}")
+    if num_heads < 1 or count == 0 or count % (3 * num_heads):
+        raise ValueError(f"{name} must have a multiple of 3 * num_heads = {3 * num_heads} {what}, got {tuple(shape)}")
 
 
 def _by_pytorch(z, num_heads):
@@ -32,7 +37,7 @@ def _by_pytorch(z, num_heads):
 
 
 def _cpu(z, num_heads):
-    return _rows.attention(z if z.stride(-1) == 1 else z.contiguous(), None, None, num_heads)[0]
+    return _rows.attention(z, None, None, num_heads)[0]
 
 
 def _fake(z, num_heads):

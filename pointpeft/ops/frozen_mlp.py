@@ -15,8 +15,9 @@ _ATEN = torch.ops.aten
 def _cpu(x, w1, b1, w2, b2):
     x = x.contiguous()
     n, (h, c) = x.shape[0], w1.shape
-    y, hidden, one = x.new_empty(n, c), x.new_empty(_rows.longest(n), h), x.new_ones(h)
-    for begin, end in _rows.chunks(n):
+    most = _rows.per_chunk(h, x.dtype)
+    y, hidden, one = x.new_empty(n, c), _rows.scratch(min(n, most), h, x.dtype, "hidden"), x.new_ones(h)
+    for begin, end in _rows.chunks(n, most):
         t = _matmul.linear(x[begin:end], w1, buffer=hidden[: end - begin])
         _rows.forward(t, one, b1, True, t)
         _matmul.linear(t, w2, b2, out=y[begin:end])

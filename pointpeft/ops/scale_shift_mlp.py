@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -37,30 +40,53 @@ def _cuda_backward(grad, x, z, _kept, w1, b1, gamma1, beta1, w2, b2, gamma2):
 
 
 def _cpu(x, w1, b1, gamma1, beta1, w2, b2, gamma2, beta2, keep):
+    shift2 = torch.addcmul(beta2, b2, gamma2)
+    y, kept = x.new_empty(x.shape), x.new_empty(keep, w1.shape[0])
+    z = maps(x, w1, b1, gamma1, beta1, w2, kept, lambda z, at: _rows.forward(z, gamma2, shift2, False, y[at]))
+    return y, z, kept
+
+
+def maps(
+    x: Tensor,
+    w1: Tensor,
+    b1: Tensor,
+    gamma1: Tensor,
+    beta1: Tensor,
+    w2: Tensor,
+    kept: Tensor,
+    then: Callable[[Tensor, slice], Any] = lambda z, at: None,
+) -> Tensor:
+    """Z = W2 GELU(γ1 ⊙ (W1 x + b1) + β1) on the CPU. [N, C] -> [N, C]
+
+    The first rows of W1 x go into `kept`; `then` is called with each part of z, while it is near the cores, and its
+    place.
+    """
     x = x.contiguous()
-    n, (h, c) = x.shape[0], w1.shape
-    shift1, shift2 = torch.addcmul(beta1, b1, gamma1), torch.addcmul(beta2, b2, gamma2)
-    y, z, kept = x.new_empty(n, c), x.new_empty(n, c), x.new_empty(keep, h)
-    hidden = x.new_empty(_rows.longest(n), h)
-    for begin, end in _rows.chunks(n, keep):
+    n, h, keep = x.shape[0], w1.shape[0], len(kept)
+    most = _rows.per_chunk(h, x.dtype)
+    shift1 = torch.addcmul(beta1, b1, gamma1)
+    z, hidden = x.new_empty(n, w2.shape[0]), _rows.scratch(min(n, most), h, x.dtype, "hidden")
+    for begin, end in _rows.chunks(n, most, keep):
         t = _matmul.linear(x[begin:end], w1, buffer=hidden[: end - begin])
         if end <= keep:
             kept[begin:end] = t
         _rows.forward(t, gamma1, shift1, True, t)
         _matmul.linear(t, w2, out=z[begin:end])
-        _rows.forward(z[begin:end], gamma2, shift2, False, y[begin:end])
-    return y, z, kept
+        then(z[begin:end], slice(begin, end))
+    return z
 
 
 def _cpu_backward(grad, x, z, kept, w1, b1, gamma1, beta1, w2, b2, gamma2):
     x, grad = x.contiguous(), _rows.packed(grad)
     n, c, keep, h = *x.shape, kept.shape[0], w1.shape[0]
     shift1 = torch.addcmul(beta1, b1, gamma1)
-    rows = _rows.longest(n)
-    dx, dz, hidden, d_hidden = (x.new_empty(*size) for size in ((n, c), (rows, c), (rows, h), (rows, h)))
+    most = _rows.per_chunk(h, x.dtype)
+    rows = min(n, most)
+    dx, dz = x.new_empty(n, c), x.new_empty(rows, c)
+    hidden, d_hidden = (_rows.scratch(rows, h, x.dtype, name) for name in ("hidden", "d_hidden"))
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     sums = [x.new_zeros(t.shape, dtype=wide) for t in (gamma1, gamma1, gamma2, gamma2)]
-    for begin, end in _rows.chunks(n, keep):
+    for begin, end in _rows.chunks(n, most, keep):
         t = kept[begin:end] if end <= keep else _matmul.linear(x[begin:end], w1, buffer=hidden[: end - begin])
         second = _rows.backward(grad[begin:end], z[begin:end], gamma2, None, dz[: end - begin])
         dy = _matmul.linear(dz[: end - begin], w2.t(), buffer=d_hidden[: end - begin])

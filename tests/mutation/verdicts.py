@@ -51,8 +51,8 @@ VERDICTS: dict[tuple[str, str, str], str] = {
     ): "equivalent: where nothing drops nobody reads the seed",
     (
         "pointpeft/ops/_rows.py",
-        "def chunks(n: int, kept: int = 0) -> list[tuple[int, int]]:",
-        "def chunks(n: int, kept: int = 1) -> list[tuple[int, int]]:",
+        "def chunks(n: int, most: int, kept: int = 0) -> list[tuple[int, int]]:",
+        "def chunks(n: int, most: int, kept: int = 1) -> list[tuple[int, int]]:",
     ): "the same rows in other chunks: time alone",
     (
         "pointpeft/ops/_rows.py",

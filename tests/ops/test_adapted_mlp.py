@@ -52,6 +52,59 @@ def test_results_and_gradients_equal_the_reference(size, dtype, device, generato
     fused.assert_all_close(results(adapted_mlp, inputs, grads), expected, dtype, rough)
 
 
+@pytest.mark.parametrize("dtype", fused.TOLERANCE)
+@pytest.mark.parametrize("wanted", [False, True])
+@pytest.mark.parametrize("mixed", [False, True])
+def test_with_a_branch_both_residuals_belong_to_it(dtype, wanted, mixed, device, generator):
+    if mixed and dtype.itemsize > 2:
+        pytest.skip("autocast has short types alone")
+    inputs, _ = case(SIZES[2], generator)
+    branch = fused.draw(generator, *inputs[0].shape).to(device, dtype)
+    stream = torch.float32 if mixed else dtype  # autocast leaves the residual stream in float32
+    inputs = to(inputs, stream, device)
+    expected = flat(adapted_mlp_reference, branch=branch.double())(*to(inputs, torch.float64, device))
+    with torch.autocast(device.type, dtype, enabled=mixed):
+        rough = flat(adapted_mlp_reference, branch=branch)(*inputs) if dtype.itemsize == 2 else None
+        inputs[0].requires_grad_(wanted)
+        y, prompt = flat(adapted_mlp, branch=branch)(*inputs)
+    assert y.requires_grad == wanted
+    assert y.dtype == stream
+    fused.assert_all_close([y.to(dtype)], expected[:1], dtype, rough and rough[:1])
+    fused.assert_all_close([prompt], expected[1:], dtype, rough and rough[1:])
+
+
+def test_gradients_of_a_branch_are_those_of_finite_differences(generator):
+    inputs = case(SIZES[1], generator)[0]
+    branch = fused.draw(generator, *inputs[0].shape).requires_grad_()
+    x = inputs[0].requires_grad_()
+    assert torch.autograd.gradcheck(lambda x, b: flat(adapted_mlp, branch=b)(x, *inputs[1:]), [x, branch])
+
+
+@pytest.mark.parametrize("function", [adapted_mlp, adapted_mlp_reference])
+def test_folded_scales_and_shifts_are_left_out(function, generator):
+    inputs, _ = case(SIZES[1], generator)
+    places = {3: 1, 7: 1, 11: 1, 4: 0, 8: 0, 12: 0}  # γ and β of the norm and of both maps
+    plain = [torch.full_like(t, places[i]) if i in places else t for i, t in enumerate(inputs)]
+    folded = [None if i in places else t for i, t in enumerate(inputs)]
+    torch.testing.assert_close(flat(function)(*folded), flat(function)(*plain))
+
+
+def test_one_of_a_scale_and_its_shift_alone_is_refused(generator):
+    inputs = case(SIZES[1], generator)[0]
+    inputs[7] = None
+    with pytest.raises(ValueError, match=re.escape("mlp[2] and mlp[3] must be given together, or both be None")):
+        flat(adapted_mlp)(*inputs)
+
+
+def test_opcheck(device, generator):
+    x, *rest = to(case(SIZES[1], generator)[0], torch.float32, device)
+    weight, bias, weights = rest[0], rest[1], rest[4:]
+    for branch in (None, torch.randn_like(x)):
+        torch.library.opcheck(
+            torch.ops.pointpeft.adapted_mlp, (x, branch, weight, bias, weights, None, 1e-5, 1e-5, 0.0)
+        )
+
+
 def test_without_gradients_it_is_the_same(device, generator):
     inputs = to(case(SIZES[2], generator)[0], torch.float32, device)
     expected = flat(adapted_mlp_reference)(*inputs)
@@ -152,6 +205,18 @@ def test_bad_input_names_the_argument(index, value, message, backend, monkeypatc
     inputs[index] = value
     with pytest.raises(ValueError, match=re.escape(message)):
         flat(adapted_mlp)(*inputs)
+
+
+@pytest.mark.parametrize(
+    ("branch", "message"),
+    [
+        (torch.zeros(3, 7, 4), "branch must have shape (3, 7, 5), got (3, 7, 4)"),
+        (3, "branch must be a tensor, got int"),
+    ],
+)
+def test_a_branch_of_another_kind_is_refused(branch, message, generator):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        flat(adapted_mlp, branch=branch)(*to(case(SIZES[1], generator)[0], torch.float32, "cpu"))
 
 
 def test_a_wrong_number_of_tensors_is_refused(generator):

@@ -143,6 +143,41 @@ def test_norm_equals_pytorch(size, dtype, gated, cpu_level, generator):
     assert_close(got_bias, d_bias, dtype)
 
 
+STREAMS = [(d, d) for d in TOLERANCE] + [(torch.float32, torch.bfloat16), (torch.float32, torch.float16)]
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(("stream", "short"), STREAMS)
+@pytest.mark.parametrize("added", [False, True])
+def test_norm_after_an_addition_equals_pytorch(size, stream, short, added, cpu_level, generator):
+    _, c = size
+    x, weight, bias = rows(generator, size, (c,), (c,), dtype=stream)
+    (y,) = rows(generator, size, dtype=short)
+    total, out = torch.empty_like(x), torch.empty(size, dtype=short)
+    _rows.add_norm(x, y if added else None, weight, bias, 1e-2, total if added else None, out)
+    exact = x.double() + (y.double() if added else 0)
+    if added:
+        assert_close(total, exact, stream)
+        exact = total.double()
+    assert_close(out, F.layer_norm(exact, (c,), weight.double(), bias.double(), 1e-2), short)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(("stream", "short"), STREAMS)
+@pytest.mark.parametrize("residual", [False, True])
+def test_closing_adds_everything_up(size, stream, short, residual, cpu_level, generator):
+    n, c = size
+    a, z, bias, gamma, beta = rows(generator, size, size, (c,), (c,), (c,), dtype=short)
+    (x,) = rows(generator, size, dtype=stream)
+    (s,) = rows(generator, (n,), dtype=torch.float64 if short == torch.float64 else torch.float32)
+    out = torch.empty_like(x)
+    prompt = _rows.closing(a, bias, s, z, gamma, beta, x if residual else None, 1, out)
+    value = a.double() + s.double()[:, None] * bias.double()
+    expected = gamma.double() * z.double() + beta.double() + value + (x.double() if residual else 0)
+    assert_close(out, expected, stream)
+    assert_close(prompt, F.gelu(value).mean(0, keepdim=True), short)
+
+
 @pytest.mark.parametrize("gelu", [False, True])
 @pytest.mark.parametrize("size", SIZES)
 def test_all_levels_give_the_same_bits(size, gelu, cpu_level, generator, monkeypatch):
@@ -153,7 +188,10 @@ def test_all_levels_give_the_same_bits(size, gelu, cpu_level, generator, monkeyp
         out = [*forward(x, gamma, beta, gelu), *backward(grad, x, gamma, beta if gelu else None)]
         u, stats, gate = _rows.norm(x, gamma, beta, beta, 1e-5)
         dx, sums = _rows.norm_backward(grad, x, stats, gamma, beta, s)
-        return [*out, u, stats, gate, dx, *sums]
+        total, v, end = torch.empty_like(x), torch.empty_like(x), torch.empty_like(x)
+        _rows.add_norm(x, grad, gamma, beta, 1e-5, total, v)
+        prompt = _rows.closing(grad, gamma, s, x, gamma, beta, x, 1, end)
+        return [*out, u, stats, gate, dx, *sums, total, v, end, prompt]
 
     got = run()
     monkeypatch.setenv("POINTPEFT_CPU_LEVEL", "portable")

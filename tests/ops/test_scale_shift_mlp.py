@@ -42,7 +42,7 @@ def test_gradients_are_those_of_finite_differences(generator):
 def test_chunks_do_not_matter(generator, monkeypatch):
     inputs, grad = case(SIZES[3], generator)
     whole = fused.results(scale_shift_mlp, inputs, grad, TRAINED)
-    monkeypatch.setattr(_rows, "PER_CHUNK", 37)
+    monkeypatch.setattr(_rows, "per_chunk", lambda hidden, dtype: 37)
     fused.assert_all_close(fused.results(scale_shift_mlp, inputs, grad, TRAINED), whole, torch.float64)
 
 
@@ -50,7 +50,7 @@ def test_chunks_do_not_matter(generator, monkeypatch):
 def test_how_much_is_kept_does_not_matter(share, generator, monkeypatch):
     inputs, grad = case(SIZES[3], generator)
     expected = fused.results(scale_shift_mlp_reference, inputs, grad, TRAINED)
-    monkeypatch.setattr(_rows, "PER_CHUNK", 37)
+    monkeypatch.setattr(_rows, "per_chunk", lambda hidden, dtype: 37)
     monkeypatch.setattr(module, "KEPT_SHARE", share)
     fused.assert_all_close(fused.results(scale_shift_mlp, inputs, grad, TRAINED), expected, torch.float64)
     (rows, c), h = inputs[0].shape, inputs[1].shape[0]
