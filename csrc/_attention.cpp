@@ -1,88 +1,10 @@
 // Self-attention on the CPU: one head of one cloud at a time, whose scores never leave the cache. Scale and shift of
 // the queries, keys and values are applied while they are packed.
 #include "attention_amx.h"
-#include "gelu.h"
-#include "rows.h"
-
-// Vectors are passed between inlined functions alone, so no caller can disagree about how.
-#pragma GCC diagnostic ignored "-Wpsabi"
-// Products of matrices and exponentials are what this file consists of: here a product and its sum may round once.
-#pragma GCC optimize("fp-contract=fast")
+#include "attention_products.h"
 
 namespace pointpeft {
 namespace {
-
-template <class A, int W>
-using Vector __attribute__((vector_size(W * sizeof(A)))) = A;
-
-template <class A, int W>
-POINTPEFT_INLINE Vector<A, W> load(const A* from) {
-  Vector<A, W> v;
-  std::memcpy(&v, from, sizeof(v));
-  return v;
-}
-
-POINTPEFT_INLINE float exponential(float x) { return exp_of_negative(x); }
-POINTPEFT_INLINE double exponential(double x) { return std::exp(x); }
-
-// out[r][column] = sum over i of left[r][i] right[i][column], for kRows rows and kColumns vectors of columns.
-template <class A, int W, int kRows, int kColumns>
-POINTPEFT_INLINE void product_tile(const A* __restrict left, int64_t left_stride, const A* __restrict right,
-                                   int64_t right_stride, int64_t depth, A* __restrict out, int64_t out_stride) {
-  Vector<A, W> sum[kRows][kColumns] = {};
-  for (int64_t i = 0; i < depth; ++i) {
-    Vector<A, W> row[kColumns];
-#pragma GCC unroll 8
-    for (int c = 0; c < kColumns; ++c) row[c] = load<A, W>(right + i * right_stride + c * W);
-#pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) {
-      const A value = left[r * left_stride + i];
-#pragma GCC unroll 8
-      for (int c = 0; c < kColumns; ++c) sum[r][c] += value * row[c];
-    }
-  }
-#pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r)
-#pragma GCC unroll 8
-    for (int c = 0; c < kColumns; ++c) std::memcpy(out + r * out_stride + c * W, &sum[r][c], sizeof(sum[r][c]));
-}
-
-// The same for any number of vectors of columns, in tiles of nearly equal widths.
-template <class A, int W, int kRows, int kMost>
-POINTPEFT_INLINE void product(const A* left, int64_t left_stride, const A* right, int64_t right_stride, int64_t depth,
-                              int64_t vectors, A* out, int64_t out_stride) {
-  const int64_t tiles = (vectors + kMost - 1) / kMost;
-  for (int64_t t = 0; t < tiles; ++t) {
-    const int64_t begin = vectors * t / tiles * W;
-    const A* from = right + begin;
-    A* to = out + begin;
-    switch (vectors * (t + 1) / tiles - vectors * t / tiles) {
-      case 1:
-        product_tile<A, W, kRows, 1>(left, left_stride, from, right_stride, depth, to, out_stride);
-        break;
-      case 2:
-        product_tile<A, W, kRows, 2>(left, left_stride, from, right_stride, depth, to, out_stride);
-        break;
-      case 3:
-        if constexpr (kMost >= 3)
-          product_tile<A, W, kRows, 3>(left, left_stride, from, right_stride, depth, to, out_stride);
-        break;
-      default:
-        if constexpr (kMost >= 4)
-          product_tile<A, W, kRows, 4>(left, left_stride, from, right_stride, depth, to, out_stride);
-    }
-  }
-}
-
-template <class A, int W>
-POINTPEFT_INLINE A joined_lanes(const Vector<A, W>& v, bool maximum) {
-  A lane[W];
-  std::memcpy(lane, &v, sizeof(v));
-  for (int half = W / 2; half > 0; half /= 2)
-    for (int l = 0; l < half; ++l)
-      lane[l] = maximum ? (lane[l + half] > lane[l] ? lane[l + half] : lane[l]) : lane[l] + lane[l + half];
-  return lane[0];
-}
 
 // exp(s - largest) of the first n scores and zero behind them; returns the log of their sum plus the largest, and the
 // inverse of the sum. NaN among the scores makes both NaN.
@@ -119,36 +41,13 @@ struct Scratch {
   }
 };
 
-// Where a head lies in rows of queries, keys and values, and what is applied to them.
-template <class T, class A>
-struct Head {
-  const T* data;
-  int64_t stride, third;  // between tokens; between queries, keys and values
-  const A *gamma, *beta;  // of the queries; null for none
-};
-
-template <bool kAdapted, class T, class A>
-POINTPEFT_INLINE void pack_row(const T* __restrict from, const A* __restrict gamma, const A* __restrict beta, A scale,
-                               int64_t d, A* __restrict to, int64_t stride) {
-  for (int64_t i = 0; i < d; ++i) {
-    const A x = static_cast<A>(from[i]);
-    to[i * stride] = (kAdapted ? gamma[i] * x + beta[i] : x) * scale;
-  }
-}
-
-// A head's channels are a few cache lines of each row, which the processor's own prefetching does not foresee.
-constexpr int64_t kAhead = 16;  // rows
-
 template <bool kAdapted, class T, class A>
 POINTPEFT_INLINE void pack(const Head<T, A>& head, A scale, Scratch<A>& to) {
   const int64_t third = head.third, step = kAdapted ? third : 0, d = to.width;
   const A *gamma = head.gamma, *beta = head.beta;
   for (int64_t n = 0; n < to.tokens; ++n) {
     const T* from = head.data + n * head.stride;
-    if (n + kAhead < to.tokens)
-      for (int which = 0; which < 3; ++which)
-        for (int64_t i = 0; i < d; i += 64 / static_cast<int64_t>(sizeof(T)))
-          __builtin_prefetch(from + kAhead * head.stride + which * third + i);
+    if (n + kAhead < to.tokens) prefetch(from, head.stride, third, 3, d);
     pack_row<kAdapted>(from, gamma, beta, scale, d, to.q + n * to.channels, 1);
     pack_row<kAdapted>(from + 2 * third, gamma + 2 * step, beta + 2 * step, A(1), d, to.v + n * to.channels, 1);
   }
@@ -165,13 +64,14 @@ POINTPEFT_INLINE void attend(const Head<T, A>& head, Scratch<A>& s, T* out, int6
   else
     pack<true>(head, scale, s);
   for (int64_t first = 0; first < s.tokens; first += kRows) {
-    product<A, W, kRows, kMost>(s.q + first * s.channels, s.channels, s.keys, s.padded, d, s.padded / W, s.scores,
+    product<A, W, kRows, kMost>({s.q + first * s.channels, s.channels, 1}, s.keys, s.padded, d, s.padded / W, s.scores,
                                 s.padded);
     A inverse[kRows];
     const int64_t rows = std::min<int64_t>(kRows, s.tokens - first);
     for (int64_t r = 0; r < rows; ++r)
       lse[first + r] = soften<A, W>(s.scores + r * s.padded, s.tokens, s.padded, inverse[r]);
-    product<A, W, kRows, kMost>(s.scores, s.padded, s.v, s.channels, s.tokens, s.channels / W, s.mixed, s.channels);
+    product<A, W, kRows, kMost>({s.scores, s.padded, 1}, s.v, s.channels, s.tokens, s.channels / W, s.mixed,
+                                s.channels);
     for (int64_t r = 0; r < rows; ++r) {
       const A* __restrict mixed = s.mixed + r * s.channels;
       T* __restrict to = out + (first + r) * out_stride;

@@ -59,6 +59,15 @@ def cpu_level(request, monkeypatch):
     return request.param
 
 
+@pytest.fixture
+def one_thread():
+    """Runs a test on one thread; the number is as before after it."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def cut(tensor: torch.Tensor) -> torch.Tensor:
     """The same values as a strided window of a larger tensor poisoned with NaN."""
     fill = float("nan") if tensor.is_floating_point() else -(10**6)

@@ -15,7 +15,8 @@ def test_a_training_step_compiles_to_one_graph(method):
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-    xyz, labels = torch.randn(4, 64, 3), torch.randint(5, (4,))
+    # In float32 the tokenizer's gradients, sums in which much cancels, are 3e-5 of the exact ones off, whoever sums.
+    model, xyz, labels = model.double(), torch.randn(4, 64, 3).double(), torch.randint(5, (4,))
     trained = [p for name, p in model.named_parameters() if p.requires_grad]
 
     def loss(xyz, labels):
@@ -30,7 +31,7 @@ def test_a_training_step_compiles_to_one_graph(method):
     for e, g in zip(expected, got, strict=True):
         assert (e is None) == (g is None)
         if e is not None:
-            torch.testing.assert_close(g, e, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(g, e, rtol=1e-9, atol=1e-10)
 
 
 @pytest.mark.parametrize("name", [name for name in method_names() if not method_class(name).packages])

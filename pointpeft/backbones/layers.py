@@ -134,12 +134,22 @@ class DropPath(nn.Module):
             raise ValueError(f"drop_path must be at least 0 and below 1, got {rate}")
         self.rate = float(rate)
 
+    @property
+    def drops(self) -> bool:
+        """Whether anything is left out now."""
+        return self.training and self.rate > 0
+
     def forward(self, x: Tensor) -> Tensor:
         """[B, ...] -> [B, ...]"""
-        if not self.training or self.rate == 0:
-            return x
-        keep = torch.empty([x.shape[0]] + [1] * (x.dim() - 1), dtype=x.dtype, device=x.device).bernoulli_(1 - self.rate)
-        return x * keep / (1 - self.rate)
+        return x * self._factor(x) if self.drops else x
+
+    def added(self, x: Tensor, branch: Tensor) -> Tensor:
+        """`x + self(branch)` in one pass. [B, ...]"""
+        return torch.addcmul(x, branch, self._factor(branch)) if self.drops else x + branch
+
+    def _factor(self, x: Tensor) -> Tensor:
+        size = [x.shape[0]] + [1] * (x.dim() - 1)
+        return torch.empty(size, dtype=x.dtype, device=x.device).bernoulli_(1 - self.rate).div_(1 - self.rate)
 
     def extra_repr(self) -> str:
         """The rate, for printing."""
@@ -201,8 +211,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
         """[B, T, C] -> [B, T, C]"""
         x = ctx.add_pos(x)
-        x = x + self.drop_path(self.attn(self.norm1(x)))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        x = self.drop_path.added(x, self.attn(self.norm1(x)))
+        return self.drop_path.added(x, self.mlp(self.norm2(x)))
 
 
 def init_weights(module: nn.Module) -> None:

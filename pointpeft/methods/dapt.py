@@ -80,10 +80,10 @@ class DAPTBlock(Block):
         ctx.pos = None
         u = normed(self.norm1, self.tfts_1, x, autocast_dtype(x))
         y = mapped(self.attn.proj, self.tfts_proj, self._attend(u))
-        if self.training and self.drop_path.rate:
-            x = x + self.drop_path(y)
+        if self.drop_path.drops:
+            x = self.drop_path.added(x, y)
             y, prompt = self._adapted_mlp(x)
-            x = x + self.drop_path(y)
+            x = self.drop_path.added(x, y)
         else:
             x, prompt = self._adapted_mlp(x, branch=y)
         return ctx.insert_prompts(x, self.tfts_3(prompt)[:, None])  # over all tokens, prompts included

@@ -120,3 +120,16 @@ def attention(
     qkv = qkv if qkv.stride(-1) == 1 else qkv.contiguous()
     out = qkv.new_empty(*qkv.shape[:2], qkv.shape[2] // 3) if out is None else out
     return out, torch.ops.pointpeft._attention.default(qkv, gamma, beta, heads, out)
+
+
+def attention_backward(
+    grad: Tensor, qkv: Tensor, gamma: Tensor | None, beta: Tensor | None, out: Tensor, lse: Tensor, heads: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of qkv [B, T, 3C], and of γ and β [3C], float32 or float64, empty without them.
+
+    `out` and `lse` are what `attention` gave.
+    """
+    qkv = qkv if qkv.stride(-1) == 1 else qkv.contiguous()
+    dz = qkv.new_empty(qkv.shape)
+    backward = torch.ops.pointpeft._attention_backward.default
+    return dz, *backward(grad.contiguous(), qkv, gamma, beta, out.contiguous(), lse.contiguous(), heads, dz)

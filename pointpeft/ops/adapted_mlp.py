@@ -30,40 +30,45 @@ def _branches(u, seed, eps, dropout_p, weights):
     return a.add_(y.view(u.shape)), prompt, z
 
 
-def _composed(x, branch, norm_weight, norm_bias, weights, seed, norm_eps, eps, dropout_p):
+def _composed(x, branch, norm_weight, norm_bias, weights, seed, norm_eps, eps, dropout_p, keep):
     x = x if branch is None else x + branch
     u = _normed(x, norm_weight, norm_bias, norm_eps)[0].to(weights[0].dtype)
-    y, prompt, _ = _branches(u, seed, eps, dropout_p, weights)
-    return y if branch is None else x + y, prompt
+    y, prompt, z = _branches(u, seed, eps, dropout_p, weights)
+    return y if branch is None else x + y, prompt, z if keep else z.new_empty(0)
 
 
-def _cpu(x, branch, norm_weight, norm_bias, weights, seed, norm_eps, eps, dropout_p):
+def _cpu(x, branch, norm_weight, norm_bias, weights, seed, norm_eps, eps, dropout_p, keep):
     """What is added to x and what is normed come out of one pass, and both branches are added up in one more."""
+    if x.shape[0] == 0:
+        return _composed(x, branch, norm_weight, norm_bias, weights, seed, norm_eps, eps, dropout_p, keep)
     (w1, b1, gamma1, beta1, w2, b2, gamma2, beta2), adapter = weights[:_MLP], weights[_MLP:]
     shape, dtype, (uw, ub) = x.shape, w1.dtype, adapter[6:]
     x = _rows.packed(x.reshape(-1, shape[-1]))
-    u, total = x.new_empty(x.shape, dtype=dtype), None
+    (n, c), total = x.shape, None
+    u, z, a = (_rows.scratch(n, c, dtype, name) for name in ("u", "z", "a"))
+    z = torch.empty(n, c, dtype=dtype) if keep else z
     if branch is not None:
         branch, total = _rows.packed(branch.reshape(x.shape)), x.new_empty(x.shape)
     _rows.add_norm(x, branch, norm_weight, norm_bias, norm_eps, total, u)
-    z = maps(u, w1, b1, gamma1, beta1, w2, u.new_empty(0, w1.shape[0]))
+    maps(u, w1, b1, gamma1, beta1, w2, u.new_empty(0, w1.shape[0]), out=z)
     nw, nb, gw, gb, dw, db = adapter[:6]
     *_, s, _, hidden = _adapter._bottleneck_cpu(u, nw, nb, gw, gb, dw, db, seed, eps, 1.0, dropout_p, False)
-    a = _matmul.linear(hidden, uw)
-    y = torch.empty_like(a) if total is None else total
+    _matmul.linear(hidden, uw, out=a)
+    y = torch.empty(n, c, dtype=dtype) if total is None else total
     prompt = _rows.closing(a, ub, s, z, gamma2, torch.addcmul(beta2, b2, gamma2), total, shape[0], y)
-    return y.view(shape), prompt
+    return y.view(shape), prompt, z if keep else z.new_empty(0)
 
 
-def _fake(x, branch, norm_weight, norm_bias, weights, seed, norm_eps, eps, dropout_p):
+def _fake(x, branch, norm_weight, norm_bias, weights, seed, norm_eps, eps, dropout_p, keep):
     dtype = weights[0].dtype
     y = x.new_empty(x.shape, dtype=dtype if branch is None else x.dtype)
-    return y, x.new_empty((x.shape[0], x.shape[2]), dtype=dtype)
+    z = x.new_empty((x.shape[0] * x.shape[1], x.shape[2]) if keep else (0,), dtype=dtype)
+    return y, x.new_empty((x.shape[0], x.shape[2]), dtype=dtype), z
 
 
 _op = _library.define(
     "adapted_mlp(Tensor x, Tensor? branch, Tensor norm_weight, Tensor norm_bias, Tensor[] weights, Tensor? seed, "
-    "float norm_eps, float eps, float dropout_p) -> (Tensor, Tensor)",
+    "float norm_eps, float eps, float dropout_p, bool keep) -> (Tensor, Tensor, Tensor)",
     cpu=_cpu,
     cuda=_composed,
     fake=_fake,
@@ -75,9 +80,8 @@ class _AdaptedMlp(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, norm_weight, norm_bias, seed, options, *weights):
-        norm_eps, eps, dropout_p, dtype = options
-        u = _normed(x, norm_weight, norm_bias, norm_eps)[0].to(dtype)
-        y, prompt, z = _branches(u, seed, eps, dropout_p, weights)
+        norm_eps, eps, dropout_p, _ = options
+        y, prompt, z = _op(x, None, norm_weight, norm_bias, weights, seed, norm_eps, eps, dropout_p, True)
         ctx.save_for_backward(x, norm_weight, norm_bias, seed, z, *weights)
         ctx.options = options
         return y, prompt
@@ -170,15 +174,15 @@ def adapted_mlp(
     options = (float(norm_eps), float(eps), float(dropout_p))
     given = [t for t in (x, branch, weight, bias, *weights) if t is not None]
     wanted = torch.is_grad_enabled() and any(t.requires_grad for t in given)
-    fits = x.dtype == weight.dtype and (branch is None or branch.dtype == dtype) and x.shape[0] > 0
+    fits = x.dtype == weight.dtype and (branch is None or branch.dtype == dtype)
     if fits and not wanted and not torch.compiler.is_compiling():
-        return _op(x, branch, weight, bias, weights, seed, *options)
+        return _op(x, branch, weight, bias, weights, seed, *options, False)[:2]
     x = x.contiguous() if branch is None else x + branch
     stream, x = x, x.to(weight.dtype)
     if wanted:
         y, prompt = _AdaptedMlp.apply(x, weight, bias, seed, (*options, dtype), *weights)
     else:
-        y, prompt = _composed(x, None, weight, bias, weights, seed, *options)
+        y, prompt, _ = _composed(x, None, weight, bias, weights, seed, *options, False)
     return y if branch is None else stream + y, prompt
 
 

@@ -37,18 +37,58 @@ def _by_pytorch(z, num_heads):
 
 
 def _cpu(z, num_heads):
-    return _rows.attention(z, None, None, num_heads)[0]
+    return _rows.attention(z, None, None, num_heads)
 
 
-def _fake(z, num_heads):
-    return z.new_empty((*z.shape[:2], z.shape[2] // 3))
+def _cuda(z, num_heads):
+    return _by_pytorch(z, num_heads), z.new_empty(0)
 
 
-_op = _library.define("attention(Tensor z, int num_heads) -> Tensor", cpu=_cpu, cuda=_by_pytorch, fake=_fake)
+def _cpu_backward(grad, z, out, lse, num_heads):
+    return _rows.attention_backward(grad, z, None, None, out, lse, num_heads)[0]
+
+
+def _cuda_backward(grad, z, out, lse, num_heads):
+    with torch.enable_grad():
+        z = z.detach().requires_grad_()
+        return torch.autograd.grad(_by_pytorch(z, num_heads), z, grad)[0]
+
+
+def fake(z: Tensor, num_heads: int) -> tuple[Tensor, Tensor]:
+    """Result, and on the CPU the log-sum-exp of each head and token, without values."""
+    batch, tokens, width = z.shape
+    wide = torch.float64 if z.dtype == torch.float64 else torch.float32
+    kept = z.new_empty(0) if z.device.type == "cuda" else z.new_empty((batch, num_heads, tokens), dtype=wide)
+    return z.new_empty((batch, tokens, width // 3)), kept
+
+
+_op = _library.define("attention(Tensor z, int num_heads) -> (Tensor, Tensor)", cpu=_cpu, cuda=_cuda, fake=fake)
+_backward_op = _library.define(
+    "attention_backward(Tensor grad, Tensor z, Tensor out, Tensor lse, int num_heads) -> Tensor",
+    cpu=_cpu_backward,
+    cuda=_cuda_backward,
+    fake=lambda grad, z, out, lse, num_heads: z.new_empty(z.shape),
+)
+
+
+class _Attention(torch.autograd.Function):
+    """Keeps z, the result and its log-sum-exp."""
+
+    @staticmethod
+    def forward(ctx, z, num_heads):
+        out, lse = _op(z, num_heads)
+        ctx.save_for_backward(z, out, lse)
+        ctx.num_heads = num_heads
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        return _backward_op(grad.contiguous(), *ctx.saved_tensors, ctx.num_heads), None
 
 
 def attention(z: Tensor, num_heads: int) -> Tensor:
-    """Multi-head self-attention over tokens of [q, k, v] = z; with a gradient, and not on the CPU, PyTorch's.
+    """Multi-head self-attention over tokens of [q, k, v] = z; not on the CPU, and in compiled code, PyTorch's.
 
     Args:
         z: Output of the map to queries, keys and values, any strides; under autocast it is cast to its type.
@@ -67,10 +107,11 @@ def attention(z: Tensor, num_heads: int) -> Tensor:
     (z,) = _library.autocast(z)
     if not z.numel() or _library.reference_is_asked():  # the fused attention divides by the number of tokens
         return attention_reference(z, num_heads)
-    wanted = torch.is_grad_enabled() and z.requires_grad
-    if wanted or torch.compiler.is_compiling() or z.device.type != "cpu" or not _library.compiled():
+    if torch.compiler.is_compiling() or z.device.type != "cpu" or not _library.compiled():
         return _by_pytorch(z, num_heads)
-    return _op(z, num_heads)
+    if torch.is_grad_enabled() and z.requires_grad:
+        return _Attention.apply(z, num_heads)
+    return _op(z, num_heads)[0]
 
 
 def attention_reference(z: Tensor, num_heads: int) -> Tensor:

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from pointpeft.ops import _check, _library, _rows
-from pointpeft.ops import scale_shift as _scale_shift  # noqa: F401  declares the operation whose backward ends this one's
-from pointpeft.ops.attention import attention_reference, check_heads, heads
+from pointpeft.ops import scale_shift as _scale_shift  # noqa: F401  declares what ends the backward on CUDA
+from pointpeft.ops.attention import attention_reference, check_heads, fake, heads
 
 _ATEN = torch.ops.aten
 
@@ -26,18 +26,8 @@ def _cpu(z, gamma, beta, num_heads):
 
 
 def _cpu_backward(grad, z, gamma, beta, out, lse, num_heads):
-    batch, tokens, width = z.shape
-    c = width // 3
-    rows = _rows.packed(z.reshape(-1, width))
-    y, dz = z.new_empty(z.shape), z.new_empty(batch * tokens, width)
-    _rows.forward(rows, gamma, beta, False, y.view(-1, width))
-    grad, out = (t.reshape(batch, tokens, num_heads, -1).transpose(1, 2) for t in (grad, out))
-    grads = _ATEN._scaled_dot_product_flash_attention_for_cpu_backward(grad, *heads(y, num_heads), out, lse, 0.0, False)
-    sums = []
-    for dy, part, gamma_part, dz_part in zip(grads, rows.split(c, 1), gamma.split(c), dz.split(c, 1), strict=True):
-        sums.append(_rows.backward(dy.transpose(1, 2).reshape(-1, c), part, gamma_part, None, dz_part))
-    d_gamma, d_beta = (torch.cat(parts).to(gamma.dtype) for parts in zip(*sums, strict=True))
-    return dz.view(z.shape), d_gamma, d_beta
+    dz, d_gamma, d_beta = _rows.attention_backward(grad, z, gamma, beta, out, lse, num_heads)
+    return dz, d_gamma.to(gamma.dtype), d_beta.to(gamma.dtype)
 
 
 def _attend(q, k, v):
@@ -66,10 +56,7 @@ def _cuda_backward(grad, z, gamma, beta, _out, _lse, num_heads):
 
 
 def _fake(z, gamma, beta, num_heads):
-    batch, tokens, width = z.shape
-    wide = torch.float64 if z.dtype == torch.float64 else torch.float32
-    kept = z.new_empty(0) if z.device.type == "cuda" else z.new_empty((batch, num_heads, tokens), dtype=wide)
-    return z.new_empty((batch, tokens, width // 3)), kept
+    return fake(z, num_heads)
 
 
 def _fake_backward(grad, z, gamma, beta, out, lse, num_heads):

@@ -55,8 +55,9 @@ def maps(
     w2: Tensor,
     kept: Tensor,
     then: Callable[[Tensor, slice], Any] = lambda z, at: None,
+    out: Tensor | None = None,
 ) -> Tensor:
-    """Z = W2 GELU(γ1 ⊙ (W1 x + b1) + β1) on the CPU. [N, C] -> [N, C]
+    """Z = W2 GELU(γ1 ⊙ (W1 x + b1) + β1) on the CPU, in `out` where it is given. [N, C] -> [N, C]
 
     The first rows of W1 x go into `kept`; `then` is called with each part of z, while it is near the cores, and its
     place.
@@ -65,7 +66,8 @@ def maps(
     n, h, keep = x.shape[0], w1.shape[0], len(kept)
     most = _rows.per_chunk(h, x.dtype)
     shift1 = torch.addcmul(beta1, b1, gamma1)
-    z, hidden = x.new_empty(n, w2.shape[0]), _rows.scratch(min(n, most), h, x.dtype, "hidden")
+    z = x.new_empty(n, w2.shape[0]) if out is None else out
+    hidden = _rows.scratch(min(n, most), h, x.dtype, "hidden")
     for begin, end in _rows.chunks(n, most, keep):
         t = _matmul.linear(x[begin:end], w1, buffer=hidden[: end - begin])
         if end <= keep:

@@ -99,10 +99,9 @@ def test_one_of_a_scale_and_its_shift_alone_is_refused(generator):
 def test_opcheck(device, generator):
     x, *rest = to(case(SIZES[1], generator)[0], torch.float32, device)
     weight, bias, weights = rest[0], rest[1], rest[4:]
-    for branch in (None, torch.randn_like(x)):
-        torch.library.opcheck(
-            torch.ops.pointpeft.adapted_mlp, (x, branch, weight, bias, weights, None, 1e-5, 1e-5, 0.0)
-        )
+    for branch, keep in ((None, True), (torch.randn_like(x), False)):
+        args = (x, branch, weight, bias, weights, None, 1e-5, 1e-5, 0.0, keep)
+        torch.library.opcheck(torch.ops.pointpeft.adapted_mlp, args)
 
 
 def test_without_gradients_it_is_the_same(device, generator):

@@ -40,6 +40,22 @@ def test_result_where_no_gradient_is_asked_for_equals_the_reference(size, dtype,
     assert (op(z).double() - expected).abs().max() <= fused.TOLERANCE[dtype] * max(1.0, float(expected.abs().max()))
 
 
+@pytest.mark.parametrize("size", SIZES + TILES)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_gradient_at_each_vector_level(size, dtype, cpu_level, generator):
+    inputs, grad = case(size, generator)
+    inputs, grad = [t.to(dtype) for t in inputs], grad.to(dtype)
+    op, reference = pair(size)
+    expected = fused.results(reference, [t.double() for t in inputs], grad.double())
+    fused.assert_all_close(fused.results(op, inputs, grad), expected, dtype)
+
+
+def test_keeps_its_input_its_result_and_one_number_per_head_and_token(generator):
+    inputs, grad = case(SIZES[2], generator)
+    batch, tokens, heads, _ = SIZES[2]
+    assert fused.kept_bytes(next(pair(SIZES[2])), inputs) == 4 * (grad.numel() + batch * tokens * heads)
+
+
 @pytest.mark.parametrize("cpu_level", CPU_LEVELS, indirect=True)
 @pytest.mark.parametrize("dtype", fused.TOLERANCE)
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e4])
@@ -66,8 +82,11 @@ def test_strides_and_offsets_do_not_matter(device, generator):
 
 
 def test_opcheck(device, generator):
-    z = case(SIZES[1], generator)[0][0].to(device, torch.float32)
+    inputs, grad = case(SIZES[1], generator)
+    z, grad = inputs[0].to(device, torch.float32), grad.to(device, torch.float32)
     torch.library.opcheck(torch.ops.pointpeft.attention, (z, 3))
+    out, lse = torch.ops.pointpeft.attention(z, 3)
+    torch.library.opcheck(torch.ops.pointpeft.attention_backward, (grad, z, out, lse, 3))
 
 
 def test_compiles_with_its_backward_without_graph_breaks(device, generator):

@@ -175,18 +175,10 @@ def test_one_bad_coordinate_anywhere_is_found(cpu_level):
                 furthest_point_sample(layout, 3)
 
 
-@pytest.fixture
-def one_thread():
-    """Clouds that are small enough are sampled two at a time by each thread: on one, whatever the batch."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize(("batch", "n"), [(1, 300), (2, 300), (5, 300), (4, 512), (3, 513), (2, 1024), (3, 1025)])
 def test_clouds_that_are_sampled_together_do_not_meddle(batch, n, dtype, cpu_level, one_thread, generator):
+    # Clouds that are small enough are sampled two at a time by each thread: on one, whatever the batch.
     xyz = cloud(batch, n, generator, dtype)
     call = {
         "lengths": torch.tensor([n, n - 100, 65, 64, n - 1][:batch]),

@@ -41,6 +41,25 @@ def test_result_at_each_vector_level(size, dtype, cpu_level, generator):
     assert (op(*inputs).double() - expected).abs().max() <= allowed
 
 
+@pytest.mark.parametrize("size", ODD)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_gradients_at_each_vector_level(size, dtype, cpu_level, generator):
+    inputs, grad = case(size, generator)
+    inputs, grad = [t.to(dtype) for t in inputs], grad.to(dtype)
+    op, reference = pair(size)
+    expected = fused.results(reference, [t.double() for t in inputs], grad.double())
+    fused.assert_all_close(fused.results(op, inputs, grad), expected, dtype)
+
+
+def test_gradients_do_not_depend_on_the_number_of_threads(generator, one_thread):
+    inputs, grad = case(ODD[-1], generator)
+    inputs, grad = [t.float() for t in inputs], grad.float()
+    op, _ = pair(ODD[-1])
+    alone = fused.results(op, inputs, grad)
+    torch.set_num_threads(2)
+    assert all(torch.equal(a, b) for a, b in zip(fused.results(op, inputs, grad), alone, strict=True))
+
+
 def test_log_sum_exp_at_each_vector_level(cpu_level, generator):
     z, gamma, beta = case(ODD[3], generator)[0]
     q, k, _ = ((gamma * z + beta).view(2, 129, 3, 1, 64).permute(2, 0, 3, 1, 4)).unbind()

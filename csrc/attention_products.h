@@ -1,0 +1,124 @@
+// What attention's forward and backward on the CPU have in common: products of small matrices in the registers, and
+// where a head lies in rows of queries, keys and values.
+#pragma once
+
+#include "gelu.h"
+#include "rows.h"
+
+// Vectors are passed between inlined functions alone, so no caller can disagree about how.
+#pragma GCC diagnostic ignored "-Wpsabi"
+// Products of matrices and exponentials are what attention consists of: in it a product and its sum may round once.
+#pragma GCC optimize("fp-contract=fast")
+
+namespace pointpeft {
+namespace {
+
+template <class A, int W>
+using Vector __attribute__((vector_size(W * sizeof(A)))) = A;
+
+template <class A, int W>
+POINTPEFT_INLINE Vector<A, W> load(const A* from) {
+  Vector<A, W> v;
+  std::memcpy(&v, from, sizeof(v));
+  return v;
+}
+
+POINTPEFT_INLINE float exponential(float x) { return exp_of_negative(x); }
+POINTPEFT_INLINE double exponential(double x) { return std::exp(x); }
+
+// A matrix whose element of row r and column i is at data[r * row + i * column].
+template <class A>
+struct Matrix {
+  const A* data;
+  int64_t row, column;
+};
+
+// out[r][column] = sum over i of left[r][i] right[i][column], for kRows rows and kColumns vectors of columns.
+template <class A, int W, int kRows, int kColumns>
+POINTPEFT_INLINE void product_tile(Matrix<A> left, const A* __restrict right, int64_t right_stride, int64_t depth,
+                                   A* __restrict out, int64_t out_stride) {
+  Vector<A, W> sum[kRows][kColumns] = {};
+  for (int64_t i = 0; i < depth; ++i) {
+    Vector<A, W> row[kColumns];
+#pragma GCC unroll 8
+    for (int c = 0; c < kColumns; ++c) row[c] = load<A, W>(right + i * right_stride + c * W);
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+      const A value = left.data[r * left.row + i * left.column];
+#pragma GCC unroll 8
+      for (int c = 0; c < kColumns; ++c) sum[r][c] += value * row[c];
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 8
+    for (int c = 0; c < kColumns; ++c) std::memcpy(out + r * out_stride + c * W, &sum[r][c], sizeof(sum[r][c]));
+}
+
+// The same for any number of vectors of columns, in tiles of nearly equal widths.
+template <class A, int W, int kRows, int kMost>
+POINTPEFT_INLINE void product(Matrix<A> left, const A* right, int64_t right_stride, int64_t depth, int64_t vectors,
+                              A* out, int64_t out_stride) {
+  const int64_t tiles = (vectors + kMost - 1) / kMost;
+  for (int64_t t = 0; t < tiles; ++t) {
+    const int64_t begin = vectors * t / tiles * W;
+    const A* from = right + begin;
+    A* to = out + begin;
+    switch (vectors * (t + 1) / tiles - vectors * t / tiles) {
+      case 1:
+        product_tile<A, W, kRows, 1>(left, from, right_stride, depth, to, out_stride);
+        break;
+      case 2:
+        product_tile<A, W, kRows, 2>(left, from, right_stride, depth, to, out_stride);
+        break;
+      case 3:
+        if constexpr (kMost >= 3)
+          product_tile<A, W, kRows, 3>(left, from, right_stride, depth, to, out_stride);
+        break;
+      default:
+        if constexpr (kMost >= 4)
+          product_tile<A, W, kRows, 4>(left, from, right_stride, depth, to, out_stride);
+    }
+  }
+}
+
+template <class A, int W>
+POINTPEFT_INLINE A joined_lanes(const Vector<A, W>& v, bool maximum) {
+  A lane[W];
+  std::memcpy(lane, &v, sizeof(v));
+  for (int half = W / 2; half > 0; half /= 2)
+    for (int l = 0; l < half; ++l)
+      lane[l] = maximum ? (lane[l + half] > lane[l] ? lane[l + half] : lane[l]) : lane[l] + lane[l + half];
+  return lane[0];
+}
+
+// Where a head lies in rows of queries, keys and values, and what is applied to them.
+template <class T, class A>
+struct Head {
+  const T* data;
+  int64_t stride, third;  // between tokens; between queries, keys and values
+  const A *gamma, *beta;  // of the queries; null for none
+};
+
+template <bool kAdapted, class T, class A>
+POINTPEFT_INLINE void pack_row(const T* __restrict from, const A* __restrict gamma, const A* __restrict beta, A scale,
+                               int64_t d, A* __restrict to, int64_t stride) {
+  for (int64_t i = 0; i < d; ++i) {
+    const A x = static_cast<A>(from[i]);
+    to[i * stride] = (kAdapted ? gamma[i] * x + beta[i] : x) * scale;
+  }
+}
+
+// A head's channels are a few cache lines of each row, which the processor's own prefetching does not foresee.
+constexpr int64_t kAhead = 16;  // rows
+
+// The eight cache lines and less that a head has of a row `kAhead` rows on, in each of `count` tensors side by side.
+template <class T>
+POINTPEFT_INLINE void prefetch(const T* row, int64_t stride, int64_t third, int count, int64_t width) {
+  for (int which = 0; which < count; ++which)
+    for (int64_t i = 0; i < width; i += 64 / static_cast<int64_t>(sizeof(T)))
+      __builtin_prefetch(row + kAhead * stride + which * third + i);
+}
+
+}  // namespace
+}  // namespace pointpeft
