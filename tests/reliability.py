@@ -92,7 +92,7 @@ def main() -> None:
     reports = [of_coverage(report) if "totals" in report else report for report in reports]
     for report in reports:
         if "survivors" in report:
-            report["failed"] = sum("not looked at" in line for line in mutants(report))
+            report["failed"] = sum("not looked at" in line for line in mutants(report)) + len(report["failures"])
     reports.sort(key=lambda report: (report["what"], report.get("seed", 0)))
     text = HEAD + "\n".join(map(row, reports)) + "\n" + COMMANDS
     text += "## Defects found, and the tests that hold their mending\n"

@@ -29,7 +29,19 @@ from accelerate import Accelerator
 torch.set_num_threads(1)  # a fork keeps one thread only
 
 from pointpeft.checkpoints import files  # noqa: E402
-from tests.faults.runs import EPOCHS, OPTIONS, Child, interrupt_imports, quietly, run, same, sound, together  # noqa: E402
+from tests.faults.runs import (  # noqa: E402
+    EPOCHS,
+    OPTIONS,
+    Child,
+    end,
+    interrupt_imports,
+    lost_with_partner,
+    quietly,
+    run,
+    same,
+    sound,
+    together,
+)
 from tests.fuzz.driver import write  # noqa: E402
 from tests.training.conftest import write_clouds  # noqa: E402
 
@@ -54,6 +66,7 @@ class Injector:
             raise SystemExit(f"the undisturbed run ended with {code}: {said}")
         # A second one knows how long: the first also warms up caches of files.
         _, _, self.seconds = run(self.fresh(self.folder()))
+        self.pair = root / "pair"
 
     def fresh(self, folder: Path) -> list[str]:
         return ["finetune", str(self.data), *OPTIONS, f"--output={folder}"]
@@ -145,26 +158,29 @@ class Injector:
         self.check("Ctrl-C in the imports", "; ".join(wrong) or None, moment=round(moment, 3))
 
     def partner_dies(self) -> None:
-        """One of two processes that train together is killed: the run goes on, in one process, to its end."""
+        """One of two processes that train together is killed: the run goes on, in one process, to its end.
+
+        The other one ends, too: by itself with an error, or by the launcher.
+        """
+        if not self.pair.exists():
+            codes = end(together(self.fresh(self.pair), 2))
+            if any(codes):
+                raise SystemExit(f"the undisturbed pair ended with {codes}")
         folder = self.folder()
         pair = together(self.fresh(folder), 2)
         time.sleep(self.random.uniform(0.2, 1) * self.seconds)
         victim = self.random.randrange(2)
         pair[victim].kill(signal.SIGKILL)
-        pair[1 - victim].kill(signal.SIGTERM)  # as the launcher does: by itself it might wait for its partner
-        codes = [child.wait() for child in pair]
-        for child in pair:
-            child.close()
+        patience = self.random.choice([0, 20])
+        if not pair[1 - victim].ends(patience):  # it waits for a partner that had not yet come
+            pair[1 - victim].kill(signal.SIGTERM)  # as the launcher does at once
+        codes = end(pair)
         wrong = sound(folder) if folder.exists() else []
-        # One may end well without the other after the last epoch alone: then the first writes the result by itself.
         if 0 in codes and any(codes):
-            log = folder / "log.csv"
-            epochs = len(log.read_text().splitlines()) - 1 if log.exists() else 0
-            if epochs < EPOCHS:
-                wrong.append(f"ended well without its partner after {epochs} epochs")
+            wrong += lost_with_partner(self.pair, folder)
         if codes[0] == 0 and not (folder / "result.json").exists():
             wrong.append("ended well without a result")
-        self.check("a process of two dies", "; ".join(wrong) or None, victim=victim, codes=codes)
+        self.check("a process of two dies", "; ".join(wrong) or None, victim=victim, patience=patience, codes=codes)
         if (folder / "config.json").exists() and any(codes):
             code, said, _ = run(["finetune", "--resume", str(folder)])
             done = None if code == 0 and (folder / "result.json").exists() else f"ended with {code}: {said[-1500:]}"

@@ -77,6 +77,15 @@ class Child:
                 raise TimeoutError(f"a run did not end: {self.output()[-2000:]}")
             time.sleep(0.002)
 
+    def ends(self, seconds: float) -> bool:
+        """Whether it ends within so many seconds; its exit code is still there for `wait`."""
+        until = time.monotonic() + seconds
+        while os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+            if time.monotonic() > until:
+                return False
+            time.sleep(0.002)
+        return True
+
     def kill(self, number: int) -> None:
         """Sends a signal, where the process still is."""
         os.kill(self.pid, number)
@@ -101,19 +110,34 @@ def run(arguments: list[str], prepare: Callable[[], None] = lambda: None) -> tup
     return code, said, time.monotonic() - child.started
 
 
-def together(arguments: list[str], processes: int) -> list[Child]:
-    """Processes that train as one, each `pointpeft ARGUMENTS`, as torch.distributed.run starts them."""
+def together(arguments: list[str], processes: int, prepare: Callable[[int], None] = lambda rank: None) -> list[Child]:
+    """Processes that train as one, each `pointpeft ARGUMENTS`, as torch.distributed.run starts them.
+
+    Args:
+        arguments: Of the command line.
+        processes: How many.
+        prepare: Called in each before the command, with its number.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
 
-    def prepare(rank: int) -> None:
+    def start(rank: int) -> None:
         names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
         os.environ.update({name: str(value) for name, value in {**names, "MASTER_PORT": port}.items()})
         os.environ["MASTER_ADDR"] = "127.0.0.1"
         AcceleratorState._reset_state(reset_partial_state=True)
+        prepare(rank)
 
-    return [Child(arguments, partial(prepare, rank)) for rank in range(processes)]
+    return [Child(arguments, partial(start, rank)) for rank in range(processes)]
+
+
+def end(children: list[Child]) -> list[int]:
+    """The exit codes of processes, or minus the signals that ended them."""
+    codes = [child.wait() for child in children]
+    for child in children:
+        child.close()
+    return codes
 
 
 def interrupt_imports(arguments: list[str], moment: float) -> tuple[int, str]:
@@ -188,6 +212,27 @@ def same(first: Path, second: Path) -> str | None:
         if not torch.equal(a[name], b[name]):
             return f"{name} differs"
     return None if facts_a == facts_b else f"other results: {facts_a} and {facts_b}"
+
+
+def lost_with_partner(whole: Path, folder: Path) -> list[str]:
+    """What is missing from a pair's run of which one process ended well and the other was killed.
+
+    That is well after the last epoch alone, behind which the first process writes by itself. A process that went on
+    without its partner would have logged as many epochs, from half of the clouds: what was trained, and any result,
+    must be that of `whole`, a pair that was left alone, to the bit.
+    """
+    try:
+        expected, found = (torch.load(path / "checkpoint.pt", weights_only=True) for path in (whole, folder))
+    except FileNotFoundError:
+        return ["ended well without its partner before the first epoch had ended"]
+    if found["epoch"] != expected["epoch"]:
+        return [f"ended well without its partner after {found['epoch']} epochs"]
+    wrong = [
+        f"{name} differs" for name, value in expected["model"].items() if not torch.equal(value, found["model"][name])
+    ]
+    if (folder / "result.json").exists() and (difference := same(whole, folder)):
+        wrong.append(difference)
+    return [f"went on without its partner: {one}" for one in wrong]
 
 
 def quietly(function: Callable[[], object]) -> None:

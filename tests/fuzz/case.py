@@ -25,6 +25,11 @@ class Case:
     """Whether floating results can be compared: nothing overflows."""
     size: float = 0.0
     """Size of the values inside that cancel in the results, as a square of their mean does in a variance."""
+    inside: Callable[..., Any] | None = None
+    """In place of a judge, where a rounding inside can be larger than what is left of the terms that cancel behind it:
+    the reference, of the arguments; of `nudge`, which moves sums by a rounding of the type they are summed in; of
+    `kept`, None or the result that the backward reads, as the operation has rounded it; and of `stored`, whether the
+    backward has other values inside rounded to its dtype, too."""
 
 
 CASES: dict[str, Callable[[Draw], Case]] = {}

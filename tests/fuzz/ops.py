@@ -135,9 +135,15 @@ def judged(
     case: Case,
     results: list[Tensor],
     grads: list[Tensor] | None,
-    nudge: Callable[[Tensor], Tensor] = lambda values: values,
+    nudge: Callable[..., Tensor] = lambda values, sums=False: values,
+    keeps: bool = False,
+    stored: bool = False,
 ) -> list[Tensor]:
-    """Results and gradients in float64, of arguments that `nudge` may move."""
+    """Results and gradients in float64, of arguments, and sums inside, that `nudge` may move.
+
+    With `keeps` the backward of a case with an `inside` reads the result as the operation has rounded it, with `stored`
+    other values, too.
+    """
 
     def moved(at: str, value: Tensor) -> Tensor:
         double = in_double(at, value)
@@ -146,6 +152,9 @@ def judged(
     arguments = replaced(case.arguments, moved)
     if case.judge is not None:
         exact = case.judge(**arguments, result=results)
+    elif case.inside is not None:
+        kept = results[0].detach() if keeps else None
+        exact = flat(case.inside(**arguments, nudge=partial(nudge, sums=True), kept=kept, stored=stored))
     else:
         exact = flat(getattr(ops, f"{name}_reference")(**arguments))
     learning = [t for _, t in tensors_of(arguments) if t.requires_grad]
@@ -153,15 +162,16 @@ def judged(
 
 
 def unrest(exact: Callable[..., list[Tensor]], values: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
-    """How far each value moves when every argument moves by a rounding of the dtype: no method can do better.
+    """How far each value moves when all that is rounded moves by a rounding of its dtype: no method can do better.
 
     Where terms cancel (γx + β near zero, a sum over rows) this is far more than a rounding of the value.
     """
     generator = torch.Generator().manual_seed(0)
 
-    def nudge(tensor: Tensor) -> Tensor:
-        signs = torch.randint(0, 2, tensor.shape, generator=generator) * 2 - 1
-        return tensor * (1 + signs * torch.finfo(dtype).eps)
+    def nudge(values: Tensor, sums: bool = False) -> Tensor:
+        signs = torch.randint(0, 2, values.shape, generator=generator) * 2 - 1
+        rounded_to = torch.promote_types(dtype, torch.float32) if sums else dtype
+        return values * (1 + signs * torch.finfo(rounded_to).eps)
 
     most = [torch.zeros_like(v, dtype=torch.float64) for v in values]
     for _ in range(4):
@@ -181,15 +191,21 @@ def alike(mine: Tensor, reference: Tensor, dtype: torch.dtype, size: float) -> b
     return float((m - r).abs().max()) <= TOLERANCE[dtype] * max(size, float(r.abs().max()))
 
 
-def excess(mine: Tensor, reference: Tensor, exact: Tensor, dtype: torch.dtype, size: float) -> Tensor:
-    """How much farther each value is from the exact one than rounding and four times the reference's error explain."""
+def excess(
+    mine: Tensor, reference: Tensor, exact: Tensor, dtype: torch.dtype, size: float, target: Tensor | None = None
+) -> Tensor:
+    """How much farther each value is from the exact one than rounding and four times the reference's error explain.
+
+    With a `target` it is how much farther from that, which has its share of the rounding: no more of it is explained.
+    """
     m, r, e = mine.detach().double(), reference.detach().double(), exact.detach().double()
     if e.isnan().all() and m.isnan().all():
         return torch.zeros_like(e)
     off = (r - e).abs()
     reach, off = (float(t[t.isfinite()].max()) if t.isfinite().any() else 0.0 for t in (e.abs(), off))
     allowed = TOLERANCE[dtype] * max(size, reach) + 4 * off + torch.finfo(dtype).tiny
-    return ((m - e).abs() - allowed).masked_fill(m == r, -allowed)  # infinite, both
+    away = (m - (e if target is None else target.detach())).abs()
+    return (away - allowed).masked_fill(m == r, -allowed)  # infinite, both
 
 
 def one(seed: int, number: int) -> tuple[str, str]:
@@ -274,6 +290,12 @@ def compare(case: Case, mine: Any, reference: Any, exact: Callable[..., list[Ten
     beyond = {i: excess(got[i], expected[i], values[i], shortest, case.size) for i in unsure}
     suspects = [i for i, over in beyond.items() if not bool((over <= 0).all())]  # NaN is one
     moves = unrest(exact, values, shortest) if suspects else []
+    if suspects and case.inside is not None:
+        for stored in (False, True):  # a backward may have them in a wider type
+            targets = exact(keeps=True, stored=stored)
+            for i in suspects:
+                over = excess(got[i], expected[i], values[i], shortest, case.size, targets[i])
+                beyond[i] = beyond[i].minimum(over)
     for i in suspects:
         if not bool((beyond[i] <= ROUNDINGS * moves[i]).all()):
             m, e = got[i], values[i]

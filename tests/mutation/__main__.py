@@ -1,8 +1,9 @@
 """Puts small faults into the operations, one at a time, and counts those that a test sees.
 
 `python -m tests.mutation --python 60 --cpp 25 --seed 1 --output build/reliability/mutation.json`. A fault is killed by
-the tests of its operation, by the fuzzer's regression tests or by ten seconds of the fuzzer. Survivors without a
-verdict in `tests/mutation/verdicts.py` end the command with 1. `--again REPORT` tries the survivors of a report.
+the tests of its operation, by the fuzzer's regression tests or by ten seconds of the fuzzer; where those tests fail
+without it too it is not judged, and they are quoted. Survivors without a verdict in `tests/mutation/verdicts.py`, and
+faults that were not judged, end the command with 1. `--again REPORT` tries both of a report.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from typing import Any
 
 from tests.fuzz.driver import write
 from tests.mutation.sites import Site, sites
-from tests.mutation.trial import NOT_COMPILED, SURVIVED, Trial
+from tests.mutation.trial import NOT_COMPILED, NOT_JUDGED, SURVIVED, NotJudged, Trial
 from tests.mutation.verdicts import VERDICTS
 
 
@@ -34,9 +35,9 @@ def chosen(number: dict[str, int], seed: int) -> list[Site]:
     return found
 
 
-def survivors(report: dict[str, Any]) -> list[Site]:
-    """The sites of a report's survivors, in the code as it is now."""
-    wanted = {(one["file"], one["original"], one["mutated"]) for one in report["survivors"]}
+def left(report: dict[str, Any]) -> list[Site]:
+    """The sites of a report's survivors, and of what it could not judge, in the code as it is now."""
+    wanted = {(one["file"], one["original"], one["mutated"]) for one in report["survivors"] + report["failures"]}
     return [s for language in ("python", "cpp") for s in sites(language) if (s.file, s.original, s.mutated) in wanted]
 
 
@@ -47,18 +48,22 @@ class Counts:
         self.seed = seed
         self.outcomes = outcomes
         self.survivors: list[dict[str, Any]] = []
+        self.failures: list[dict[str, Any]] = []
         self.started = time.monotonic()
         self.lock = threading.Lock()
 
-    def add(self, site: Site, outcome: str) -> None:
+    def add(self, site: Site, outcome: str, why: str = "") -> None:
         with self.lock:
             self.outcomes[outcome] += 1
             print(
                 f"{outcome}: {site.file}:{site.line}: {site.original}  ->  {site.mutated}", file=sys.stderr, flush=True
             )
+            what = {"file": site.file, "line": site.line, "original": site.original, "mutated": site.mutated}
             if outcome == SURVIVED:
-                names = {"original": site.original, "mutated": site.mutated}
-                self.survivors.append({"file": site.file, "line": site.line, **names})
+                self.survivors.append(what)
+            if outcome == NOT_JUDGED:
+                print(why, file=sys.stderr, flush=True)
+                self.failures.append({"kind": site.file, **what, "why": why})
 
     def report(self) -> dict[str, Any]:
         with self.lock:
@@ -66,12 +71,12 @@ class Counts:
             return {
                 "what": "tests.mutation",
                 "seed": self.seed,
-                "cases": sum(count for name, count in self.outcomes.items() if name != NOT_COMPILED),
+                "cases": sum(count for name, count in self.outcomes.items() if name not in (NOT_COMPILED, NOT_JUDGED)),
                 "seconds": round(time.monotonic() - self.started, 1),
-                "outcomes": dict(sorted(self.outcomes.items())),
+                "outcomes": {name: count for name, count in sorted(self.outcomes.items()) if count},
                 "survivors": list(self.survivors),
-                "failures": [],
-                "failed": len(unseen),
+                "failures": list(self.failures),
+                "failed": len(unseen) + len(self.failures),
             }
 
 
@@ -81,15 +86,16 @@ def main() -> None:
     parser.add_argument("--cpp", type=int, default=25, help="faults in the CPU kernels of csrc")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=1, help="copies of the tree that share the faults")
-    parser.add_argument("--again", type=Path, help="try only the survivors of this report, and correct its counts")
+    parser.add_argument("--again", type=Path, help="try only what this report left open, and correct its counts")
     parser.add_argument("--output", type=Path, help="write the counts and the survivors here, as JSON")
     given = parser.parse_args()
     outcomes: Counter[str] = Counter()
     seed = given.seed
     if given.again:
         before = json.loads(given.again.read_text(encoding="utf-8"))
-        outcomes, seed, todo = Counter(before["outcomes"]), before["seed"], survivors(before)
+        outcomes, seed, todo = Counter(before["outcomes"]), before["seed"], left(before)
         outcomes[SURVIVED] -= len(before["survivors"])
+        outcomes[NOT_JUDGED] -= len(before["failures"])
     else:
         if given.python and importlib.util.find_spec("triton") is None:
             parser.error("--python needs Triton, of whose kernels no fault would be seen")
@@ -106,7 +112,10 @@ def main() -> None:
                 trial = Trial(Path(folder).resolve())
                 while not errors:
                     site = waiting.get_nowait()
-                    counts.add(site, trial.outcome(site))
+                    try:
+                        counts.add(site, trial.outcome(site))
+                    except NotJudged as error:
+                        counts.add(site, NOT_JUDGED, str(error))
                     if given.output:
                         write(given.output, counts.report())
         except queue.Empty:
@@ -119,10 +128,10 @@ def main() -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    if errors:
-        raise errors[0]
     report = counts.report()
     print(json.dumps(report, indent=2))
+    if errors:
+        raise errors[0]
     sys.exit(1 if report["failed"] else 0)
 
 

@@ -8,17 +8,25 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from functools import cache, partial
 from pathlib import Path
 
 from tests.mutation.sites import ROOT, Site, included
 
-TREE = ("csrc", "pointpeft", "tests", "setup.py", "pyproject.toml", "README.md", "LICENSE")
+# Of the benchmarks a test asks whether each operation has one.
+TREE = ("benchmarks", "csrc", "pointpeft", "tests", "setup.py", "pyproject.toml", "README.md", "LICENSE")
 REGRESSIONS = "tests/fuzz/test_ops_regressions.py"
 FUZZ_SECONDS = 10
 TEST_SECONDS = 900  # of processor time
+SAID = 6000  # characters of a failure that are kept
 MEMORY = 8 << 30  # of address space; a fault may ask for any amount
 KILLED, SURVIVED, TIMED_OUT, NOT_COMPILED = "killed", "survived", "timed out", "does not compile"
+NOT_JUDGED = "not judged"
+
+
+class NotJudged(Exception):
+    """Tests that failed with a fault fail without it too: they say nothing about it."""
 
 
 @cache
@@ -59,6 +67,7 @@ class Trial:
         path = os.pathsep.join([str(folder), *(one for one in path if one and Path(one).resolve() != ROOT)])
         names = {"PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1", "POINTPEFT_CUDA": "0"}
         self.environment = os.environ | names | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+        self.output = tempfile.TemporaryFile()
         self.built: Path | None = None
         self.sound: set[tuple[object, ...]] = set()
         code = "import pointpeft; print(pointpeft.__file__)"
@@ -67,7 +76,11 @@ class Trial:
             raise RuntimeError(f"the copy in {folder} is not what is imported: {said}")
 
     def outcome(self, site: Site) -> str:
-        """Killed, survived, timed out, or does not compile."""
+        """Killed, survived, timed out, or does not compile.
+
+        Raises:
+            NotJudged: The tests that would have killed it fail without it too; with what they wrote.
+        """
         compiled = not site.file.endswith(".py")
         if compiled and self.built is None:
             self._build_all()
@@ -86,8 +99,9 @@ class Trial:
             if compiled:
                 self._put_back()
         if last is not None and last.func == self._test and last.args not in self.sound:
-            if last() != 0:
-                raise RuntimeError(f"without any fault too {last.args} fail")
+            if (alone := last()) != 0:
+                names = " ".join(last.args[0])
+                raise NotJudged(f"tests end with {alone} without any fault too: {names}\n{self._said()}")
             self.sound.add(last.args)
         return SURVIVED if code == 0 else TIMED_OUT if code is None else KILLED
 
@@ -117,12 +131,14 @@ class Trial:
             resource.setrlimit(resource.RLIMIT_AS, (MEMORY, resource.RLIM_INFINITY))
             resource.setrlimit(resource.RLIMIT_CPU, (int(limit), int(limit) + 5))
 
+        self.output.seek(0)
+        self.output.truncate()
         process = subprocess.Popen(
             [sys.executable, "-m", *command],
             cwd=self.folder,
             env=self.environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+            stdout=self.output,
+            stderr=self.output,
             start_new_session=True,
             preexec_fn=bounded,
         )
@@ -135,6 +151,11 @@ class Trial:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)  # processes that it started, too
             process.wait()
+
+    def _said(self) -> str:
+        """The end of what the last module wrote."""
+        self.output.seek(max(0, self.output.seek(0, os.SEEK_END) - SAID))
+        return self.output.read().decode(errors="replace")
 
     # ---- C++: what was compiled without a fault is kept, so that a fault costs its own objects and one link ----
 
@@ -157,8 +178,8 @@ class Trial:
         """The objects and libraries with their times, older than any file that is changed next."""
         if self.built is None:
             raise RuntimeError("nothing was built")
-        for path in self._products():
-            kept = self.built / path.name
-            if path.stat().st_mtime_ns != kept.stat().st_mtime_ns:
-                path.unlink()
+        for kept in self.built.iterdir():  # also what a compiler or linker that failed has removed
+            path = self.folder / ("build/ninja" if kept.suffix == ".o" else "pointpeft") / kept.name
+            if not path.exists() or path.stat().st_mtime_ns != kept.stat().st_mtime_ns:
+                path.unlink(missing_ok=True)
                 shutil.copy2(kept, path)
