@@ -11,9 +11,10 @@ template <class A>
 struct Scratch {
   int64_t tokens, width, padded, channels;
   Aligned<A> memory;
-  A *q, *k, *keys, *values, *grad;  // rows of queries (scaled) and keys; keys and values transposed; the gradient's rows
-  A *shares, *slopes;               // [tokens, padded]: of a query (row) among the keys, and the gradient of its scores
-  A *dy, *inner;                    // rows of a result; the sum of gradient times result of each token
+  A *q, *k, *keys, *values,
+      *grad;           // rows of queries (scaled) and keys; keys and values transposed; the gradient's rows
+  A *shares, *slopes;  // [tokens, padded]: of a query (row) among the keys, and the gradient of its scores
+  A *dy, *inner;       // rows of a result; the sum of gradient times result of each token
   Scratch(int64_t tokens, int64_t width, int rows)
       : tokens(tokens), width(width), padded((tokens + 15) / 16 * 16), channels((width + 15) / 16 * 16) {
     const int64_t all = padded + rows, flat = all * channels, wide = (width + rows) * padded, square = all * padded;
@@ -38,8 +39,8 @@ POINTPEFT_INLINE void pack_row(const T* __restrict from, const A* __restrict gam
 }
 
 template <bool kAdapted, class T, class A>
-POINTPEFT_INLINE void pack(const Head<T, A>& head, const T* grad, const T* out, int64_t stride, A scale,
-                           T* dz, Scratch<A>& to) {
+POINTPEFT_INLINE void pack(const Head<T, A>& head, const T* grad, const T* out, int64_t stride, A scale, T* dz,
+                           Scratch<A>& to) {
   const int64_t third = head.third, step = kAdapted ? third : 0, d = to.width;
   const A *gamma = head.gamma, *beta = head.beta;
   for (int64_t n = 0; n < to.tokens; ++n) {
@@ -98,7 +99,7 @@ POINTPEFT_INLINE void differentiate(const Head<T, A>& head, const T* grad, const
                                 padded);
     const int64_t rows = std::min<int64_t>(kRows, tokens - first);
     for (int64_t r = 0; r < rows; ++r) {
-      A *__restrict p = share + r * padded, *__restrict ds = slope + r * padded;
+      A* __restrict p = share + r * padded, * __restrict ds = slope + r * padded;
       const A total = lse[first + r], inner = s.inner[first + r];
       for (int64_t i = 0; i < padded; ++i) {
         p[i] = exponential(p[i] - total);
@@ -117,15 +118,15 @@ POINTPEFT_INLINE void differentiate(const Head<T, A>& head, const T* grad, const
 }
 
 // Rows and vectors of a tile, as in the forward.
-#define POINTPEFT_LEVEL(NAME, TARGET, BYTES, ROWS, MOST)                                                              \
-  struct NAME {                                                                                                       \
-    static constexpr int kRows = ROWS;                                                                                \
-    template <bool kAdapted, class T, class A>                                                                        \
-    TARGET static void head(const Head<T, A>& head, const T* grad, const T* out, int64_t stride, const A* lse,        \
-                            Scratch<A>& scratch, T* dz, A* d_gamma, A* d_beta) {                                      \
-      differentiate<BYTES / sizeof(A), ROWS, MOST, kAdapted>(head, grad, out, stride, lse, scratch, dz, d_gamma,      \
-                                                             d_beta);                                                 \
-    }                                                                                                                 \
+#define POINTPEFT_LEVEL(NAME, TARGET, BYTES, ROWS, MOST)                                                         \
+  struct NAME {                                                                                                  \
+    static constexpr int kRows = ROWS;                                                                           \
+    template <bool kAdapted, class T, class A>                                                                   \
+    TARGET static void head(const Head<T, A>& head, const T* grad, const T* out, int64_t stride, const A* lse,   \
+                            Scratch<A>& scratch, T* dz, A* d_gamma, A* d_beta) {                                 \
+      differentiate<BYTES / sizeof(A), ROWS, MOST, kAdapted>(head, grad, out, stride, lse, scratch, dz, d_gamma, \
+                                                             d_beta);                                            \
+    }                                                                                                            \
   };
 POINTPEFT_LEVEL(Portable, , 16, 4, 2)
 #if defined(__x86_64__)
@@ -135,9 +136,9 @@ POINTPEFT_LEVEL(Avx512, __attribute__((target("avx512f,avx512vl,avx512bw,avx512d
 #endif
 
 // dz goes into `dz` (B, T, 3C); returns the gradients of γ and β (3C), float32 or float64, empty without them.
-std::tuple<Tensor, Tensor> attention_backward(const Tensor& grad, const Tensor& qkv,
-                                              const std::optional<Tensor>& gamma, const std::optional<Tensor>& beta,
-                                              const Tensor& out, const Tensor& lse, int64_t heads, Tensor dz) {
+std::tuple<Tensor, Tensor> attention_backward(const Tensor& grad, const Tensor& qkv, const std::optional<Tensor>& gamma,
+                                              const std::optional<Tensor>& beta, const Tensor& out, const Tensor& lse,
+                                              int64_t heads, Tensor dz) {
   require(qkv.dim() == 3, "qkv must have 3 dimensions");
   const int64_t batch = qkv.size(0), tokens = qkv.size(1), width = qkv.size(2);
   require(heads > 0 && width % (3 * heads) == 0, "qkv must have 3 * heads * D channels, got ", width);

@@ -72,12 +72,10 @@ POINTPEFT_INLINE void product(Matrix<A> left, const A* right, int64_t right_stri
         product_tile<A, W, kRows, 2>(left, from, right_stride, depth, to, out_stride);
         break;
       case 3:
-        if constexpr (kMost >= 3)
-          product_tile<A, W, kRows, 3>(left, from, right_stride, depth, to, out_stride);
+        if constexpr (kMost >= 3) product_tile<A, W, kRows, 3>(left, from, right_stride, depth, to, out_stride);
         break;
       default:
-        if constexpr (kMost >= 4)
-          product_tile<A, W, kRows, 4>(left, from, right_stride, depth, to, out_stride);
+        if constexpr (kMost >= 4) product_tile<A, W, kRows, 4>(left, from, right_stride, depth, to, out_stride);
     }
   }
 }

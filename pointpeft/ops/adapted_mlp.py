@@ -163,6 +163,8 @@ def adapted_mlp(
         _check.floating("branch", branch, 3)
         if branch.device != x.device:
             raise ValueError(f"branch is on {branch.device}, but x is on {x.device}")
+        if branch.dtype not in (x.dtype, dtype):
+            raise ValueError(f"branch is {branch.dtype}, but x is {x.dtype}")
     for name, value in (("norm_eps", norm_eps), ("eps", eps)):
         _check.number(name, value, 0.0, "a finite number of at least 0")
     seed = _adapter.checked_seed(x, seed, dropout_p, training)

@@ -43,10 +43,12 @@ def module(name: str) -> Any:
 
 
 ANSWERS = {
+    "adapted_mlp": module("adapted_mlp")._composed,
     "adapter": _adapter_triton.launch,
     "adapter_backward": _adapter_triton.launch_backward,
     "frozen_linear": module("frozen_linear")._cuda,
     "frozen_mlp": module("frozen_mlp")._cuda,
+    "layer_norm": module("layer_norm_scale_shift")._composed,
     "patch_embed": module("patch_embed")._launch,
     "scale_shift": module("scale_shift")._launch,
     "scale_shift_backward": module("scale_shift")._launch_backward,

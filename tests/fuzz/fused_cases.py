@@ -31,7 +31,10 @@ def layer_norm_scale_shift(draw: Draw) -> Case:
     weights = layer(draw, dtype, dict.fromkeys(names, (channels,)))
     if dtype.itemsize == 2 and draw.happens(0.4):  # as LayerNorm allows
         weights = {name: weight.float() if draw.happens(0.5) else weight for name, weight in weights.items()}
-    return Case({"x": x, **weights}, (), None, ("x", *names), calm)
+    if draw.happens(0.2):
+        weights = {name: weights[name] for name in names[:2]}
+    asked = {"dtype": draw.choice(FLOATS)} if draw.happens(0.3) else {}
+    return Case({"x": x, **weights, **asked}, (), None, ("x", *names), calm)
 
 
 def attended(y: Tensor, num_heads: int, nudge: Callable[[Tensor], Tensor], kept: Tensor | None) -> Tensor:
@@ -73,6 +76,38 @@ def scale_shift_attention(draw: Draw) -> Case:
     learns = ("z", "gamma", "beta")
     arguments = {"z": z, **weights, "num_heads": num_heads}
     return Case(arguments, learns=learns, tame=tame(z), inside=scaled_attended)
+
+
+def projected(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    kept: Tensor | None,
+    stored: bool,
+    **others: Any,
+) -> Tensor:
+    z = ops.frozen_linear_reference(x, weight, bias)
+    if kept is not None and stored:
+        z = z + (z.to(kept.dtype) - z).detach()
+    if gamma is None or beta is None:
+        return attended(z, kept=kept, **others)
+    return scaled_attended(z, gamma, beta, kept, stored, **others)
+
+
+@case_of
+def frozen_attention(draw: Draw) -> Case:
+    dtype, c = draw.choice(FLOATS), draw.size(33)
+    num_heads = draw.choice([1, 2, 3, 6])
+    rows = 3 * num_heads * draw.choice([1, 3, 8, 16])
+    shapes = {"weight": (rows, c), "bias": (rows,), "gamma": (rows,), "beta": (rows,)}
+    arguments = {"x": tokens(draw, dtype, c, 3), **layer(draw, dtype, shapes), "num_heads": num_heads}
+    for names in (["bias"], ["gamma", "beta"]):
+        if draw.happens(0.3):
+            arguments |= dict.fromkeys(names)
+    learns = ("x", "gamma", "beta") if draw.happens(0.5) else ()
+    return Case(arguments, learns=learns, tame=tame(arguments["x"]), inside=projected)
 
 
 @case_of
@@ -133,8 +168,14 @@ def adapted_mlp(draw: Draw) -> Case:
         arguments[name] = tuple(t.float() if mixed and name == "norm" and draw.happens(0.6) else t for t in made)
     arguments |= {"norm_eps": draw.choice([1e-5, 1e-3]), "eps": draw.choice([1e-5, 1e-3])}
     learns = [f"{name}[{i}]" for name in ("norm", "adapter") for i in range(len(shapes[name]))]
-    learns += ["x", "mlp[2]", "mlp[3]", "mlp[6]", "mlp[7]"]
+    learns += ["x", "branch", "mlp[2]", "mlp[3]", "mlp[6]", "mlp[7]"]
     x = arguments["x"]
+    for name, at in (("norm", 2), ("mlp", 2), ("mlp", 6)):
+        if draw.happens(0.2):  # folded into what stands before them
+            arguments[name] = (*arguments[name][:at], None, None, *arguments[name][at + 2 :])
+    if draw.happens(0.4):
+        arguments["branch"] = draw.floats(*x.shape, dtype=dtype, kind="normal")
+        calm = calm and not even(x + arguments["branch"])
     # The scale's ReLU may fall to either side in a short dtype, and u = γ ⊙ LN(x) + β may be even where γ is.
     calm = calm and dtype.itemsize > 2 and c > 3 and not even(x)
     return Case(arguments, (), None, tuple(learns), calm)

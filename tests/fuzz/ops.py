@@ -20,6 +20,7 @@ from torch import Tensor
 from pointpeft import _C, ops
 from pointpeft.ops._library import answered_by
 from pointpeft.ops.bottleneck_adapter import ACTIVATIONS
+from tests.conftest import CPU_LEVELS
 from tests.fuzz import fused_cases, point_cases  # noqa: F401
 from tests.fuzz.case import CASES, Case, replaced, tensors_of
 from tests.fuzz.draw import Draw
@@ -27,7 +28,7 @@ from tests.fuzz.driver import main
 
 torch.set_num_threads(1)
 warnings.filterwarnings("ignore", "std")
-LEVELS = ["portable", "avx2", "avx512"][: 1 + ["portable", "avx2", "avx512"].index(_C.supported_cpu_level())]
+LEVELS = CPU_LEVELS[: 1 + CPU_LEVELS.index(_C.supported_cpu_level())]
 # Rounding of a dtype, relative to the largest value of a result.
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5, torch.bfloat16: 4e-2, torch.float16: 6e-3}
 ROUNDINGS = 8  # of the arguments, that a value may be off by where its terms cancel
@@ -280,6 +281,7 @@ def compare(case: Case, mine: Any, reference: Any, exact: Callable[..., list[Ten
         return
     got, expected = [*mine[0], *mine[1]], [*reference[0], *reference[1]]
     kinds = [t.dtype for _, t in tensors_of(case.arguments) if t.is_floating_point()]
+    kinds += [value for value in case.arguments.values() if isinstance(value, torch.dtype)]  # asked of the result
     shortest = max(kinds or [m.dtype for m in got if m.is_floating_point()], key=TOLERANCE.__getitem__, default=None)
     unsure = [
         i
