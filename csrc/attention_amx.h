@@ -4,8 +4,7 @@
 
 #include "gelu.h"
 
-// The emulation of AVX-512 by which .ci/avx512 tests has no tiles.
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && __GNUC__ >= 11 && !defined(SIMDE_X86_AVX512_H)
+#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && __GNUC__ >= 11 && !defined(POINTPEFT_NO_AMX)
 #define POINTPEFT_HAS_AMX 1
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // of the compiler's own header, GCC 12
 #include <immintrin.h>

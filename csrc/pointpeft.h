@@ -131,7 +131,7 @@ enum class CpuLevel { portable = 0, avx2 = 1, avx512 = 2, amx = 3 };
 #if defined(__x86_64__)
 // Whether there are tiles of bfloat16, and the system lets this process use them: it has to be asked.
 inline bool may_use_amx() {
-#if defined(__linux__)
+#if defined(__linux__) && !defined(POINTPEFT_NO_AMX)
   unsigned a = 0, b = 0, c = 0, d = 0;
   if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d >> 22 & 1) == 0 || (d >> 24 & 1) == 0) return false;
   if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || (a >> 5 & 1) == 0) return false;  // AVX512_BF16
