@@ -11,18 +11,19 @@ from pointpeft.ops import attention, frozen_attention, frozen_linear, frozen_mlp
 from pointpeft.ops.attention import heads
 
 
+def has_hooks(module: nn.Module) -> bool:
+    """Whether somebody listens to calls of `module`, who would hear nothing of an operation that does its work."""
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
+
+
 def is_frozen(layer: nn.Module) -> bool:
     """Whether a layer is a plain linear map that gets no gradient and has nobody listening."""
     if type(layer) is not nn.Linear:
         return False
     trained = torch.is_grad_enabled() and any(p.requires_grad for p in layer.parameters())
-    return not (
-        trained
-        or layer._forward_hooks
-        or layer._forward_pre_hooks
-        or layer._backward_hooks
-        or layer._backward_pre_hooks
-    )
+    return not (trained or has_hooks(layer))
 
 
 def linear(layer: Any, x: Tensor) -> Tensor:
@@ -98,7 +99,8 @@ class Attention(nn.Module):
         Returns:
             [B, T, C]
         """
-        if mask is None and type(self).visible is Attention.visible and is_frozen(self.qkv):
+        own = getattr(self.attend, "__func__", None) is Attention.attend  # nobody has put another in its place
+        if own and mask is None and type(self).visible is Attention.visible and is_frozen(self.qkv):
             return frozen_attention(x, self.qkv.weight, self.qkv.bias, None, None, self.num_heads)
         return self.attend(linear(self.qkv, x), mask)
 

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from pointpeft.backbones.context import Context
-from pointpeft.backbones.layers import Block, is_frozen
+from pointpeft.backbones.layers import Block, has_hooks, is_frozen
 from pointpeft.methods.base import Method, register_method, where
 from pointpeft.methods.scale_shift import ScaleShift, fold, mapped, normed, terms
 from pointpeft.model import PointModel
@@ -99,7 +99,7 @@ class DAPTBlock(Block):
     def _adapted_mlp(self, x: Tensor, branch: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """MLP(u) + A(u) with u = LN(x), and the prompt of A; with `branch` also both residuals."""
         norm, fc1, fc2, adapter = self.norm2, self.mlp.fc1, self.mlp.fc2, self.adapter
-        if isinstance(self.tfts_fc1, nn.Identity) and use_fused_reference(x):  # leaves no ones and zeros behind
+        if isinstance(self.tfts_fc1, nn.Identity) and (has_hooks(adapter) or use_fused_reference(x)):
             x = x if branch is None else x + branch
             u = norm(x)
             a, prompt = adapter(u)
