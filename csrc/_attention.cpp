@@ -120,18 +120,19 @@ Tensor attention(const Tensor& qkv, const std::optional<Tensor>& gamma, const st
     T* to = static_cast<T*>(out.mutable_data_ptr());
     A* facts = static_cast<A*>(lse.mutable_data_ptr());
     const int64_t stride_b = qkv.stride(0), stride = qkv.stride(1);
+    const auto head_of = [&](int64_t i) {
+      const int64_t at = i % heads * d;
+      return Head<T, A>{from + i / heads * stride_b + at, stride, c, gamma ? scale.data() + at : nullptr,
+                        beta ? shift.data() + at : nullptr};
+    };
+    const auto out_of = [&](int64_t i) { return to + i / heads * tokens * c + i % heads * d; };
 #if defined(POINTPEFT_HAS_AMX)
     if constexpr (std::is_same_v<T, BFloat16>) {
       if (cpu_level() >= CpuLevel::amx) {
         torch::stable::parallel_for(0, batch * heads, 1, [&](int64_t begin, int64_t end) {
           TileScratch scratch(tokens, d);
           const Tiles tiles;
-          for (int64_t i = begin; i < end; ++i) {
-            const int64_t b = i / heads, h = i % heads;
-            attend_by_tiles(from + b * stride_b + h * d, stride, c, gamma ? scale.data() + h * d : nullptr,
-                            beta ? shift.data() + h * d : nullptr, scratch, to + b * tokens * c + h * d, c,
-                            facts + i * tokens);
-          }
+          for (int64_t i = begin; i < end; ++i) attend_by_tiles(head_of(i), scratch, out_of(i), c, facts + i * tokens);
         });
         return;
       }
@@ -140,12 +141,8 @@ Tensor attention(const Tensor& qkv, const std::optional<Tensor>& gamma, const st
     dispatch_level([&](auto level) {
       torch::stable::parallel_for(0, batch * heads, 1, [&](int64_t begin, int64_t end) {
         Scratch<A> scratch(tokens, d, decltype(level)::kRows);
-        for (int64_t i = begin; i < end; ++i) {
-          const int64_t b = i / heads, h = i % heads;
-          const Head<T, A> head{from + b * stride_b + h * d, stride, c, gamma ? scale.data() + h * d : nullptr,
-                                beta ? shift.data() + h * d : nullptr};
-          decltype(level)::head(head, scratch, to + b * tokens * c + h * d, c, facts + i * tokens);
-        }
+        for (int64_t i = begin; i < end; ++i)
+          decltype(level)::head(head_of(i), scratch, out_of(i), c, facts + i * tokens);
       });
     });
   });

@@ -2,7 +2,7 @@
 // values and the shares of a query's tokens are rounded to bfloat16, scores and sums are float32.
 #pragma once
 
-#include "gelu.h"
+#include "attention_products.h"
 
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && __GNUC__ >= 11 && !defined(POINTPEFT_NO_AMX)
 #define POINTPEFT_HAS_AMX 1
@@ -117,15 +117,13 @@ struct TileScratch {
 // Queries row by row; keys as [channels / 2, padded, 2], values as [padded / 2, channels, 2]: what a product's right
 // side has to be.
 template <bool kAdapted>
-POINTPEFT_AMX inline void pack_tiles(const BFloat16* data, int64_t stride, int64_t third, const float* gamma,
-                                     const float* beta, float scale, TileScratch& s) {
-  constexpr int64_t kAhead = 16;  // rows: the processor's own prefetching does not foresee a few lines of each
-  const int64_t step = kAdapted ? third : 0;
+POINTPEFT_AMX inline void pack_tiles(const Head<BFloat16, float>& head, float scale, TileScratch& s) {
+  const BFloat16* data = head.data;
+  const float *gamma = head.gamma, *beta = head.beta;
+  const int64_t stride = head.stride, third = head.third, step = kAdapted ? third : 0;
   for (int64_t n = 0; n < s.padded; n += kTile) {
-    for (int64_t r = 0; r < kTile && n + r + kAhead < s.tokens; ++r)
-      for (int which = 0; which < 3; ++which)
-        for (int64_t at = 0; at < s.width; at += 32)
-          __builtin_prefetch(data + (n + r + kAhead) * stride + which * third + at);
+    for (int64_t r = n; r < n + kTile && r + kAhead < s.tokens; ++r)
+      prefetch(data + r * stride, stride, third, 3, s.width);
     const int64_t rows = std::min(kTile, s.tokens - n);
     for (int64_t r = 0; r < rows; ++r)
       for (int64_t at = 0; at < s.width; at += 16)
@@ -199,15 +197,14 @@ POINTPEFT_AMX inline void soften_row(const float* __restrict s, int64_t n, int64
   total = _mm512_reduce_add_ps(sum);
 }
 
-// As `attend`, with the queries, keys and values of a head `third` channels apart, and γ and β or none.
-POINTPEFT_AMX inline void attend_by_tiles(const BFloat16* data, int64_t stride, int64_t third, const float* gamma,
-                                          const float* beta, TileScratch& s, BFloat16* out, int64_t out_stride,
-                                          float* lse) {
+// As `attend`.
+POINTPEFT_AMX inline void attend_by_tiles(const Head<BFloat16, float>& head, TileScratch& s, BFloat16* out,
+                                          int64_t out_stride, float* lse) {
   const float scale = 1.0f / std::sqrt(static_cast<float>(s.width));
-  if (gamma == nullptr)
-    pack_tiles<false>(data, stride, third, gamma, beta, scale, s);
+  if (head.gamma == nullptr)
+    pack_tiles<false>(head, scale, s);
   else
-    pack_tiles<true>(data, stride, third, gamma, beta, scale, s);
+    pack_tiles<true>(head, scale, s);
   for (int64_t first = 0; first < s.tokens; first += 32) {
     for (int64_t n = 0; n < s.padded; n += 32)
       product_of_tiles(s.q + first * s.channels, s.channels * 2, s.keys + n * 2, s.padded * 4, s.channels / 32,

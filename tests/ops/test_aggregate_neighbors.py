@@ -261,6 +261,7 @@ def test_an_index_out_of_range_counts_as_zeros_on_cuda(mode, generator):
         ({"idx": torch.zeros(2, 4, 0, dtype=torch.int64)}, "idx must have shape (2, G, S) with S >= 1, got (2, 4, 0)"),
         ({"idx": torch.zeros(2, 4, 3, dtype=torch.int64, device="meta")}, "idx is on meta, but features is on cpu"),
         ({"idx": torch.full((2, 4, 3), 5)}, "idx must be between 0 and N - 1 = 4, got 5"),
+        ({"idx": torch.tensor([[0, 1, 7]] * 8).view(2, 4, 3)}, "idx must be between 0 and N - 1 = 4, got 7"),
         ({"idx": torch.full((2, 4, 3), -1)}, "idx must be between 0 and N - 1 = 4, got -1"),
         ({"features": torch.zeros(2, 0, 3)}, "idx must be between 0 and N - 1 = -1, got 0"),
         ({"mode": "min"}, "mode must be max, mean, sum or weighted, got 'min'"),
