@@ -41,7 +41,7 @@ _kept = threading.local()
 
 
 def scratch(rows: int, width: int, dtype: torch.dtype, name: str) -> Tensor:
-    """Memory without values for a chunk of a hidden layer, the same at each call of a thread. [rows, width]
+    """Memory without values for a chunk of something inside, the same at each call of a thread. [rows, width]
 
     Fresh memory of this size goes back to the system at each call, and is mapped page by page at the next, which takes
     as long as the product that fills it.

@@ -188,7 +188,8 @@ def _cpu(patches, w1, b1, w2, b2, w3, b3, w4, b4):
     tokens = points.new_empty(n, c)
     a, w3g, constant = _second_layer(w2, b2, w3, b3)
     step = max(1, min(n, ROWS_PER_CHUNK // size))
-    hidden, wide, last = (points.new_empty(step * size, width) for width in (w1.shape[0], max(h2, h3), c))
+    widths = {"patch_hidden": w1.shape[0], "patch_wide": max(h2, h3), "patch_last": c}
+    hidden, wide, last = (_rows.scratch(step * size, width, points.dtype, name) for name, width in widths.items())
     top, shifts = points.new_empty(step, h2), points.new_empty(n, h3)
     for begin in range(0, n, step):
         part = points[begin : begin + step].reshape(-1, 3)
