@@ -185,8 +185,9 @@ struct Side {
 };
 
 // d |p - q|^2 = 2 (p - q) (dp - dq), of every pair (p, its nearest q); false for an index out of range.
-template <class T, class A>
-bool add_pairs(const Side<T>& from, const Side<T>& to, int64_t cloud, A* sum_from, A* sum_to) {
+template <class T>
+bool add_pairs(const Side<T>& from, const Side<T>& to, int64_t cloud, double* sum_from, double* sum_to) {
+  using A = Accumulate<T>;
   for (int64_t i = 0; i < from.length; ++i) {
     const int64_t j = from.idx[cloud * from.length + i];
     if (j < 0 || j >= to.length) return false;
@@ -202,7 +203,8 @@ bool add_pairs(const Side<T>& from, const Side<T>& to, int64_t cloud, A* sum_fro
   return true;
 }
 
-// Sums in the order of the points, one cloud a thread: the same bits on every run.
+// Sums in the order of the points, one cloud a thread: the same bits on every run. In float64, as thousands of points
+// may have the same one as their nearest.
 std::tuple<Tensor, Tensor> chamfer_distance_backward(const Tensor& grad_a, const Tensor& grad_b, const Tensor& a,
                                                      const Tensor& b, const Tensor& given_idx_a,
                                                      const Tensor& given_idx_b) {
@@ -213,14 +215,13 @@ std::tuple<Tensor, Tensor> chamfer_distance_backward(const Tensor& grad_a, const
   std::atomic<bool> good{true};
   dispatch_floating("a", a.scalar_type(), [&](auto type) {
     using T = decltype(type);
-    using A = Accumulate<T>;
     const Side<T> side_a(grad_a, a, idx_a, out_a), side_b(grad_b, b, idx_b, out_b);
     const int64_t grain = std::max<int64_t>(1, 4096 / std::max<int64_t>(1, n + m));
     torch::stable::parallel_for(0, batch, grain, [&](int64_t begin, int64_t end) {
-      std::vector<A> sums(3 * (n + m));
+      std::vector<double> sums(3 * (n + m));
       for (int64_t cloud = begin; cloud < end; ++cloud) {
-        std::fill(sums.begin(), sums.end(), A(0));
-        A *sum_a = sums.data(), *sum_b = sum_a + 3 * n;
+        std::fill(sums.begin(), sums.end(), 0.0);
+        double *sum_a = sums.data(), *sum_b = sum_a + 3 * n;
         if (!add_pairs(side_a, side_b, cloud, sum_a, sum_b) || !add_pairs(side_b, side_a, cloud, sum_b, sum_a)) {
           good = false;
           return;

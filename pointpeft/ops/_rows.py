@@ -47,7 +47,7 @@ def scratch(rows: int, width: int, dtype: torch.dtype, name: str) -> Tensor:
     as long as the product that fills it.
     """
     needed = rows * width * dtype.itemsize
-    if needed > CHUNK_BYTES:  # a single row
+    if needed > CHUNK_BYTES:  # too much to hold for good
         return torch.empty(rows, width, dtype=dtype)
     if getattr(_kept, name, None) is None:
         with torch.inference_mode(False):  # else it could be written to in inference mode alone
