@@ -104,7 +104,7 @@ def bench_inference(compare, name, method, batch, dtype, device):
         run,
         lambda got: _close(got[:CHECKED], expected, 1e-4 if dtype == "fp32" else 3e-2),
         device=device,
-        rounds=2,
+        rounds=5,
         **facts,
     )
 
@@ -148,7 +148,7 @@ def bench_training_step(compare, name, method, batch, dtype, device):
         step,
         lambda value: fits and bool(value.isfinite()),
         device=device,
-        rounds=2,
+        rounds=3,
         method=method,
         dtype=dtype,
         clouds=batch,
