@@ -99,11 +99,8 @@ POINTPEFT_LEVEL(Avx512, __attribute__((target("avx512f,avx512vl,avx512bw,avx512d
 // Mixed values go into `out` (B, T, C); returns the log-sum-exp (B, heads, T) in float32 or float64.
 Tensor attention(const Tensor& qkv, const std::optional<Tensor>& gamma, const std::optional<Tensor>& beta,
                  int64_t heads, Tensor out) {
-  require(qkv.dim() == 3, "qkv must have 3 dimensions");
+  require_heads(qkv, heads, gamma, beta);
   const int64_t batch = qkv.size(0), tokens = qkv.size(1), width = qkv.size(2);
-  require(heads > 0 && width % (3 * heads) == 0, "qkv must have 3 * heads * D channels, got ", width);
-  require(width == 0 || tokens == 0 || qkv.stride(2) == 1, "qkv must have its channels side by side");
-  require(gamma.has_value() == beta.has_value(), "gamma and beta must be given together");
   const int64_t c = width / 3, d = c / heads;
   require(out.dim() == 3 && out.size(0) == batch && out.size(1) == tokens && out.size(2) == c && out.is_contiguous() &&
               out.scalar_type() == qkv.scalar_type(),

@@ -139,11 +139,8 @@ POINTPEFT_LEVEL(Avx512, __attribute__((target("avx512f,avx512vl,avx512bw,avx512d
 std::tuple<Tensor, Tensor> attention_backward(const Tensor& grad, const Tensor& qkv, const std::optional<Tensor>& gamma,
                                               const std::optional<Tensor>& beta, const Tensor& out, const Tensor& lse,
                                               int64_t heads, Tensor dz) {
-  require(qkv.dim() == 3, "qkv must have 3 dimensions");
+  require_heads(qkv, heads, gamma, beta);
   const int64_t batch = qkv.size(0), tokens = qkv.size(1), width = qkv.size(2);
-  require(heads > 0 && width % (3 * heads) == 0, "qkv must have 3 * heads * D channels, got ", width);
-  require(width == 0 || tokens == 0 || qkv.stride(2) == 1, "qkv must have its channels side by side");
-  require(gamma.has_value() == beta.has_value(), "gamma and beta must be given together");
   const int64_t c = width / 3, d = c / heads;
   for (const auto& [name, tensor] : {std::pair{"grad", &grad}, std::pair{"out", &out}})
     require(tensor->dim() == 3 && tensor->size(0) == batch && tensor->size(1) == tokens && tensor->size(2) == c &&

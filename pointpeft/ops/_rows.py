@@ -19,7 +19,7 @@ def packed(x: Tensor) -> Tensor:
 CHUNK_BYTES = 8 << 20
 """Of an MLP's hidden layer, at most, at a time: so much stays near the cores, and in one place.
 
-In bfloat16 products of few rows are slow beside that: 720 rows of 1536 channels take longer than 1040.
+A limit in bytes gives short types more rows: their products are slow over few.
 """
 
 
@@ -43,8 +43,7 @@ _kept = threading.local()
 def scratch(rows: int, width: int, dtype: torch.dtype, name: str) -> Tensor:
     """Memory without values for a chunk of something inside, the same at each call of a thread. [rows, width]
 
-    Fresh memory of this size goes back to the system at each call, and is mapped page by page at the next, which takes
-    as long as the product that fills it.
+    Fresh memory of this size goes back to the system at each call, and is mapped page by page at the next.
     """
     needed = rows * width * dtype.itemsize
     if needed > CHUNK_BYTES:  # too much to hold for good

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pointpeft.ops import _check, _library, _matmul, _rows
 from pointpeft.ops.attention import attention, attention_reference, check_num_heads
-from pointpeft.ops.frozen_linear import frozen_linear, frozen_linear_reference
+from pointpeft.ops.frozen_linear import checked, frozen_linear, frozen_linear_reference
 from pointpeft.ops.scale_shift_attention import scale_shift_attention
 
 
@@ -77,22 +77,9 @@ def frozen_attention(
     """
     _check.floating("x", x, 3)
     _check.last("x", x)
-    if (gamma is None) != (beta is None):
-        raise ValueError(f"gamma and beta must be given together, got {'beta' if gamma is None else 'gamma'} alone")
-    if not isinstance(weight, Tensor):
-        raise ValueError(f"weight must be a tensor, got {type(weight).__name__}")
-    rows = _check.rows(weight)
-    check_num_heads("weight", "rows", weight.shape, rows, num_heads)
-    given = {"weight": weight, "bias": bias, "gamma": gamma, "beta": beta}
-    given = {name: tensor for name, tensor in given.items() if tensor is not None}
-    x, *cast = _library.autocast(x, *given.values())
-    tensors = dict(zip(given, cast, strict=True))
-    for name, tensor in tensors.items():
-        _check.shaped(name, tensor, (rows, x.shape[-1]) if name == "weight" else (rows,))
-        _check.same(name, tensor, "x", x)
-        if name in ("weight", "bias") and tensor.requires_grad and torch.is_grad_enabled():
-            raise ValueError(f"{name} must be frozen, but it requires a gradient")
-    weight, bias, gamma, beta = tensors["weight"], tensors.get("bias"), tensors.get("gamma"), tensors.get("beta")
+    if isinstance(weight, Tensor):
+        check_num_heads("weight", "rows", weight.shape, _check.rows(weight), num_heads)
+    x, weight, bias, gamma, beta = checked(x, weight, bias, gamma, beta)
     if not x.numel() or _library.use_fused_reference(x):
         return frozen_attention_reference(x, weight, bias, gamma, beta, num_heads)
     wanted = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, gamma, beta))

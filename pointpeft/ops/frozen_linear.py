@@ -59,6 +59,27 @@ class _FrozenLinearScaleShift(torch.autograd.Function):
         return _op(dz, weight.t(), None), None, None, d_gamma, d_beta
 
 
+def checked(
+    x: Tensor, weight: Tensor, bias: Tensor | None, gamma: Tensor | None, beta: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """Arguments of a frozen map, under autocast in its type; a ValueError names one that is wrong."""
+    if (gamma is None) != (beta is None):
+        raise ValueError(f"gamma and beta must be given together, got {'beta' if gamma is None else 'gamma'} alone")
+    if not isinstance(weight, Tensor):
+        raise ValueError(f"weight must be a tensor, got {type(weight).__name__}")
+    rows = _check.rows(weight)
+    given = {"weight": weight, "bias": bias, "gamma": gamma, "beta": beta}
+    given = {name: tensor for name, tensor in given.items() if tensor is not None}
+    x, *cast = _library.autocast(x, *given.values())
+    tensors = dict(zip(given, cast, strict=True))
+    for name, tensor in tensors.items():
+        _check.shaped(name, tensor, (rows, x.shape[-1]) if name == "weight" else (rows,))
+        _check.same(name, tensor, "x", x)
+        if name in ("weight", "bias") and tensor.requires_grad and torch.is_grad_enabled():
+            raise ValueError(f"{name} must be frozen, but it requires a gradient")
+    return x, tensors["weight"], tensors.get("bias"), tensors.get("gamma"), tensors.get("beta")
+
+
 def frozen_linear(
     x: Tensor,
     weight: Tensor,
@@ -88,21 +109,8 @@ def frozen_linear(
     Source of γ and β: Lian et al., "Scaling & shifting your features", NeurIPS 2022, Eq. 2.
     """
     _check.last("x", x)
-    if (gamma is None) != (beta is None):
-        raise ValueError(f"gamma and beta must be given together, got {'beta' if gamma is None else 'gamma'} alone")
-    if not isinstance(weight, Tensor):
-        raise ValueError(f"weight must be a tensor, got {type(weight).__name__}")
-    rows = _check.rows(weight)
-    given = {"weight": weight, "bias": bias, "gamma": gamma, "beta": beta}
-    given = {name: tensor for name, tensor in given.items() if tensor is not None}
-    x, *cast = _library.autocast(x, *given.values())
-    tensors = dict(zip(given, cast, strict=True))
-    for name, tensor in tensors.items():
-        _check.shaped(name, tensor, (rows, x.shape[-1]) if name == "weight" else (rows,))
-        _check.same(name, tensor, "x", x)
-        if name in ("weight", "bias") and tensor.requires_grad and torch.is_grad_enabled():
-            raise ValueError(f"{name} must be frozen, but it requires a gradient")
-    weight, bias, gamma, beta = tensors["weight"], tensors.get("bias"), tensors.get("gamma"), tensors.get("beta")
+    x, weight, bias, gamma, beta = checked(x, weight, bias, gamma, beta)
+    rows = weight.shape[0]
     if _library.use_fused_reference(x) or torch.compiler.is_compiling():  # compilers choose their own library
         return frozen_linear_reference(x, weight, bias, gamma, beta)
     flat = x.reshape(-1, x.shape[-1])

@@ -43,11 +43,7 @@ def test_result_where_no_gradient_is_asked_for_equals_the_reference(size, dtype,
 @pytest.mark.parametrize("size", SIZES + TILES)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_gradient_at_each_vector_level(size, dtype, cpu_level, generator):
-    inputs, grad = case(size, generator)
-    inputs, grad = [t.to(dtype) for t in inputs], grad.to(dtype)
-    op, reference = pair(size)
-    expected = fused.results(reference, [t.double() for t in inputs], grad.double())
-    fused.assert_all_close(fused.results(op, inputs, grad), expected, dtype)
+    fused.assert_equals_reference(*pair(size), *case(size, generator), dtype, "cpu")
 
 
 def test_keeps_its_input_its_result_and_one_number_per_head_and_token(generator):

@@ -44,11 +44,7 @@ def test_result_at_each_vector_level(size, dtype, cpu_level, generator):
 @pytest.mark.parametrize("size", ODD)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_gradients_at_each_vector_level(size, dtype, cpu_level, generator):
-    inputs, grad = case(size, generator)
-    inputs, grad = [t.to(dtype) for t in inputs], grad.to(dtype)
-    op, reference = pair(size)
-    expected = fused.results(reference, [t.double() for t in inputs], grad.double())
-    fused.assert_all_close(fused.results(op, inputs, grad), expected, dtype)
+    fused.assert_equals_reference(*pair(size), *case(size, generator), dtype, "cpu")
 
 
 def test_gradients_do_not_depend_on_the_number_of_threads(generator, one_thread):
