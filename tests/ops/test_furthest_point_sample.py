@@ -201,6 +201,41 @@ def test_each_way_equals_the_reference_at_sizes_that_do_not_choose_it(way, batch
         assert torch.equal(torch.ops.pointpeft._furthest_point_sample_one_way(xyz, k, way), expected)
 
 
+@pytest.mark.parametrize("flush", [False, True])
+@pytest.mark.parametrize("scale", [3e-22, 1e-19, 1.0, 1e19])
+def test_two_points_that_are_equally_far_but_for_rounding(scale, flush, cpu_level, one_thread, generator):
+    # Two images of a point under exchanged axes are equally far from the origin, where sampling starts: the order in
+    # which squares are added decides. Anywhere in the cloud, which has no other such ties: cloud for cloud, since after
+    # one the vector kernels take more care.
+    n, clouds = 600, 300
+    xyz = torch.rand(clouds, n, 3, generator=generator) - 0.5
+    far = 2 * torch.nn.functional.normalize(torch.rand(clouds, 3, generator=generator), dim=-1)
+    places = torch.rand(clouds, n, generator=generator).argsort(1)[:, :2]
+    places[:100, 1] = (places[:100, 0] + 128) % n  # one lane of the vectors, another stride
+    places[100:200, 1] = (places[100:200, 0] + 16) % n  # the same stride
+    clouds = torch.arange(clouds)
+    xyz[clouds, places[:, 0]], xyz[clouds, places[:, 1]] = far, far[:, [2, 0, 1]]
+    origin = torch.zeros(len(clouds), 1, 3)
+    xyz = torch.cat([origin, xyz * scale], 1)
+    if flush and not torch.set_flush_denormal(True):
+        pytest.skip("this processor does not flush subnormal numbers")
+    try:
+        expected = furthest_point_sample_reference(xyz, 3)
+        idx = torch.cat([furthest_point_sample(one, 3) for one in xyz.split(1)])
+    finally:
+        torch.set_flush_denormal(False)
+    assert torch.equal(idx, expected)
+
+
+@pytest.mark.parametrize("step", [1e-4, 1e-3, 1e-2])
+def test_coordinates_on_a_grid_that_float32_does_not_hold(step, cpu_level, one_thread, generator):
+    # Millimetres as metres: points at one distance on the grid differ in the last bit as floats.
+    xyz = (cloud(24, 1500, generator) / step).round() * step
+    idx = torch.cat([furthest_point_sample(one, 100) for one in xyz.split(1)])
+    assert torch.equal(idx, furthest_point_sample_reference(xyz, 100))
+    assert torch.equal(furthest_point_sample(xyz, 100), idx)
+
+
 def test_an_unknown_way_is_named():
     with pytest.raises(RuntimeError, match="way must be alone, together or tree, got bucket"):
         torch.ops.pointpeft._furthest_point_sample_one_way(torch.zeros(1, 5, 3), 2, "bucket")
