@@ -41,18 +41,20 @@ struct Scratch {
   }
 };
 
-template <bool kAdapted, class T, class A>
+template <int W, bool kAdapted, class T, class A>
 POINTPEFT_INLINE void pack(const Head<T, A>& head, A scale, Scratch<A>& to) {
   const int64_t third = head.third, step = kAdapted ? third : 0, d = to.width;
   const A *gamma = head.gamma, *beta = head.beta;
   for (int64_t n = 0; n < to.tokens; ++n) {
     const T* from = head.data + n * head.stride;
     if (n + kAhead < to.tokens) prefetch(from, head.stride, third, 3, d);
-    pack_row<kAdapted>(from, gamma, beta, scale, d, to.q + n * to.channels, 1);
-    pack_row<kAdapted>(from + 2 * third, gamma + 2 * step, beta + 2 * step, A(1), d, to.v + n * to.channels, 1);
+    pack_row<kAdapted>(from, gamma, beta, scale, d, to.q + n * to.channels);
+    pack_row<kAdapted>(from + third, gamma + step, beta + step, A(1), d, to.v + n * to.channels);
   }
+  transpose<A, W>(to.v, to.channels, to.padded, d, to.keys, to.padded);
   for (int64_t n = 0; n < to.tokens; ++n)
-    pack_row<kAdapted>(head.data + n * head.stride + third, gamma + step, beta + step, A(1), d, to.keys + n, to.padded);
+    pack_row<kAdapted>(head.data + n * head.stride + 2 * third, gamma + 2 * step, beta + 2 * step, A(1), d,
+                       to.v + n * to.channels);
 }
 
 template <int W, int kRows, int kMost, class T, class A>
@@ -60,9 +62,9 @@ POINTPEFT_INLINE void attend(const Head<T, A>& head, Scratch<A>& s, T* out, int6
   const int64_t d = s.width;
   const A scale = A(1) / std::sqrt(static_cast<A>(d));
   if (head.gamma == nullptr)
-    pack<false>(head, scale, s);
+    pack<W, false>(head, scale, s);
   else
-    pack<true>(head, scale, s);
+    pack<W, true>(head, scale, s);
   for (int64_t first = 0; first < s.tokens; first += kRows) {
     product<A, W, kRows, kMost>({s.q + first * s.channels, s.channels, 1}, s.keys, s.padded, d, s.padded / W, s.scores,
                                 s.padded);

@@ -26,22 +26,24 @@ struct Scratch {
   }
 };
 
-// A row of queries, keys or values, scaled and shifted, as a row and where `column` is not null as a column.
-template <bool kAdapted, class T, class A>
-POINTPEFT_INLINE void pack_row(const T* __restrict from, const A* __restrict gamma, const A* __restrict beta, A scale,
-                               int64_t d, A* __restrict row, A* __restrict column, int64_t stride) {
-  for (int64_t i = 0; i < d; ++i) {
-    const A x = static_cast<A>(from[i]);
-    row[i] = (kAdapted ? gamma[i] * x + beta[i] : x) * scale;
-  }
-  if (column == nullptr) return;
-  for (int64_t i = 0; i < d; ++i) column[i * stride] = row[i];
+// Rows of the gradient, and of each the sum of its products with the result.
+template <class T, class A>
+POINTPEFT_INLINE void pack_gradient(const T* __restrict grad, const T* __restrict out, int64_t d, A* __restrict row,
+                                    A* inner) {
+  constexpr int kParts = 16;
+  A part[kParts] = {};
+  for (int64_t i = 0; i < d; ++i) row[i] = static_cast<A>(grad[i]);
+  const int64_t whole = d / kParts * kParts;
+  for (int64_t i = 0; i < whole; i += kParts)
+    for (int l = 0; l < kParts; ++l) part[l] += row[i + l] * static_cast<A>(out[i + l]);
+  for (int64_t i = whole; i < d; ++i) part[i - whole] += row[i] * static_cast<A>(out[i]);
+  *inner = across(part);
 }
 
-template <bool kAdapted, class T, class A>
+template <int W, bool kAdapted, class T, class A>
 POINTPEFT_INLINE void pack(const Head<T, A>& head, const T* grad, const T* out, int64_t stride, A scale, T* dz,
                            Scratch<A>& to) {
-  const int64_t third = head.third, step = kAdapted ? third : 0, d = to.width;
+  const int64_t third = head.third, step = kAdapted ? third : 0, d = to.width, channels = to.channels;
   const A *gamma = head.gamma, *beta = head.beta;
   for (int64_t n = 0; n < to.tokens; ++n) {
     const T* from = head.data + n * head.stride;
@@ -51,18 +53,14 @@ POINTPEFT_INLINE void pack(const Head<T, A>& head, const T* grad, const T* out, 
       prefetch(out + n * stride, stride, 0, 1, d);
       prefetch(dz + n * 3 * third, 3 * third, third, 3, d);  // is written much later, but as slowly as read
     }
-    A *none = nullptr, *row = to.grad + n * to.channels;
-    pack_row<kAdapted>(from, gamma, beta, scale, d, to.q + n * to.channels, none, 0);
-    pack_row<kAdapted>(from + third, gamma + step, beta + step, A(1), d, to.k + n * to.channels, to.keys + n,
-                       to.padded);
-    pack_row<kAdapted>(from + 2 * third, gamma + 2 * step, beta + 2 * step, A(1), d, row, to.values + n, to.padded);
-    A part[16] = {};
-    for (int64_t i = 0; i < d; ++i) {
-      row[i] = static_cast<A>(grad[n * stride + i]);
-      part[i % 16] += row[i] * static_cast<A>(out[n * stride + i]);
-    }
-    to.inner[n] = across(part);
+    pack_row<kAdapted>(from, gamma, beta, scale, d, to.q + n * channels);
+    pack_row<kAdapted>(from + third, gamma + step, beta + step, A(1), d, to.k + n * channels);
+    pack_row<kAdapted>(from + 2 * third, gamma + 2 * step, beta + 2 * step, A(1), d, to.grad + n * channels);
   }
+  transpose<A, W>(to.k, channels, to.padded, d, to.keys, to.padded);
+  transpose<A, W>(to.grad, channels, to.padded, d, to.values, to.padded);
+  for (int64_t n = 0; n < to.tokens; ++n)
+    pack_gradient(grad + n * stride, out + n * stride, d, to.grad + n * channels, to.inner + n);
 }
 
 // From dy, the gradient at γ z + β: that of z, and what this row adds to those of γ and β.
@@ -84,7 +82,7 @@ POINTPEFT_INLINE void differentiate(const Head<T, A>& head, const T* grad, const
                                     Scratch<A>& s, T* dz, A* d_gamma, A* d_beta) {
   const int64_t d = s.width, padded = s.padded, channels = s.channels, tokens = s.tokens, third = head.third;
   const A scale = A(1) / std::sqrt(static_cast<A>(d));
-  pack<kAdapted>(head, grad, out, stride, scale, dz, s);
+  pack<W, kAdapted>(head, grad, out, stride, scale, dz, s);
   const auto unpack = [&](int64_t which, int64_t first, A factor) {
     const int64_t rows = std::min<int64_t>(kRows, tokens - first), at = which * third;
     for (int64_t r = 0; r < rows; ++r)

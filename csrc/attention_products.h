@@ -80,14 +80,60 @@ POINTPEFT_INLINE void product(Matrix<A> left, const A* right, int64_t right_stri
   }
 }
 
-template <class A, int W>
+template <int kHalf, class V, size_t... kLane>
+POINTPEFT_INLINE V halves_exchanged(const V& v, std::index_sequence<kLane...>) {
+  return __builtin_shufflevector(v, v, (static_cast<int>(kLane) ^ kHalf)...);
+}
+
+// The maximum or the sum over all lanes.
+template <class A, int W, int kHalf = W / 2>
 POINTPEFT_INLINE A joined_lanes(const Vector<A, W>& v, bool maximum) {
-  A lane[W];
-  std::memcpy(lane, &v, sizeof(v));
-  for (int half = W / 2; half > 0; half /= 2)
-    for (int l = 0; l < half; ++l)
-      lane[l] = maximum ? (lane[l + half] > lane[l] ? lane[l + half] : lane[l]) : lane[l] + lane[l + half];
-  return lane[0];
+  if constexpr (kHalf == 0) {
+    return v[0];
+  } else {
+    const Vector<A, W> other = halves_exchanged<kHalf>(v, std::make_index_sequence<W>{});
+    return joined_lanes<A, W, kHalf / 2>(maximum ? (other > v ? other : v) : v + other, maximum);
+  }
+}
+
+// The upper half of `low` and the lower half of `high` change places; of halves of halves, in each, for a kHalf below.
+template <int kHalf, class V, size_t... kLane>
+POINTPEFT_INLINE void exchange(V& low, V& high, std::index_sequence<kLane...>) {
+  constexpr size_t W = sizeof...(kLane);
+  const V before = low;
+  low = __builtin_shufflevector(before, high, (kLane & kHalf ? W + kLane - kHalf : kLane)...);
+  high = __builtin_shufflevector(before, high, (kLane & kHalf ? W + kLane : kLane + kHalf)...);
+}
+
+template <class A, int W, int kHalf = W / 2>
+POINTPEFT_INLINE void transpose_tile(Vector<A, W> (&tile)[W]) {
+  if constexpr (kHalf > 0) {
+#pragma GCC unroll 16
+    for (int r = 0; r < W; ++r)
+      if ((r & kHalf) == 0) exchange<kHalf>(tile[r], tile[r + kHalf], std::make_index_sequence<W>{});
+    transpose_tile<A, W, kHalf / 2>(tile);
+  }
+}
+
+// to[i * to_stride + n] = from[n * from_stride + i] for n < rows, which W divides, and i < columns; `from` may be read
+// up to the next multiple of W.
+template <class A, int W>
+POINTPEFT_INLINE void transpose(const A* __restrict from, int64_t from_stride, int64_t rows, int64_t columns,
+                                A* __restrict to, int64_t to_stride) {
+  for (int64_t n = 0; n < rows; n += W)
+    for (int64_t i = 0; i < columns; i += W) {
+      Vector<A, W> tile[W];
+#pragma GCC unroll 16
+      for (int r = 0; r < W; ++r) tile[r] = load<A, W>(from + (n + r) * from_stride + i);
+      transpose_tile<A, W>(tile);
+      A* at = to + i * to_stride + n;
+      if (i + W <= columns) {
+#pragma GCC unroll 16
+        for (int r = 0; r < W; ++r) std::memcpy(at + r * to_stride, &tile[r], sizeof(tile[r]));
+      } else {
+        for (int r = 0; r < columns - i; ++r) std::memcpy(at + r * to_stride, &tile[r], sizeof(tile[r]));
+      }
+    }
 }
 
 // Where a head lies in rows of queries, keys and values, and what is applied to them.
@@ -98,12 +144,13 @@ struct Head {
   const A *gamma, *beta;  // of the queries; null for none
 };
 
+// A row of queries, keys or values, scaled and shifted.
 template <bool kAdapted, class T, class A>
 POINTPEFT_INLINE void pack_row(const T* __restrict from, const A* __restrict gamma, const A* __restrict beta, A scale,
-                               int64_t d, A* __restrict to, int64_t stride) {
+                               int64_t d, A* __restrict to) {
   for (int64_t i = 0; i < d; ++i) {
     const A x = static_cast<A>(from[i]);
-    to[i * stride] = (kAdapted ? gamma[i] * x + beta[i] : x) * scale;
+    to[i] = (kAdapted ? gamma[i] * x + beta[i] : x) * scale;
   }
 }
 
