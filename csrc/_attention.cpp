@@ -6,21 +6,26 @@
 namespace pointpeft {
 namespace {
 
-// exp(s - largest) of the first n scores and zero behind them; returns the log of their sum plus the largest, and the
-// inverse of the sum. NaN among the scores makes both NaN.
+// s = exp(s - largest) of a row of scores; returns the log of their sum plus the largest, and the inverse of the sum.
+// NaN among the scores makes both NaN. `behind` is 0 where there is a token and -inf behind the last one, whose places
+// hold next to nothing then.
 template <class A, int W>
-POINTPEFT_INLINE A soften(A* __restrict s, int64_t n, int64_t padded, A& inverse) {
-  std::fill(s + n, s + padded, -std::numeric_limits<A>::infinity());
-  Vector<A, W> most = load<A, W>(s), sum{};
+POINTPEFT_INLINE A soften(A* __restrict s, const A* __restrict behind, int64_t padded, A& inverse) {
+  constexpr int kParts = 16;
+  Vector<A, W> most = load<A, W>(s) + load<A, W>(behind);
   for (int64_t i = W; i < padded; i += W) {
-    const Vector<A, W> v = load<A, W>(s + i);
+    const Vector<A, W> v = load<A, W>(s + i) + load<A, W>(behind + i);
     most = v > most ? v : most;
   }
   const A largest = joined_lanes<A, W>(most, true);
-  for (int64_t i = 0; i < padded; ++i) s[i] = exponential(s[i] - largest);
-  std::fill(s + n, s + padded, A(0));
-  for (int64_t i = 0; i < padded; i += W) sum += load<A, W>(s + i);
-  const A total = joined_lanes<A, W>(sum, false);
+  A part[kParts] = {};
+  for (int64_t i = 0; i < padded; i += kParts)
+    for (int l = 0; l < kParts; ++l) {
+      const A share = exponential(s[i + l] + behind[i + l] - largest);
+      s[i + l] = share;
+      part[l] += share;
+    }
+  const A total = across(part);
   inverse = A(1) / total;
   return largest + std::log(total);
 }
@@ -30,14 +35,15 @@ template <class A>
 struct Scratch {
   int64_t tokens, width, padded, channels;
   Aligned<A> memory;
-  A *q, *keys, *v, *scores, *mixed;
+  A *q, *keys, *v, *scores, *mixed, *behind;
   Scratch(int64_t tokens, int64_t width, int rows)
       : tokens(tokens), width(width), padded((tokens + 15) / 16 * 16), channels((width + 15) / 16 * 16) {
     const int64_t all = padded + rows;
-    memory = aligned_array<A>((2 * all + rows) * channels + (width + rows) * padded);
+    memory = aligned_array<A>((2 * all + rows) * channels + (width + rows + 1) * padded);
     q = memory.get(), v = q + all * channels, mixed = v + all * channels;
-    keys = mixed + rows * channels, scores = keys + width * padded;
-    std::fill(memory.get(), scores + rows * padded, A(0));
+    keys = mixed + rows * channels, scores = keys + width * padded, behind = scores + rows * padded;
+    std::fill(memory.get(), behind + tokens, A(0));
+    std::fill(behind + tokens, behind + padded, -std::numeric_limits<A>::infinity());
   }
 };
 
@@ -71,7 +77,7 @@ POINTPEFT_INLINE void attend(const Head<T, A>& head, Scratch<A>& s, T* out, int6
     A inverse[kRows];
     const int64_t rows = std::min<int64_t>(kRows, s.tokens - first);
     for (int64_t r = 0; r < rows; ++r)
-      lse[first + r] = soften<A, W>(s.scores + r * s.padded, s.tokens, s.padded, inverse[r]);
+      lse[first + r] = soften<A, W>(s.scores + r * s.padded, s.behind, s.padded, inverse[r]);
     product<A, W, kRows, kMost>({s.scores, s.padded, 1}, s.v, s.channels, s.tokens, s.channels / W, s.mixed,
                                 s.channels);
     for (int64_t r = 0; r < rows; ++r) {

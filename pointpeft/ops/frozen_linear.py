@@ -44,19 +44,29 @@ class _FrozenLinear(torch.autograd.Function):
 
 
 class _FrozenLinearScaleShift(torch.autograd.Function):
-    """Keeps x, the weights and γ; the map's output, which the gradient of γ reads, is computed again."""
+    """Keeps x, the weights and γ; the map's output, which the gradient of γ reads, is computed again.
+
+    Without its bias, which would be one more pass over it: γ b goes into β, and what b adds to the gradient of γ
+    follows from that of β.
+    """
 
     @staticmethod
     def forward(ctx, x, weight, bias, gamma, beta):
         ctx.save_for_backward(x, weight, bias, gamma)
-        return _scale_shift_op(_op(x, weight, bias), gamma, beta)
+        return _scale_shifted(x, weight, bias, gamma, beta)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
         x, weight, bias, gamma = ctx.saved_tensors
-        dz, d_gamma, d_beta = _scale_shift_backward_op(grad.contiguous(), _op(x, weight, bias), gamma)
+        dz, d_gamma, d_beta = _scale_shift_backward_op(grad.contiguous(), _op(x, weight, None), gamma)
+        d_gamma = d_gamma if bias is None else torch.addcmul(d_gamma, bias, d_beta)
         return _op(dz, weight.t(), None), None, None, d_gamma, d_beta
+
+
+def _scale_shifted(x, weight, bias, gamma, beta):
+    beta = beta if bias is None else torch.addcmul(beta, bias, gamma)
+    return _scale_shift_op(_op(x, weight, None), gamma, beta)
 
 
 def checked(
@@ -120,7 +130,7 @@ def frozen_linear(
     elif wanted:
         y = _FrozenLinearScaleShift.apply(flat, weight, bias, gamma, beta)
     else:
-        y = _scale_shift_op(_op(flat, weight, bias), gamma, beta)
+        y = _scale_shifted(flat, weight, bias, gamma, beta)
     return y.view(*x.shape[:-1], rows)
 
 
