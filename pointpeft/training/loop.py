@@ -130,7 +130,8 @@ def train(
     """
     device = accelerator.device
     model.to(device)
-    optimizer = torch.optim.AdamW(parameter_groups(model, recipe.weight_decay), lr=recipe.lr)
+    fused = device.type in ("cpu", "cuda")  # a quarter of the time for a method's many small parameters
+    optimizer = torch.optim.AdamW(parameter_groups(model, recipe.weight_decay), lr=recipe.lr, fused=fused)
     state = _restore(folder, model, optimizer, device)
     world = accelerator.num_processes
     if world > 1:
