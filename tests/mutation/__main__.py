@@ -25,11 +25,13 @@ from tests.mutation.trial import NOT_COMPILED, NOT_JUDGED, SURVIVED, NotJudged, 
 from tests.mutation.verdicts import VERDICTS
 
 
-def chosen(number: dict[str, int], seed: int) -> list[Site]:
-    """So many sites of each language; the same for the same code and seed, in a random order."""
+def chosen(number: dict[str, int], seed: int, only: str = "") -> list[Site]:
+    """So many sites of each language, in a random order, in files whose name holds `only`; the same for the same code
+    and seed.
+    """
     found = []
     for language, count in number.items():
-        every = sites(language)
+        every = [site for site in sites(language) if only in site.file]
         found += random.Random(f"{language}/{seed}").sample(every, min(count, len(every)))
     random.Random(seed).shuffle(found)  # a run that is cut short has tried some of each
     return found
@@ -85,6 +87,7 @@ def main() -> None:
     parser.add_argument("--python", type=int, default=60, help="faults in pointpeft/ops")
     parser.add_argument("--cpp", type=int, default=25, help="faults in the CPU kernels of csrc")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", default="", help="in files whose name holds this text")
     parser.add_argument("--workers", type=int, default=1, help="copies of the tree that share the faults")
     parser.add_argument("--again", type=Path, help="try only what this report left open, and correct its counts")
     parser.add_argument("--output", type=Path, help="write the counts and the survivors here, as JSON")
@@ -99,7 +102,7 @@ def main() -> None:
     else:
         if given.python and importlib.util.find_spec("triton") is None:
             parser.error("--python needs Triton, of whose kernels no fault would be seen")
-        todo = chosen({"cpp": given.cpp, "python": given.python}, seed)
+        todo = chosen({"cpp": given.cpp, "python": given.python}, seed, given.only)
     counts = Counts(seed, outcomes)
     waiting: queue.SimpleQueue[Site] = queue.SimpleQueue()
     for site in todo:
