@@ -207,12 +207,14 @@ def test_two_points_that_are_equally_far_but_for_rounding(scale, flush, cpu_leve
     # Two images of a point under exchanged axes are equally far from the origin, where sampling starts: the order in
     # which squares are added decides. Anywhere in the cloud, which has no other such ties: cloud for cloud, since after
     # one the vector kernels take more care.
-    n, clouds = 600, 300
+    n, clouds = 600, 400
     xyz = torch.rand(clouds, n, 3, generator=generator) - 0.5
     far = 2 * torch.nn.functional.normalize(torch.rand(clouds, 3, generator=generator), dim=-1)
     places = torch.rand(clouds, n, generator=generator).argsort(1)[:, :2]
     places[:100, 1] = (places[:100, 0] + 128) % n  # one lane of the vectors, another stride
     places[100:200, 1] = (places[100:200, 0] + 16) % n  # the same stride
+    places[200:300, 0] %= 512
+    places[200:300, 1] = places[200:300, 0] ^ 64  # the same stride, in its other half
     clouds = torch.arange(clouds)
     xyz[clouds, places[:, 0]], xyz[clouds, places[:, 1]] = far, far[:, [2, 0, 1]]
     origin = torch.zeros(len(clouds), 1, 3)
