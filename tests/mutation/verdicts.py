@@ -63,5 +63,10 @@ VERDICTS: dict[tuple[str, str, str], str] = {
         "csrc/furthest_point_sample.cpp",
         "unclear = unclear || (found[0] & (found[0] - 1)) || (found[1] & (found[1] - 1)) || (found[0] && found[1]);",
         "unclear = unclear || (found[0] & (found[0] - 1)) || (found[1] & (found[1] - 1)) || (found[0] && found[2]);",
-    ): "reads past the array: what lies there can only have more clouds sampled exactly; the sanitizers see it",
+    ): "reads past the array: what lies there can only have more clouds sampled exactly",
+    (
+        "pointpeft/ops/frozen_attention.py",
+        'if wanted or torch.compiler.is_compiling() or x.device.type == "cuda":',
+        'if wanted or torch.compiler.is_compiling() and x.device.type == "cuda":',
+    ): "equivalent: compiled for the CPU, the operation in the place of its parts",
 }
