@@ -53,6 +53,14 @@ class Watch:
         }
 
 
+class Batches(list[tuple[torch.Tensor, torch.Tensor]]):
+    """As the trainer reads them: clouds and labels, and how many clouds each batch has."""
+
+    @property
+    def sizes(self) -> list[int]:
+        return [len(labels) for _, labels in self]
+
+
 def options() -> dict[str, Any]:
     pairs = (pair.split("=") for pair in TINY_MODEL)
     return {name: int(value) for name, value in pairs}
@@ -63,9 +71,9 @@ def trained(steps: int, folder: Path) -> dict[str, Any]:
     watch = Watch(steps)
     torch.manual_seed(0)
     model = create_model("point_mae_tiny", "dapt", 3, **options())
-    data = [(torch.randn(8, 64, 3), torch.randint(0, 3, (8,))) for _ in range(10)]
+    data = Batches((torch.randn(8, 64, 3), torch.randint(0, 3, (8,))) for _ in range(10))
 
-    def loss_of(model: Any, points: Any, labels: Any, generator: Any) -> dict[str, torch.Tensor]:
+    def loss_of(model: Any, points: Any, labels: Any) -> dict[str, torch.Tensor]:
         watch.step()
         return {"loss": torch.nn.functional.cross_entropy(model(points), labels)}
 
