@@ -11,16 +11,16 @@ namespace {
 // hold next to nothing then.
 template <class A, int W>
 POINTPEFT_INLINE A soften(A* __restrict s, const A* __restrict behind, int64_t padded, A& inverse) {
-  constexpr int kParts = 16;
   Vector<A, W> most = load<A, W>(s) + load<A, W>(behind);
   for (int64_t i = W; i < padded; i += W) {
     const Vector<A, W> v = load<A, W>(s + i) + load<A, W>(behind + i);
     most = v > most ? v : most;
   }
-  const A largest = joined_lanes<A, W>(most, true);
-  A part[kParts] = {};
-  for (int64_t i = 0; i < padded; i += kParts)
-    for (int l = 0; l < kParts; ++l) {
+  over_lanes<W / 2, true>(most);
+  const A largest = most[0];
+  A part[16] = {};
+  for (int64_t i = 0; i < padded; i += 16)
+    for (int l = 0; l < 16; ++l) {
       const A share = exponential(s[i + l] + behind[i + l] - largest);
       s[i + l] = share;
       part[l] += share;

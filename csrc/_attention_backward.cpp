@@ -30,12 +30,11 @@ struct Scratch {
 template <class T, class A>
 POINTPEFT_INLINE void pack_gradient(const T* __restrict grad, const T* __restrict out, int64_t d, A* __restrict row,
                                     A* inner) {
-  constexpr int kParts = 16;
-  A part[kParts] = {};
+  A part[16] = {};
   for (int64_t i = 0; i < d; ++i) row[i] = static_cast<A>(grad[i]);
-  const int64_t whole = d / kParts * kParts;
-  for (int64_t i = 0; i < whole; i += kParts)
-    for (int l = 0; l < kParts; ++l) part[l] += row[i + l] * static_cast<A>(out[i + l]);
+  const int64_t whole = d / 16 * 16;
+  for (int64_t i = 0; i < whole; i += 16)
+    for (int l = 0; l < 16; ++l) part[l] += row[i + l] * static_cast<A>(out[i + l]);
   for (int64_t i = whole; i < d; ++i) part[i - whole] += row[i] * static_cast<A>(out[i]);
   *inner = across(part);
 }

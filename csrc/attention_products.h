@@ -4,6 +4,7 @@
 
 #include "gelu.h"
 #include "rows.h"
+#include "simd.h"
 
 // Vectors are passed between inlined functions alone, so no caller can disagree about how.
 #pragma GCC diagnostic ignored "-Wpsabi"
@@ -77,22 +78,6 @@ POINTPEFT_INLINE void product(Matrix<A> left, const A* right, int64_t right_stri
       default:
         if constexpr (kMost >= 4) product_tile<A, W, kRows, 4>(left, from, right_stride, depth, to, out_stride);
     }
-  }
-}
-
-template <int kHalf, class V, size_t... kLane>
-POINTPEFT_INLINE V halves_exchanged(const V& v, std::index_sequence<kLane...>) {
-  return __builtin_shufflevector(v, v, (static_cast<int>(kLane) ^ kHalf)...);
-}
-
-// The maximum or the sum over all lanes.
-template <class A, int W, int kHalf = W / 2>
-POINTPEFT_INLINE A joined_lanes(const Vector<A, W>& v, bool maximum) {
-  if constexpr (kHalf == 0) {
-    return v[0];
-  } else {
-    const Vector<A, W> other = halves_exchanged<kHalf>(v, std::make_index_sequence<W>{});
-    return joined_lanes<A, W, kHalf / 2>(maximum ? (other > v ? other : v) : v + other, maximum);
   }
 }
 

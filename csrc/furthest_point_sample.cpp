@@ -69,8 +69,7 @@ POINTPEFT_INLINE uint64_t larger_lanes(const Bits& a, const Bits& b) {
 // How a step computes. Exact: every product and sum rounded, as the reference does, which gives its distances to the
 // bit. Fused: multiply-adds, 8 operations a vector instead of 10, whose distances are off in the last bits: a pick
 // counts when no other point comes near enough to it to be the exact one. Otherwise the cloud is sampled again,
-// exactly, and so are those that the thread still has: 1 in 50 uniform clouds of 2048 points is like that (128
-// samples), but every one on a grid.
+// exactly, and so are those that the thread still has: a scan is seldom like that, a cloud on a grid always.
 enum class Rounding { exact, fused };
 
 // Three roundings each: both kinds of a distance lie within (1 + u)^3 of the true one, so within 7 u of each other, and
@@ -153,8 +152,7 @@ POINTPEFT_INLINE Best<A, W> take_in(const Rows<A>& rows, int64_t pick) {
 template <Rounding kRounding, class A, int W>
 POINTPEFT_INLINE int64_t farthest(const Rows<A>& rows, const Best<A, W>& best) {
   using Bits = typename Lanes<A, W>::Bits;
-  constexpr int kWords = (kVectors * W + 63) / 64;
-  static_assert(kWords <= 2);
+  static_assert(kVectors * W <= 128);  // what `found` has room for
   Bits below = best.distance;
   over_lanes<W / 2, true>(below);
   const BitsOf<A> most = below[0];
@@ -288,8 +286,8 @@ enum class Way { automatic, alone, together, tree };
 
 // Where the tree is faster, float32, uniform cubes, one thread (`python -m benchmarks.crossover`). With AVX-512: from
 // about 700 samples of 2000 points, 400 of 4000 and 290 of 8000 on. With AVX2, where rows take twice as long: from
-// about 520 of 2000, 300 of 4000, 320 of 8000. Of 16000 and more, at both levels, from about 300 on, which pay for
-// building it.
+// about 520 of 2000, 300 of 4000, 320 of 8000. Of 16000 and more, at both levels, from about 290 to 320 on, which pay
+// for building it.
 bool tree_pays(CpuLevel level, int64_t length, int64_t num_samples) {
   return num_samples >= 320 && length * num_samples >= int64_t{1} << (level >= CpuLevel::avx512 ? 21 : 20);
 }

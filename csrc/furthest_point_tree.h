@@ -3,6 +3,7 @@
 #pragma once
 
 #include "kd_split.h"
+#include "simd.h"
 
 namespace pointpeft {
 namespace {
@@ -25,22 +26,6 @@ POINTPEFT_INLINE BitsOf<A> bits_of(A value) {
 template <class A>
 POINTPEFT_INLINE A first_distance(A x, A y, A z, A min_sq_norm) {
   return min_sq_norm > 0 && x * x + y * y + z * z <= min_sq_norm ? kNever<A> : std::numeric_limits<A>::infinity();
-}
-
-template <int kSwap, class Bits, size_t... kLane>
-POINTPEFT_INLINE void swap_lanes(const Bits& v, Bits& out, std::index_sequence<kLane...>) {
-  out = __builtin_shufflevector(v, v, (static_cast<int>(kLane) ^ kSwap)...);
-}
-
-// The maximum (or minimum) over all lanes, in all lanes.
-template <int kSwap, bool kMaximum, class Bits>
-POINTPEFT_INLINE void over_lanes(Bits& v) {
-  if constexpr (kSwap > 0) {
-    Bits other;
-    swap_lanes<kSwap>(v, other, std::make_index_sequence<sizeof(v) / sizeof(v[0])>{});
-    v = (kMaximum ? other > v : other < v) ? other : v;
-    over_lanes<kSwap / 2, kMaximum>(v);
-  }
 }
 
 constexpr int kFan = 16;          // children of a node

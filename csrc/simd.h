@@ -1,5 +1,30 @@
-// What functions written in intrinsics share: the attributes that raise their vector level, and compression.
+// What kernels of vectors share: what joins the lanes of one, and for functions written in intrinsics the attributes
+// that raise their vector level, and compression.
 #pragma once
+
+#include "pointpeft.h"
+
+namespace pointpeft {
+namespace {
+
+template <int kSwap, class V, size_t... kLane>
+POINTPEFT_INLINE void swap_lanes(const V& v, V& out, std::index_sequence<kLane...>) {
+  out = __builtin_shufflevector(v, v, (static_cast<int>(kLane) ^ kSwap)...);
+}
+
+// The maximum (or minimum) over all lanes, in all lanes.
+template <int kSwap, bool kMaximum, class V>
+POINTPEFT_INLINE void over_lanes(V& v) {
+  if constexpr (kSwap > 0) {
+    V other;
+    swap_lanes<kSwap>(v, other, std::make_index_sequence<sizeof(v) / sizeof(v[0])>{});
+    v = (kMaximum ? other > v : other < v) ? other : v;
+    over_lanes<kSwap / 2, kMaximum>(v);
+  }
+}
+
+}  // namespace
+}  // namespace pointpeft
 
 #if defined(__x86_64__)
 #include <immintrin.h>

@@ -130,7 +130,7 @@ def train(
     """
     device = accelerator.device
     model.to(device)
-    fused = device.type in ("cpu", "cuda")  # a quarter of the time for a method's many small parameters
+    fused = device.type in ("cpu", "cuda")  # one pass over a method's many small parameters
     optimizer = torch.optim.AdamW(parameter_groups(model, recipe.weight_decay), lr=recipe.lr, fused=fused)
     state = _restore(folder, model, optimizer, device)
     world = accelerator.num_processes

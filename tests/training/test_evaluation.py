@@ -20,7 +20,7 @@ def run(tmp_path_factory):
         device="cpu",
         quiet=True,
         output=root / "run",
-        **{**TINY, "epochs": 10, "lr": 5e-3},
+        **{**TINY, "epochs": 10, "lr": 1e-3},
     )
     return finetune(config)
 
@@ -45,7 +45,7 @@ def test_fewer_points_are_a_result_of_their_own(run):
     by_points = facts["by points per cloud"]
     assert list(by_points) == ["64", "32", "8"]
     assert by_points["64"] == facts["test"] == run.facts["test"]
-    assert len({result["loss"] for result in by_points.values()}) > 1
+    assert by_points["8"]["loss"] != facts["test"]["loss"]
     for points in (7, 65):
         with pytest.raises(ValueError, match=f"densities must be between 8 and 64 points, got {points}"):
             evaluate(EvaluateConfig(run.folder, device="cpu", quiet=True, densities=(points,)))
