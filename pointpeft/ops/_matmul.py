@@ -1,4 +1,4 @@
-"""Products with a frozen weight on the CPU, by the faster of PyTorch's two matrix libraries."""
+"""Products with a frozen weight on the CPU: by AMX in float32, else by the faster of PyTorch's two matrix libraries."""
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,10 @@ _ONEDNN = (
     and torch.backends.cpu.get_cpu_capability() == "AVX512"
     and not _library.made_by_intel()
 )
-_LEAST = 1 << 20  # multiplications that are worth oneDNN's longer way to its kernel
+_LEAST = 1 << 20  # multiplications that are worth the longer way to another kernel than PyTorch's own
+# Splitting the weight for AMX takes the time of about 200 rows, on two cores of a Granite Rapids: from here on it is
+# the faster way for all but the narrowest weights, for 1000 rows and more by 1.4 to 1.6 (bench_frozen_linear.py).
+_FEWEST_ROWS = 320
 
 
 def linear(
@@ -28,6 +31,8 @@ def linear(
 ) -> Tensor:
     """X Wᵀ + b on the CPU, outside autograd; differs from F.linear in roundings alone.
 
+    AMX has no float32: there each factor is split into three bfloat16 parts (csrc/_linear.cpp), which is as exact.
+
     Args:
         x: [N, C]
         weight: [O, C]
@@ -39,7 +44,13 @@ def linear(
     Returns:
         [N, O]
     """
-    if _ONEDNN and x.dtype == torch.float32 and x.shape[0] * weight.numel() >= _LEAST and x.is_contiguous():
+    large = x.dtype == torch.float32 and x.shape[0] * weight.numel() >= _LEAST
+    if large and x.shape[0] >= _FEWEST_ROWS and _library.compiled():
+        y = buffer if out is None else out
+        y = x.new_empty(x.shape[0], weight.shape[0]) if y is None else y
+        if torch.ops.pointpeft._linear.default(x, weight, bias, y):
+            return y
+    if _ONEDNN and large and x.is_contiguous():
         # oneDNN would take a strided bias for a whole one, and a strided weight element by element.
         if not (weight.is_contiguous() or weight.t().is_contiguous()):
             weight = weight.contiguous()

@@ -1,0 +1,134 @@
+"""Float32 products by AMX (csrc/_linear.cpp), against double precision."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from pointpeft.ops import _library, _matmul
+
+SIZES = [(1, 1, 1), (32, 32, 32), (33, 31, 65), (5, 700, 40), (300, 100, 70), (577, 384, 96), (70, 1500, 33)]
+
+
+def product(x, weight, bias=None, out=None):
+    """The result, or None where it is not done here."""
+    out = torch.full((len(x), len(weight)), float("nan")) if out is None else out
+    return out if torch.ops.pointpeft._linear.default(x, weight, bias, out) else None
+
+
+@pytest.fixture
+def amx(monkeypatch):
+    if not _library.compiled():
+        pytest.skip("the CPU library was not built")
+    from pointpeft import _C
+
+    if _C.supported_cpu_level() != "amx":
+        pytest.skip("this processor has no AMX")
+    monkeypatch.delenv("POINTPEFT_CPU_LEVEL", raising=False)
+
+
+def draw(generator, n, k, m):
+    return (torch.randn(shape, generator=generator) for shape in ((n, k), (m, k), (m,)))
+
+
+def inside(matrix):
+    """The same values inside a larger matrix of NaN."""
+    return F.pad(matrix, (3, 5, 1, 2), value=float("nan"))[1:-2, 3:-5]
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("layout", ["rows", "columns", "cut", "cut columns"])
+def test_as_exact_as_float32(amx, size, biased, layout, generator):
+    n, k, m = size
+    x, weight, bias = draw(generator, n, k, m)
+    if "columns" in layout:
+        weight = weight.t().contiguous().t()
+    if "cut" in layout:  # what lies around is not read
+        x, weight = inside(x), inside(weight.t()).t() if "columns" in layout else inside(weight)
+    wide = torch.full((n, m + 9), 7.0)
+    got = product(x, weight, bias if biased else None, wide[:, 4 : 4 + m])
+    exact = x.double() @ weight.double().t() + (bias.double() if biased else 0)
+    # A product of parts that is missing, or added twice, costs 1e-6 at least; sums of 1500 terms lose 3e-7, as those of
+    # a matrix library do.
+    assert (got - exact).norm() <= (5e-8 + 1e-8 * k**0.5) * exact.norm()
+    # And none is far off: each term is rounded, and so is the sum after it.
+    terms = x.double().abs() @ weight.double().abs().t() + (bias.double().abs() if biased else 0)
+    assert ((got - exact).abs() <= (k + 4) * 2.0**-24 * terms).all()
+    assert (wide[:, :4] == 7).all() and (wide[:, 4 + m :] == 7).all()
+
+
+def test_all_bits_of_the_factors_count(amx):
+    # 1 + 2^-23 is 1, 0 and 2^-23 in parts, and 3 + 2^-22 needs the sign of a part: products of one term are rounded once.
+    values = torch.tensor(
+        [1 + 2**-23, 1 - 2**-24, 3 + 2**-22, 1 / 3, 16777215.0, -1e-20, 2**-100, 255.99998, 0.0, -0.0]
+    )
+    got = product(values[:, None], values[:, None])
+    exact = values[:, None].double() * values.double()
+    assert ((got - exact).abs() <= 1.01 * 2.0**-23 * exact.abs() + 2.0**-126).all()
+    ones = torch.ones(1, 1)
+    assert torch.equal(product(values[:, None], ones)[:, 0], values)  # the parts of a factor add up to it
+
+
+def test_a_row_is_the_same_wherever_it_lies_and_on_any_number_of_threads(amx, generator):
+    x, weight, bias = draw(generator, 601, 130, 200)
+    expected = product(x, weight, bias)
+    for rows in (slice(0, 1), slice(600, 601), slice(5, 300), slice(32, 64)):
+        assert torch.equal(product(x[rows], weight, bias), expected[rows])
+    threads = torch.get_num_threads()
+    try:
+        for number in (1, 2, 3, 7, 40):  # of the last some take other columns of the same rows
+            torch.set_num_threads(number)
+            assert torch.equal(product(x, weight, bias), expected)
+            assert torch.equal(product(x[:50], weight, bias), expected[:50])
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan"), 3.4e38])
+@pytest.mark.parametrize("which", ["x", "weight"])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_values_that_bfloat16_lacks_go_another_way(amx, value, which, transposed, generator, monkeypatch):
+    monkeypatch.setattr(_matmul, "_LEAST", 0)
+    monkeypatch.setattr(_matmul, "_FEWEST_ROWS", 0)
+    x, weight, bias = draw(generator, 70, 50, 40)
+    weight = weight.t().contiguous().t() if transposed else weight
+    {"x": x, "weight": weight}[which][37, 49] = value
+    assert product(x, weight, bias) is None
+    torch.testing.assert_close(_matmul.linear(x, weight, bias), F.linear(x, weight, bias), equal_nan=True)
+
+
+def test_largest_values_that_bfloat16_holds(amx):
+    largest = torch.tensor([[torch.finfo(torch.bfloat16).max]])
+    assert torch.equal(product(largest, torch.ones(1, 1)), largest)
+
+
+def test_only_where_it_is_faster_and_may_be_used(amx, generator, monkeypatch):
+    asked = []
+    op = torch.ops.pointpeft._linear.default
+    monkeypatch.setattr(_library, "compiled", lambda: asked.append(1) or True)
+    x, weight, bias = draw(generator, 2000, 64, 64)
+    expected = F.linear(x, weight, bias)
+    for got in (_matmul.linear(x, weight, bias), _matmul.linear(x[:100], weight, bias)):
+        torch.testing.assert_close(got, expected[: len(got)], rtol=1e-5, atol=1e-5)
+    assert len(asked) == 1
+    out = torch.empty(2000, 64)
+    assert not op(x.t().contiguous().t(), weight, bias, out)
+    assert not op(x, weight.repeat_interleave(2, 0).repeat_interleave(2, 1)[::2, ::2], bias, out)
+    assert op(x, weight, bias, out) and torch.equal(out, _matmul.linear(x, weight, bias))
+    monkeypatch.setenv("POINTPEFT_CPU_LEVEL", "avx512")
+    assert not op(x, weight, bias, out)
+
+
+def test_bad_arguments_are_refused(amx, generator):
+    x, weight, bias = draw(generator, 8, 4, 6)
+    out = torch.empty(8, 6)
+    for arguments, message in (
+        ((x.double(), weight, bias, out), "matrices of float32"),
+        ((x[0], weight, bias, out), "matrices of float32"),
+        ((x, weight[:, :3], bias, out), "weight must have shape"),
+        ((x, weight, bias[:5], out), "bias"),
+        ((x, weight, bias, out[:7]), "out"),
+        ((x, weight, bias, torch.empty(6, 8).t()), "out must have its channels side by side"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            torch.ops.pointpeft._linear.default(*arguments)
