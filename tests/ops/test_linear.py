@@ -54,11 +54,11 @@ def test_as_exact_as_float32(amx, size, biased, layout, generator):
     # And none is far off: each term is rounded, and so is the sum after it.
     terms = x.double().abs() @ weight.double().abs().t() + (bias.double().abs() if biased else 0)
     assert ((got - exact).abs() <= (k + 4) * 2.0**-24 * terms).all()
-    assert (wide[:, :4] == 7).all() and (wide[:, 4 + m :] == 7).all()
+    assert (torch.cat([wide[:, :4], wide[:, 4 + m :]], 1) == 7).all()
 
 
 def test_all_bits_of_the_factors_count(amx):
-    # 1 + 2^-23 is 1, 0 and 2^-23 in parts, and 3 + 2^-22 needs the sign of a part: products of one term are rounded once.
+    # 1 + 2^-23 is 1, 0 and 2^-23 in parts, and 3 + 2^-22 needs the sign of a part; one term is rounded once.
     values = torch.tensor(
         [1 + 2**-23, 1 - 2**-24, 3 + 2**-22, 1 / 3, 16777215.0, -1e-20, 2**-100, 255.99998, 0.0, -0.0]
     )
@@ -114,7 +114,8 @@ def test_only_where_it_is_faster_and_may_be_used(amx, generator, monkeypatch):
     out = torch.empty(2000, 64)
     assert not op(x.t().contiguous().t(), weight, bias, out)
     assert not op(x, weight.repeat_interleave(2, 0).repeat_interleave(2, 1)[::2, ::2], bias, out)
-    assert op(x, weight, bias, out) and torch.equal(out, _matmul.linear(x, weight, bias))
+    assert op(x, weight, bias, out)
+    assert torch.equal(out, _matmul.linear(x, weight, bias))
     monkeypatch.setenv("POINTPEFT_CPU_LEVEL", "avx512")
     assert not op(x, weight, bias, out)
 
