@@ -3,6 +3,7 @@
 // are at most 2^-24 of the product of the factors, which is what one rounding of float32 may lose. The tiles multiply
 // sixteen times as fast as float32 vectors, so six of their products take three eighths of the time at best.
 // Below 2^-110 the lower parts count as zero, since the tiles take subnormal numbers as such.
+#include "gelu.h"
 #include "tiles.h"
 
 namespace pointpeft {
@@ -114,8 +115,8 @@ POINTPEFT_AMX bool pack_columns(const float* weight, int64_t stride, int64_t row
   return range.holds();
 }
 
-// What a product calls into the second-level cache for those after it: lines of the next block of columns a step, and
-// in each step its channels of some rows.
+// What a product calls into the second-level cache, beside the lines of its result, for those after it: lines of the
+// next block of columns a step, and in each step its channels of some rows.
 struct Ahead {
   const char* right;
   int64_t lines;
@@ -157,6 +158,10 @@ POINTPEFT_AMX inline void multiply(const BFloat16* left, const BFloat16* right, 
     for (int64_t i = 0; i < ahead.rows; ++i)
       for (int64_t half = 0; half < 2; ++half)
         _mm_prefetch(ahead.x + i * ahead.stride + s * kDepth + half * 16, _MM_HINT_T1);
+    for (int64_t r = kBlock * s / steps; r < kBlock * (s + 1) / steps; ++r) {
+      _mm_prefetch(c + r * bytes, _MM_HINT_T1);
+      _mm_prefetch(c + r * bytes + 64, _MM_HINT_T1);
+    }
     POINTPEFT_LEFT(0);
     POINTPEFT_RIGHT(2);
     POINTPEFT_MULTIPLY;
@@ -191,12 +196,42 @@ struct Kept {
   }
 };
 
-struct Factors {
-  const float *x, *weight, *bias;
+struct Weight {
+  const float* data;
+  int64_t m, k, stride;  // rows, channels
+  bool by_rows;          // the channels of a row lie side by side
+  int64_t steps() const { return (k + kDepth - 1) / kDepth; }
+  int64_t panels() const { return (m + kBlock - 1) / kBlock; }
+  int64_t packed() const { return panels() * steps() * kPacked; }
+};
+
+// False where a value is too large for bfloat16.
+bool pack(const Weight& w, BFloat16* parts) {
+  std::atomic<bool> fits = true;
+  torch::stable::parallel_for(0, w.panels(), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t p = begin; p < end; ++p) {
+      const float* from = w.data + p * kBlock * (w.by_rows ? w.stride : 1);
+      const int64_t rows = std::min(kBlock, w.m - p * kBlock);
+      if (!(w.by_rows ? pack_rows : pack_columns)(from, w.stride, rows, w.k, parts + p * w.steps() * kPacked))
+        fits = false;
+    }
+  });
+  return fits;
+}
+
+// y = GELU(gamma ⊙ y + beta) for y [32, 32].
+POINTPEFT_AMX void scale_shift_gelu(const float* gamma, const float* beta, float* y, int64_t stride) {
+  for (int64_t r = 0; r < kBlock; ++r, y += stride)
+    for (int64_t i = 0; i < kBlock; ++i) y[i] = gelu(gamma[i] * y[i] + beta[i]);
+}
+
+struct Product {
+  const float* x;
   float* out;
-  int64_t n, k, m;  // rows, channels, channels of the result
-  int64_t x_stride, weight_stride, out_stride;
-  bool by_rows;  // the channels of a row of the weight lie side by side
+  int64_t n, m, k, x_stride, out_stride;  // rows, channels of the result, channels
+  const BFloat16* right;                  // the weight's parts
+  // Whole blocks: what the result begins with, and what GELU is preceded by, where there is one.
+  const float *bias, *gamma, *beta;
 };
 
 struct Span {
@@ -223,8 +258,7 @@ struct Grid {
 };
 
 // A task of those before `until`; false where a value of x is too large for bfloat16.
-bool multiply_task(const Factors& f, const Grid& grid, int64_t task, int64_t until, const BFloat16* right,
-                   const float* bias, BFloat16* left) {
+bool multiply_task(const Product& f, const Grid& grid, int64_t task, int64_t until, BFloat16* left) {
   const Span rows = grid.rows(task), columns = grid.columns(task);
   const int64_t steps = (f.k + kDepth - 1) / kDepth, calls = rows.size() * columns.size();
   alignas(64) float edge[kBlock * kBlock] = {};
@@ -244,77 +278,111 @@ bool multiply_task(const Factors& f, const Grid& grid, int64_t task, int64_t unt
     int64_t call = 0;
     for (int64_t p = columns.begin; p < columns.end; ++p)
       for (int64_t b = rows.begin; b < rows.end; ++b, ++call) {
-        const BFloat16 *a = left + (b - rows.begin) * count * kPacked, *w = right + (p * steps + s) * kPacked;
+        const BFloat16 *a = left + (b - rows.begin) * count * kPacked, *w = f.right + (p * steps + s) * kPacked;
         ahead.right = reinterpret_cast<const char*>(w + steps * kPacked) + (b - rows.begin) * ahead.lines * count * 64;
         if (p + 1 == columns.end) ahead.lines = 0;
         const Span now = part(wanted, calls, call);
         ahead.x = f.x + (first + now.begin) * f.x_stride + (deeper ? (s + kSteps) * kDepth : 0);
         ahead.rows = now.size();
-        const float* fresh = s == 0 ? bias + p * kBlock : nullptr;
+        const float* fresh = s == 0 ? f.bias + p * kBlock : nullptr;
+        const bool closes = f.gamma != nullptr && s + kSteps >= steps;
         float* out = f.out + b * kBlock * f.out_stride + p * kBlock;
         const int64_t height = std::min(kBlock, f.n - b * kBlock), width = std::min(kBlock, f.m - p * kBlock);
         if (height == kBlock && width == kBlock) {
           multiply(a, w, count, out, f.out_stride, fresh, ahead);
+          if (closes) scale_shift_gelu(f.gamma + p * kBlock, f.beta + p * kBlock, out, f.out_stride);
           continue;
         }
         if (s > 0)
           for (int64_t r = 0; r < height; ++r) std::copy_n(out + r * f.out_stride, width, edge + r * kBlock);
         multiply(a, w, count, edge, kBlock, fresh, ahead);
+        if (closes) scale_shift_gelu(f.gamma + p * kBlock, f.beta + p * kBlock, edge, kBlock);
         for (int64_t r = 0; r < height; ++r) std::copy_n(edge + r * kBlock, width, out + r * f.out_stride);
       }
   }
   return true;
 }
 
-bool multiply_all(const Factors& f) {
-  constexpr int64_t kMostKept = int64_t{4} << 20;  // values
-  thread_local Kept kept;
-  const int64_t steps = (f.k + kDepth - 1) / kDepth, panels = (f.m + kBlock - 1) / kBlock;
-  const int64_t needed = panels * steps * kPacked;
-  Aligned<BFloat16> own = needed > kMostKept ? aligned_array<BFloat16>(needed) : nullptr;
-  BFloat16* right = needed > kMostKept ? own.get() : kept.of(needed);
-  std::vector<float> bias(panels * kBlock);
-  if (f.bias != nullptr) std::copy_n(f.bias, f.m, bias.begin());
-  std::atomic<bool> fits = true;
-  torch::stable::parallel_for(0, panels, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t p = begin; p < end; ++p) {
-      const float* from = f.weight + p * kBlock * (f.by_rows ? f.weight_stride : 1);
-      const auto pack = f.by_rows ? pack_rows : pack_columns;
-      if (!pack(from, f.weight_stride, std::min(kBlock, f.m - p * kBlock), f.k, right + p * steps * kPacked))
-        fits = false;
-    }
-  });
-  if (!fits) return false;
+bool multiply_all(const Product& f) {
   const Grid grid(f.n, f.m, torch::stable::get_num_threads());
+  std::atomic<bool> fits = true;
   torch::stable::parallel_for(0, grid.tasks(), 1, [&](int64_t begin, int64_t end) {
-    thread_local Kept mine;
-    BFloat16* left = mine.of(kBlocks * std::min(steps, kSteps) * kPacked);
+    thread_local Kept kept;
+    BFloat16* left = kept.of(kBlocks * std::min((f.k + kDepth - 1) / kDepth, kSteps) * kPacked);
     const Tiles tiles;
     for (int64_t task = begin; task < end; ++task)
-      if (!multiply_task(f, grid, task, end, right, bias.data(), left)) fits = false;
+      if (!multiply_task(f, grid, task, end, left)) fits = false;
   });
   return fits;
 }
+
+bool is_float(const Tensor& t, int64_t dim) { return t.dim() == dim && t.scalar_type() == ScalarType::Float; }
+
+const float* floats(const Tensor& t) { return static_cast<const float*>(t.const_data_ptr()); }
+
+// Whether AMX may be used now, and its kernels read such a weight.
+std::optional<Weight> readable(const Tensor& weight) {
+  require(is_float(weight, 2), "weight must be a matrix of float32");
+  const bool by_rows = weight.stride(1) == 1;
+  if (cpu_level() < CpuLevel::amx || weight.numel() == 0 || !(by_rows || weight.stride(0) == 1)) return std::nullopt;
+  return Weight{floats(weight), weight.size(0), weight.size(1), weight.stride(by_rows ? 0 : 1), by_rows};
+}
+
+// The vector in whole blocks; `fill` behind it, and everywhere without one.
+std::vector<float> in_blocks(const char* name, const std::optional<Tensor>& vector, int64_t m, float fill) {
+  std::vector<float> values((m + kBlock - 1) / kBlock * kBlock, fill);
+  if (!vector) return values;
+  require(is_float(*vector, 1) && vector->size(0) == m, name, " must hold ", m, " values of float32");
+  for (int64_t i = 0; i < m; ++i) values[i] = floats(*vector)[i * vector->stride(0)];
+  return values;
+}
 #endif
 
-// out (N, O) = x (N, C) weightᵀ + bias in float32, where that is done here; else false, and `out` holds anything.
-bool linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, Tensor out) {
+// Writes the parts of a weight, for `linear` to be given beside it; false where it is not done, as there.
+bool split_weight(const Tensor& weight, Tensor parts) {
 #if defined(POINTPEFT_HAS_AMX)
-  const auto of_floats = [](const Tensor& t, int64_t dim) {
-    return t.dim() == dim && t.scalar_type() == ScalarType::Float;
-  };
-  require(of_floats(x, 2) && of_floats(weight, 2) && of_floats(out, 2) && (!bias || of_floats(*bias, 1)),
-          "x, weight and out must be matrices of float32, and bias a vector");
-  const int64_t n = x.size(0), k = x.size(1), m = weight.size(0);
-  require(weight.size(1) == k && out.size(0) == n && out.size(1) == m && (!bias || bias->size(0) == m),
-          "weight must have shape (O, ", k, "), bias (O,) and out (", n, ", O)");
-  require(m < 2 || out.stride(1) == 1, "out must have its channels side by side");
-  const bool by_rows = weight.stride(1) == 1;
-  const bool side_by_side = x.stride(1) == 1 && (by_rows || weight.stride(0) == 1) && (!bias || bias->stride(0) == 1);
-  if (cpu_level() < CpuLevel::amx || !side_by_side || n == 0 || k == 0 || m == 0) return false;
-  const auto data = [](const Tensor& t) { return static_cast<const float*>(t.const_data_ptr()); };
-  return multiply_all({data(x), data(weight), bias ? data(*bias) : nullptr, static_cast<float*>(out.mutable_data_ptr()),
-                       n, k, m, x.stride(0), weight.stride(by_rows ? 0 : 1), out.stride(0), by_rows});
+  const std::optional<Weight> w = readable(weight);
+  if (!w) return false;
+  require(parts.scalar_type() == ScalarType::BFloat16 && parts.is_contiguous() && parts.numel() == w->packed() &&
+              reinterpret_cast<uintptr_t>(parts.const_data_ptr()) % 64 == 0,
+          "parts must be ", w->packed(), " values of bfloat16 from a cache line on");
+  return pack(*w, static_cast<BFloat16*>(parts.mutable_data_ptr()));
+#else
+  return false;
+#endif
+}
+
+// out (N, O) = x (N, C) weightᵀ + bias in float32, or GELU(gamma ⊙ (x weightᵀ + bias) + beta), where that is done here;
+// else false, and `out` holds anything. `parts` are those of the weight, which is split anew without them.
+bool linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& parts,
+            const std::optional<Tensor>& bias, const std::optional<Tensor>& gamma, const std::optional<Tensor>& beta,
+            Tensor out) {
+#if defined(POINTPEFT_HAS_AMX)
+  const std::optional<Weight> w = readable(weight);
+  if (!w) return false;
+  const auto [data, m, k, stride, by_rows] = *w;
+  require(is_float(x, 2) && x.size(1) == k, "x must be a matrix of float32 with ", k, " channels");
+  const int64_t n = x.size(0);
+  require(is_float(out, 2) && out.size(0) == n && out.size(1) == m && (m == 1 || out.stride(1) == 1),
+          "out must be float32 (", n, ", ", m, ") with its channels side by side");
+  require(gamma.has_value() == beta.has_value(), "gamma and beta must be given together");
+  require(!parts || (parts->scalar_type() == ScalarType::BFloat16 && parts->numel() == w->packed()), "parts must be ",
+          w->packed(), " values of bfloat16");
+  if (n == 0 || (k > 1 && x.stride(1) != 1)) return false;
+  constexpr int64_t kMostKept = int64_t{4} << 20;  // values
+  thread_local Kept kept;
+  Aligned<BFloat16> own;
+  const BFloat16* right = parts ? static_cast<const BFloat16*>(parts->const_data_ptr()) : nullptr;
+  if (right == nullptr) {
+    if (w->packed() > kMostKept) own = aligned_array<BFloat16>(w->packed());
+    BFloat16* made = own ? own.get() : kept.of(w->packed());
+    if (!pack(*w, made)) return false;
+    right = made;
+  }
+  const auto first = in_blocks("bias", bias, m, 0), scale = in_blocks("gamma", gamma, m, 1);
+  const auto shift = in_blocks("beta", beta, m, 0);
+  return multiply_all({floats(x), static_cast<float*>(out.mutable_data_ptr()), n, m, k, x.stride(0), out.stride(0),
+                       right, first.data(), gamma ? scale.data() : nullptr, shift.data()});
 #else
   return false;
 #endif
@@ -324,7 +392,13 @@ bool linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& 
 }  // namespace pointpeft
 
 STABLE_TORCH_LIBRARY_FRAGMENT(pointpeft, m) {
-  m.def("_linear(Tensor x, Tensor weight, Tensor? bias, Tensor(a!) out) -> bool");
+  m.def("_split_weight(Tensor weight, Tensor(a!) parts) -> bool");
+  m.def(
+      "_linear(Tensor x, Tensor weight, Tensor? parts, Tensor? bias, Tensor? gamma, Tensor? beta, Tensor(a!) out) -> "
+      "bool");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(pointpeft, CPU, m) { m.impl("_linear", TORCH_BOX(&pointpeft::linear)); }
+STABLE_TORCH_LIBRARY_IMPL(pointpeft, CPU, m) {
+  m.impl("_split_weight", TORCH_BOX(&pointpeft::split_weight));
+  m.impl("_linear", TORCH_BOX(&pointpeft::linear));
+}

@@ -1,10 +1,12 @@
 """Products with a frozen weight on the CPU: by AMX in float32, else by the faster of PyTorch's two matrix libraries."""
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pointpeft.ops import _library
+from pointpeft.ops import _library, _rows
 
 # PyTorch gives float32 products to MKL, which leaves AVX-512 unused on AMD processors: on two cores of an EPYC it takes
 # twice as long as oneDNN (benchmarks/bench_frozen_linear.py), which torch.compile's CPU code calls by this name. On
@@ -16,14 +18,39 @@ _ONEDNN = (
     and not _library.made_by_intel()
 )
 _LEAST = 1 << 20  # multiplications that are worth the longer way to another kernel than PyTorch's own
-# Splitting the weight for AMX takes the time of about 200 rows, on two cores of a Granite Rapids: from here on it is
-# the faster way for all but the narrowest weights, for 1000 rows and more by 1.4 to 1.6 (bench_frozen_linear.py).
-_FEWEST_ROWS = 320
+# Splitting the weight for AMX takes the time of 200 rows, on two cores of a Granite Rapids (bench_frozen_linear.py).
+_FEWEST_ROWS = 512
+_BLOCK = 32  # rows and channels of a weight that its parts are padded to, as in csrc/_linear.cpp
+
+
+class Weight(NamedTuple):
+    """A weight of several products. [O, C]"""
+
+    whole: Tensor
+    parts: Tensor | None  # for AMX
+
+
+def prepared(weight: Tensor, rows: int, name: str) -> Weight:
+    """`weight` for products with `rows` rows each: what AMX needs of it is made once for all of them.
+
+    It lies in memory of that name, which the next weight of the thread by that name takes.
+    """
+    if not _is_large(rows, weight):
+        return Weight(weight, None)
+    blocks = [-(-size // _BLOCK) for size in weight.shape]
+    parts = _rows.scratch(blocks[0] * blocks[1], 3 * _BLOCK**2, torch.bfloat16, f"parts_{name}").view(-1)
+    return Weight(weight, parts if torch.ops.pointpeft._split_weight.default(weight, parts) else None)
+
+
+def _is_large(rows: int, weight: Tensor) -> bool:
+    """Whether a product is worth asking AMX."""
+    worth = rows >= _FEWEST_ROWS and rows * weight.numel() >= _LEAST
+    return worth and weight.dtype == torch.float32 and _library.compiled()
 
 
 def linear(
     x: Tensor,
-    weight: Tensor,
+    weight: Tensor | Weight,
     bias: Tensor | None = None,
     *,
     out: Tensor | None = None,
@@ -35,7 +62,7 @@ def linear(
 
     Args:
         x: [N, C]
-        weight: [O, C]
+        weight: Itself, or what `prepared` made of it. [O, C]
         bias: [O]
         out: Where the result goes, its channels side by side. [N, O]
         buffer: Where it may go instead of into fresh memory, whose pages have to be mapped where it is large; oneDNN
@@ -44,13 +71,13 @@ def linear(
     Returns:
         [N, O]
     """
-    large = x.dtype == torch.float32 and x.shape[0] * weight.numel() >= _LEAST
-    if large and x.shape[0] >= _FEWEST_ROWS and _library.compiled():
+    weight, parts = weight if isinstance(weight, Weight) else (weight, None)
+    if _is_large(x.shape[0], weight):
         y = buffer if out is None else out
         y = x.new_empty(x.shape[0], weight.shape[0]) if y is None else y
-        if torch.ops.pointpeft._linear.default(x, weight, bias, y):
+        if torch.ops.pointpeft._linear.default(x, weight, parts, bias, None, None, y):
             return y
-    if _ONEDNN and large and x.is_contiguous():
+    if _ONEDNN and x.dtype == torch.float32 and x.shape[0] * weight.numel() >= _LEAST and x.is_contiguous():
         # oneDNN would take a strided bias for a whole one, and a strided weight element by element.
         if not (weight.is_contiguous() or weight.t().is_contiguous()):
             weight = weight.contiguous()
@@ -63,3 +90,24 @@ def linear(
     if bias is None:
         return torch.mm(x, weight.t(), out=out)
     return torch.addmm(bias, x, weight.t(), out=out)
+
+
+def linear_gelu(x: Tensor, weight: Tensor | Weight, gamma: Tensor, beta: Tensor, *, buffer: Tensor) -> Tensor:
+    """GELU(γ ⊙ X Wᵀ + β) on the CPU, outside autograd; on AMX while the product is in the cache.
+
+    Args:
+        x: [N, C]
+        weight: [O, C]
+        gamma: [O]
+        beta: [O]
+        buffer: As in `linear`. [N, O]
+
+    Returns:
+        [N, O]
+    """
+    whole, parts = weight if isinstance(weight, Weight) else (weight, None)
+    if _is_large(x.shape[0], whole) and torch.ops.pointpeft._linear.default(x, whole, parts, None, gamma, beta, buffer):
+        return buffer
+    y = linear(x, whole, buffer=buffer)
+    _rows.forward(y, gamma, beta, True, y)
+    return y

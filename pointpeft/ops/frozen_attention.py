@@ -24,7 +24,9 @@ def _cpu(x, weight, bias, gamma, beta, num_heads):
     (batch, tokens, c), width = x.shape, weight.shape[0]
     x, out = x.contiguous(), x.new_empty(batch, tokens, width // 3)
     most = max(1, _rows.per_chunk(width, x.dtype) // tokens)  # clouds
-    for begin, end in _rows.chunks(batch, most):
+    chunks = _rows.chunks(batch, most)
+    weight = _matmul.prepared(weight, batch * tokens // max(1, len(chunks)), "w1")
+    for begin, end in chunks:
         rows = (end - begin) * tokens
         z = _rows.scratch(rows, width, x.dtype, "hidden")
         z = _matmul.linear(x[begin:end].view(rows, c), weight, buffer=z)

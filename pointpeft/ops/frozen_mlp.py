@@ -17,10 +17,11 @@ def _cpu(x, w1, b1, w2, b2):
     n, (h, c) = x.shape[0], w1.shape
     most = _rows.per_chunk(h, x.dtype)
     y, hidden, one = x.new_empty(n, c), _rows.scratch(min(n, most), h, x.dtype, "hidden"), x.new_ones(h)
-    for begin, end in _rows.chunks(n, most):
-        t = _matmul.linear(x[begin:end], w1, buffer=hidden[: end - begin])
-        _rows.forward(t, one, b1, True, t)
-        _matmul.linear(t, w2, b2, out=y[begin:end])
+    chunks = _rows.chunks(n, most)
+    first, second = (_matmul.prepared(w, n // max(1, len(chunks)), name) for w, name in ((w1, "w1"), (w2, "w2")))
+    for begin, end in chunks:
+        t = _matmul.linear_gelu(x[begin:end], first, one, b1, buffer=hidden[: end - begin])
+        _matmul.linear(t, second, b2, out=y[begin:end])
     return y
 
 

@@ -191,6 +191,7 @@ def _cpu(patches, w1, b1, w2, b2, w3, b3, w4, b4):
     widths = {"patch_hidden": w1.shape[0], "patch_wide": max(h2, h3), "patch_last": c}
     hidden, wide, last = (_rows.scratch(step * size, width, points.dtype, name) for name, width in widths.items())
     top, shifts = points.new_empty(step, h2), points.new_empty(n, h3)
+    w2, a, w4 = (_matmul.prepared(w, step * size, name) for w, name in ((w2, "w2"), (a, "w3"), (w4, "w4")))
     for begin in range(0, n, step):
         part = points[begin : begin + step].reshape(-1, 3)
         rows, end = len(part), min(begin + step, n)
@@ -202,7 +203,7 @@ def _cpu(patches, w1, b1, w2, b2, w3, b3, w4, b4):
         y = _matmul.linear(h, a, buffer=_narrowed(wide[:rows], h3))
         _rows.patch_clamp(y, size, shift)
         _rows.patch_max(_matmul.linear(y, w4, buffer=last[:rows]), size, tokens[begin:end])
-    tokens += _matmul.linear(shifts, w4, b4)
+    tokens += _matmul.linear(shifts, w4.whole, b4)
     return tokens.view(batch, groups, c)
 
 

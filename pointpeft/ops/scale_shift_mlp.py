@@ -68,12 +68,16 @@ def maps(
     shift1 = torch.addcmul(beta1, b1, gamma1)
     z = x.new_empty(n, w2.shape[0]) if out is None else out
     hidden = _rows.scratch(min(n, most), h, x.dtype, "hidden")
-    for begin, end in _rows.chunks(n, most, keep):
-        t = _matmul.linear(x[begin:end], w1, buffer=hidden[: end - begin])
+    chunks = _rows.chunks(n, most, keep)
+    first, second = (_matmul.prepared(w, n // max(1, len(chunks)), name) for w, name in ((w1, "w1"), (w2, "w2")))
+    for begin, end in chunks:
+        t = hidden[: end - begin]
         if end <= keep:
-            kept[begin:end] = t
-        _rows.forward(t, gamma1, shift1, True, t)
-        _matmul.linear(t, w2, out=z[begin:end])
+            kept[begin:end] = _matmul.linear(x[begin:end], first, buffer=t)
+            _rows.forward(kept[begin:end], gamma1, shift1, True, t)
+        else:
+            t = _matmul.linear_gelu(x[begin:end], first, gamma1, shift1, buffer=t)
+        _matmul.linear(t, second, out=z[begin:end])
         then(z[begin:end], slice(begin, end))
     return z
 
@@ -88,13 +92,16 @@ def _cpu_backward(grad, x, z, kept, w1, b1, gamma1, beta1, w2, b2, gamma2):
     hidden, d_hidden = (_rows.scratch(rows, h, x.dtype, name) for name in ("hidden", "d_hidden"))
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     sums = [x.new_zeros(t.shape, dtype=wide) for t in (gamma1, gamma1, gamma2, gamma2)]
-    for begin, end in _rows.chunks(n, most, keep):
-        t = kept[begin:end] if end <= keep else _matmul.linear(x[begin:end], w1, buffer=hidden[: end - begin])
-        second = _rows.backward(grad[begin:end], z[begin:end], gamma2, None, dz[: end - begin])
-        dy = _matmul.linear(dz[: end - begin], w2.t(), buffer=d_hidden[: end - begin])
-        first = _rows.backward(dy, t, gamma1, shift1, dy)
-        _matmul.linear(dy, w1.t(), out=dx[begin:end])
-        for total, part in zip(sums, (*first, *second), strict=True):
+    chunks = _rows.chunks(n, most, keep)
+    weights = {"w1": w1, "w2": w2.t(), "w1 back": w1.t()}
+    first, second, back = (_matmul.prepared(w, n // max(1, len(chunks)), name) for name, w in weights.items())
+    for begin, end in chunks:
+        t = kept[begin:end] if end <= keep else _matmul.linear(x[begin:end], first, buffer=hidden[: end - begin])
+        outer = _rows.backward(grad[begin:end], z[begin:end], gamma2, None, dz[: end - begin])
+        dy = _matmul.linear(dz[: end - begin], second, buffer=d_hidden[: end - begin])
+        inner = _rows.backward(dy, t, gamma1, shift1, dy)
+        _matmul.linear(dy, back, out=dx[begin:end])
+        for total, part in zip(sums, (*inner, *outer), strict=True):
             total += part
     sums[0].addcmul_(b1, sums[1])
     sums[2].addcmul_(b2, sums[3])

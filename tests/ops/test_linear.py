@@ -1,10 +1,12 @@
 """Float32 products by AMX (csrc/_linear.cpp), against double precision."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
 
-from pointpeft.ops import _library, _matmul
+from pointpeft.ops import _library, _matmul, _rows
 
 SIZES = [(1, 1, 1), (32, 32, 32), (33, 31, 65), (5, 700, 40), (300, 100, 70), (577, 384, 96), (70, 1500, 33)]
 
@@ -12,7 +14,11 @@ SIZES = [(1, 1, 1), (32, 32, 32), (33, 31, 65), (5, 700, 40), (300, 100, 70), (5
 def product(x, weight, bias=None, out=None):
     """The result, or None where it is not done here."""
     out = torch.full((len(x), len(weight)), float("nan")) if out is None else out
-    return out if torch.ops.pointpeft._linear.default(x, weight, bias, out) else None
+    return out if linear(x, weight, None, bias, None, None, out) else None
+
+
+def linear(*arguments):
+    return torch.ops.pointpeft._linear.default(*arguments)
 
 
 @pytest.fixture
@@ -102,34 +108,70 @@ def test_largest_values_that_bfloat16_holds(amx):
     assert torch.equal(product(largest, torch.ones(1, 1)), largest)
 
 
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_weight_may_be_split_before_and_gelu_follow(amx, size, transposed, generator, monkeypatch):
+    monkeypatch.setattr(_matmul, "_LEAST", 0)
+    monkeypatch.setattr(_matmul, "_FEWEST_ROWS", 0)
+    n, k, m = size
+    x, weight, bias = draw(generator, n, k, m)
+    gamma, beta = torch.randn(2, m, generator=generator)
+    weight = weight.t().contiguous().t() if transposed else weight
+    split = _matmul.prepared(weight, n, "of a test")
+    assert split.parts is not None
+    plain = product(x, weight)
+    assert torch.equal(_matmul.linear(x, split, buffer=torch.empty(n, m)), plain)
+    assert torch.equal(_matmul.linear(x, split, bias), product(x, weight, bias))
+    expected = plain.clone()
+    _rows.forward(plain, gamma, beta, True, expected)
+    for form in (weight, split):
+        got = _matmul.linear_gelu(x, form, gamma, beta, buffer=torch.empty(n, m))
+        assert torch.equal(got, expected)
+    wide = torch.full((n, m + 2), 7.0)
+    out = wide[:, 1:-1]
+    assert linear(x, weight, None, bias, gamma, beta, out)
+    torch.testing.assert_close(out, F.gelu(gamma * (x @ weight.t() + bias) + beta), rtol=1e-4, atol=1e-4)
+    assert (wide[:, [0, -1]] == 7).all()
+
+
 def test_only_where_it_is_faster_and_may_be_used(amx, generator, monkeypatch):
     asked = []
-    op = torch.ops.pointpeft._linear.default
-    monkeypatch.setattr(_library, "compiled", lambda: asked.append(1) or True)
+    op = torch.ops.pointpeft._linear
+    monkeypatch.setattr(torch.ops.pointpeft, "_linear", SimpleNamespace(default=lambda *a: asked.append(1) or op(*a)))
     x, weight, bias = draw(generator, 2000, 64, 64)
     expected = F.linear(x, weight, bias)
     for got in (_matmul.linear(x, weight, bias), _matmul.linear(x[:100], weight, bias)):
         torch.testing.assert_close(got, expected[: len(got)], rtol=1e-5, atol=1e-5)
     assert len(asked) == 1
-    out = torch.empty(2000, 64)
-    assert not op(x.t().contiguous().t(), weight, bias, out)
-    assert not op(x, weight.repeat_interleave(2, 0).repeat_interleave(2, 1)[::2, ::2], bias, out)
-    assert op(x, weight, bias, out)
-    assert torch.equal(out, _matmul.linear(x, weight, bias))
+    assert _matmul.prepared(weight, 100, "of a test").parts is None
+    out, scattered = torch.empty(2000, 64), weight.repeat_interleave(2, 0).repeat_interleave(2, 1)[::2, ::2]
+    assert product(x.t().contiguous().t(), weight, bias, out) is None
+    assert product(x, scattered, bias, out) is None
+    assert product(x, weight, bias, out) is not None
+    assert torch.equal(product(x, weight, bias.repeat_interleave(2)[::2]), out)
     monkeypatch.setenv("POINTPEFT_CPU_LEVEL", "avx512")
-    assert not op(x, weight, bias, out)
+    assert product(x, weight, bias, out) is None
+    assert _matmul.prepared(weight, 2000, "of a test").parts is None
+    got = _matmul.linear_gelu(x, weight, bias, bias, buffer=out)
+    torch.testing.assert_close(got, F.gelu(bias * (x @ weight.t()) + bias), rtol=1e-4, atol=1e-4)
 
 
 def test_bad_arguments_are_refused(amx, generator):
     x, weight, bias = draw(generator, 8, 4, 6)
-    out = torch.empty(8, 6)
+    out, parts = torch.empty(8, 6), torch.empty(3072, dtype=torch.bfloat16)
     for arguments, message in (
-        ((x.double(), weight, bias, out), "matrices of float32"),
-        ((x[0], weight, bias, out), "matrices of float32"),
-        ((x, weight[:, :3], bias, out), "weight must have shape"),
-        ((x, weight, bias[:5], out), "bias"),
-        ((x, weight, bias, out[:7]), "out"),
-        ((x, weight, bias, torch.empty(6, 8).t()), "out must have its channels side by side"),
+        ((x.double(), weight, None, bias, None, None, out), "x must be a matrix of float32"),
+        ((x[0], weight, None, bias, None, None, out), "x must be a matrix of float32"),
+        ((x[:, :3], weight, None, bias, None, None, out), "with 4 channels"),
+        ((x, weight[0], None, bias, None, None, out), "weight must be a matrix"),
+        ((x, weight, parts[1:], bias, None, None, out), "parts must be 3072 values"),
+        ((x, weight, None, bias[:5], None, None, out), "bias must hold 6 values"),
+        ((x, weight, None, None, bias, None, out), "gamma and beta"),
+        ((x, weight, None, None, bias, bias.double(), out), "beta must hold 6 values of float32"),
+        ((x, weight, None, bias, None, None, out[:7]), "out must be float32"),
+        ((x, weight, None, bias, None, None, torch.empty(6, 8).t()), "channels side by side"),
     ):
         with pytest.raises(RuntimeError, match=message):
-            torch.ops.pointpeft._linear.default(*arguments)
+            linear(*arguments)
+    with pytest.raises(RuntimeError, match="from a cache line on"):
+        torch.ops.pointpeft._split_weight.default(weight, torch.empty(3080, dtype=torch.bfloat16)[8:])
