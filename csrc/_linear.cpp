@@ -15,6 +15,7 @@ constexpr int64_t kBlock = 32;   // rows and columns of a result at a time: two 
 constexpr int64_t kDepth = 32;   // of a step
 constexpr int64_t kSteps = 16;   // taken at once, at most: so much of both factors stays in the second-level cache
 constexpr int64_t kBlocks = 12;  // of rows, likewise
+constexpr int64_t kFewest = 3;   // of rows, where there are columns to share out
 constexpr int64_t kAhead = 3;    // steps that the weight is called for before it is packed
 // On a Granite Rapids the first store of a tile after 0.6 µs without one takes 0.25 µs, as long as two steps, even
 // where everything lies in the first-level cache. A store of a tile into one line, each so many steps, avoids it.
@@ -22,6 +23,8 @@ constexpr int64_t kAwake = 2;
 constexpr int64_t kOne = kTile * kDepth;        // values of a tile
 constexpr int64_t kPacked = kSplit * 2 * kOne;  // of a step of a block: part by part, two tiles each
 constexpr int64_t kLines = kPacked * 2 / 64;    // of the cache
+
+int64_t in_parts(int64_t n, int64_t size) { return (n + size - 1) / size; }
 
 // The parts of 32 values.
 POINTPEFT_AMX inline void split(__m512 low, __m512 high, __m512i* parts) {
@@ -48,7 +51,7 @@ struct Range {
 // A block of rows of the left factor, its tiles row by row.
 POINTPEFT_AMX bool pack_left(const float* x, int64_t stride, int64_t rows, int64_t depth, BFloat16* out) {
   Range range;
-  const int64_t steps = (depth + kDepth - 1) / kDepth;
+  const int64_t steps = in_parts(depth, kDepth);
   for (int64_t r = 0; r < kBlock; ++r)
     for (int64_t s = 0; s < steps; ++s) {
       __m512i parts[kSplit] = {_mm512_setzero_si512(), _mm512_setzero_si512(), _mm512_setzero_si512()};
@@ -100,7 +103,7 @@ POINTPEFT_AMX bool pack_columns(const float* weight, int64_t stride, int64_t row
   Range range;
   const __m512i pairs = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21,
                                          5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
-  for (int64_t k = 0; k < (depth + kDepth - 1) / kDepth * kDepth; k += 2)
+  for (int64_t k = 0; k < in_parts(depth, kDepth) * kDepth; k += 2)
     for (int64_t half = 0; half < 2; ++half) {
       const __mmask16 there = lanes_before(rows, half * kTile);
       const float* from = weight + k * stride + half * kTile;
@@ -205,8 +208,8 @@ struct Weight {
   const float* data;
   int64_t m, k, stride;  // rows, channels
   bool by_rows;          // the channels of a row lie side by side
-  int64_t steps() const { return (k + kDepth - 1) / kDepth; }
-  int64_t panels() const { return (m + kBlock - 1) / kBlock; }
+  int64_t steps() const { return in_parts(k, kDepth); }
+  int64_t panels() const { return in_parts(m, kBlock); }
   int64_t packed() const { return panels() * steps() * kPacked; }
 };
 
@@ -249,13 +252,12 @@ Span part(int64_t n, int64_t parts, int64_t i) { return {n * i / parts, n * (i +
 // How the blocks of a result are shared out in tasks, each of up to `kBlocks` blocks of rows.
 struct Grid {
   int64_t blocks, panels, by_rows, by_columns;
-  // As many tasks as threads, or a multiple of it; cut by columns, too, where there are few rows.
-  Grid(int64_t n, int64_t m, int64_t threads)
-      : blocks((n + kBlock - 1) / kBlock),
-        panels((m + kBlock - 1) / kBlock),
-        by_rows((blocks + kBlocks - 1) / kBlocks) {
-    by_columns = std::min(panels, (threads + by_rows - 1) / by_rows);
-    if (by_columns == 1) by_rows = std::min(blocks, (by_rows + threads - 1) / threads * threads);
+  // As many tasks as threads, or a multiple of it. A task packs its rows for itself, so columns are cut where there are
+  // too few rows alone.
+  Grid(int64_t n, int64_t m, int64_t threads) : blocks(in_parts(n, kBlock)), panels(in_parts(m, kBlock)) {
+    by_rows = std::clamp(threads, in_parts(blocks, kBlocks), in_parts(blocks, kFewest));
+    by_columns = std::min(panels, in_parts(threads, by_rows));
+    if (by_columns == 1) by_rows = std::min(blocks, in_parts(by_rows, threads) * threads);
   }
   int64_t tasks() const { return by_rows * by_columns; }
   Span rows(int64_t task) const { return part(blocks, by_rows, task / by_columns); }
@@ -265,7 +267,7 @@ struct Grid {
 // A task of those before `until`; false where a value of x is too large for bfloat16.
 bool multiply_task(const Product& f, const Grid& grid, int64_t task, int64_t until, BFloat16* left) {
   const Span rows = grid.rows(task), columns = grid.columns(task);
-  const int64_t steps = (f.k + kDepth - 1) / kDepth, calls = rows.size() * columns.size();
+  const int64_t steps = in_parts(f.k, kDepth), calls = rows.size() * columns.size();
   alignas(64) float edge[kBlock * kBlock] = {};
   for (int64_t s = 0; s < steps; s += kSteps) {
     const int64_t count = std::min(kSteps, steps - s);
@@ -278,7 +280,7 @@ bool multiply_task(const Product& f, const Grid& grid, int64_t task, int64_t unt
     const Span coming = deeper ? rows : task + 1 < until ? grid.rows(task + 1) : Span{0, 0};
     const int64_t first = coming.begin * kBlock, wanted = std::min(f.n, coming.end * kBlock) - first;
     Ahead ahead;
-    ahead.lines = (kLines + rows.size() - 1) / rows.size();
+    ahead.lines = in_parts(kLines, rows.size());
     ahead.stride = f.x_stride;
     int64_t call = 0;
     for (int64_t p = columns.begin; p < columns.end; ++p)
@@ -313,7 +315,7 @@ bool multiply_all(const Product& f) {
   std::atomic<bool> fits = true;
   torch::stable::parallel_for(0, grid.tasks(), 1, [&](int64_t begin, int64_t end) {
     thread_local Kept kept;
-    BFloat16* left = kept.of(kBlocks * std::min((f.k + kDepth - 1) / kDepth, kSteps) * kPacked);
+    BFloat16* left = kept.of(kBlocks * std::min(in_parts(f.k, kDepth), kSteps) * kPacked);
     const Tiles tiles;
     for (int64_t task = begin; task < end; ++task)
       if (!multiply_task(f, grid, task, end, left)) fits = false;
@@ -335,7 +337,7 @@ std::optional<Weight> readable(const Tensor& weight) {
 
 // The vector in whole blocks; `fill` behind it, and everywhere without one.
 std::vector<float> in_blocks(const char* name, const std::optional<Tensor>& vector, int64_t m, float fill) {
-  std::vector<float> values((m + kBlock - 1) / kBlock * kBlock, fill);
+  std::vector<float> values(in_parts(m, kBlock) * kBlock, fill);
   if (!vector) return values;
   require(is_float(*vector, 1) && vector->size(0) == m, name, " must hold ", m, " values of float32");
   for (int64_t i = 0; i < m; ++i) values[i] = floats(*vector)[i * vector->stride(0)];
