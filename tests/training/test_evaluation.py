@@ -2,7 +2,9 @@ import json
 from dataclasses import replace
 
 import pytest
+from torch.nn.modules.module import register_module_forward_pre_hook
 
+from pointpeft import PointModel
 from pointpeft.cli.main import main
 from pointpeft.training import EvaluateConfig, FinetuneConfig, evaluate, finetune
 from tests.training.conftest import TINY, TINY_MODEL, write_clouds
@@ -41,11 +43,22 @@ def test_passes_augmentation_and_selection_are_part_of_the_result(run):
 
 
 def test_fewer_points_are_a_result_of_their_own(run):
+    # What the model is given tells more than its losses: one that has learned so little loses as much on fewer points.
+    given = []
+
+    def watch(module, inputs):
+        if isinstance(module, PointModel):
+            given.append((inputs[0].shape[1], len(inputs[0])))
+
+    watching = register_module_forward_pre_hook(watch)
     facts = evaluate(EvaluateConfig(run.folder, device="cpu", quiet=True, densities=(64, 32, 8)))
+    watching.remove()
+    whole = [(64, clouds) for _, clouds in given[: len(given) // 4]]
+    assert given == whole + [(points, clouds) for points in (64, 32, 8) for _, clouds in whole]
     by_points = facts["by points per cloud"]
     assert list(by_points) == ["64", "32", "8"]
     assert by_points["64"] == facts["test"] == run.facts["test"]
-    assert by_points["8"]["loss"] != facts["test"]["loss"]
+    assert all(measured["clouds"] == facts["test"]["clouds"] for measured in by_points.values())
     for points in (7, 65):
         with pytest.raises(ValueError, match=f"densities must be between 8 and 64 points, got {points}"):
             evaluate(EvaluateConfig(run.folder, device="cpu", quiet=True, densities=(points,)))
