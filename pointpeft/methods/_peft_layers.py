@@ -1,4 +1,4 @@
-"""Layers of Hugging Face `peft` with the same results from fewer and smaller tensors: DoRA, HRA, LoHa and LoKr.
+"""Layers of Hugging Face `peft` with the same results from fewer and smaller tensors: LoRA, DoRA, HRA, LoHa and LoKr.
 
 peft builds matrices of a weight's size and lets autograd keep them, per layer; what a layer cannot do here goes to
 peft's own forward. Parameters, names and merging are peft's.
@@ -23,6 +23,20 @@ def _is_plain(layer: BaseTunerLayer, x: Tensor) -> bool:
     frozen = not any(p.requires_grad for p in base.parameters())
     same = torch.is_autocast_enabled(x.device.type) or base.weight.dtype == x.dtype
     return alone and frozen and same and type(base) is nn.Linear
+
+
+class LeanLoRA(LoraLinear):
+    """y = W x + b + B (c A x), with W's product as frozen maps have it, and c where the tensor is small."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., C] -> [..., O]"""
+        (name,) = self.active_adapters if len(self.active_adapters) == 1 else (None,)
+        base = self.get_base_layer()
+        if not _is_plain(self, x) or self.lora_A[name].weight.dtype != base.weight.dtype or self.lora_bias[name]:
+            return super().forward(x)
+        a, b = self.lora_A[name], self.lora_B[name]
+        low = F.linear(self.lora_dropout[name](x), a.weight)
+        return frozen_linear(x, base.weight, base.bias) + F.linear(self.scaling[name] * low, b.weight)
 
 
 class LeanDoRA(LoraLinear):
@@ -100,4 +114,6 @@ def lean(layer: nn.Module) -> type[nn.Module] | None:
     for kind, ours in ((HRALinear, LeanHRA), (LoHaLinear, LeanLoHa), (LoKrLinear, LeanLoKr)):
         if type(layer) is kind:
             return ours
-    return LeanDoRA if type(layer) is LoraLinear and any(layer.use_dora.values()) else None
+    if type(layer) is LoraLinear:
+        return LeanDoRA if any(layer.use_dora.values()) else LeanLoRA
+    return None

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pointpeft.backbones.layers import linear
 from pointpeft.methods.base import PREFIX_TOKENS, Method, register_method, where
 from pointpeft.model import PointModel
 
@@ -36,7 +37,7 @@ class SVDLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., C] -> [..., C']"""
-        return self.base_layer(x) + self.scale * F.linear(F.linear(x, self.q) * self.lam, self.p)
+        return linear(self.base_layer, x) + F.linear(F.linear(x, self.q) * (self.scale * self.lam), self.p)
 
     def unorthogonality(self) -> Tensor:
         """|PᵀP - I|² + |QQᵀ - I|²."""

@@ -97,7 +97,7 @@ def test_merging_leaves_the_plain_blocks(name):
     assert {k for k in model.state_dict() if ".blocks." in k} == {k for k in plain.state_dict() if ".blocks." in k}
 
 
-@pytest.mark.parametrize("name", ["dora", "hra", "loha", "lokr"])
+@pytest.mark.parametrize("name", ["lora", "rslora", "dora", "hra", "loha", "lokr"])
 @pytest.mark.parametrize("target", ["attn.qkv", "mlp.fc1", "mlp.fc2"])  # without a bias, and with one
 def test_lean_layers_equal_peft_s_own_with_all_gradients(name, target, generator):
     from pointpeft.methods import _peft_layers
@@ -125,7 +125,7 @@ def test_a_product_of_reflections_is_their_sequence(generator):
     torch.testing.assert_close(reflected(x, u), expected)
 
 
-@pytest.mark.parametrize("name", ["dora", "hra", "loha", "lokr"])
+@pytest.mark.parametrize("name", ["lora", "rslora", "dora", "hra", "loha", "lokr"])
 def test_what_lean_layers_cannot_do_goes_to_peft(name, generator, monkeypatch):
     layer = stirred(name).backbone.blocks[1].mlp.fc1
     theirs = next(kind for kind in type(layer).__mro__ if kind.__module__.startswith("peft."))
