@@ -106,7 +106,7 @@ def write(paths: list[Path], target: Path) -> None:
         for device, limit in limits.items():
             lines.append(
                 f"Limits of {device} in the same run: copy {limit['copy_gb_per_s']:.1f} GB/s (read + written), "
-                f"float32 matrix product {limit['matmul_gflop_per_s']:.0f} GFLOP/s."
+                f"PyTorch's float32 matrix product {limit['matmul_gflop_per_s']:.0f} GFLOP/s (products on AMX pass it)."
             )
         grown = [
             growth.Point(row["group"].split()[0], _contender(row), row["extra_info"]["n"], _milliseconds(row))
