@@ -60,6 +60,16 @@ def cpu_level(request, monkeypatch):
 
 
 @pytest.fixture
+def amx(monkeypatch):
+    """Runs a test where the processor has AMX, and nothing hides it."""
+    from pointpeft import _C
+
+    if _C.supported_cpu_level() != "amx":
+        pytest.skip("this processor has no AMX")
+    monkeypatch.delenv("POINTPEFT_CPU_LEVEL", raising=False)
+
+
+@pytest.fixture
 def one_thread():
     """Runs a test on one thread; the number is as before after it."""
     threads = torch.get_num_threads()

@@ -79,4 +79,24 @@ VERDICTS: dict[tuple[str, str, str], str] = {
         "return torch.autograd.grad(_by_pytorch(z, num_heads), z, grad)[0]",
         "return torch.autograd.grad(_by_pytorch(z, num_heads), z, grad)[1]",
     ): "CUDA tensors alone get there: the tests need a GPU to see it",
+    (
+        "csrc/rows.h",
+        "constexpr int64_t kParts = 64;     // of the rows, at most, each summed by itself",
+        "constexpr int64_t kParts = 65;     // of the rows, at most, each summed by itself",
+    ): "how many partial sums the rows are parted into: another order of rounding",
+    (
+        "csrc/_rows.cpp",
+        'const auto also = y ? rows_of<U>("y", *y, n, c) : Rows<const U>{nullptr, 0};',
+        'const auto also = y ? rows_of<U>("y", *y, n, c) : Rows<const U>{nullptr, 1};',
+    ): "equivalent: rows that are not there are not read",
+    (
+        "pointpeft/ops/scale_shift.py",
+        "splits = max(1, min(SPLITS, -(-n // 16)))",
+        "splits = min(1, min(SPLITS, -(-n // 16)))",
+    ): "how many partial sums the rows are parted into: another order of rounding",
+    (
+        "csrc/_linear.cpp",
+        "for (int64_t i = 0; i < m; ++i) values[i] = floats(*vector)[i * vector->stride(0)];",
+        "for (int64_t i = 0; i <= m; ++i) values[i] = floats(*vector)[i * vector->stride(0)];",
+    ): "a value behind the last: .ci/sanitize ends with it",
 }
