@@ -99,4 +99,14 @@ VERDICTS: dict[tuple[str, str, str], str] = {
         "for (int64_t i = 0; i < m; ++i) values[i] = floats(*vector)[i * vector->stride(0)];",
         "for (int64_t i = 0; i <= m; ++i) values[i] = floats(*vector)[i * vector->stride(0)];",
     ): "a value behind the last: .ci/sanitize ends with it",
+    (
+        "pointpeft/ops/frozen_linear.py",
+        "wanted = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, gamma, beta))",
+        "wanted = torch.is_grad_enabled() or any(t is not None and t.requires_grad for t in (x, gamma, beta))",
+    ): "equivalent: autograd keeps nothing where no gradient is asked for",
+    (
+        "csrc/_linear.cpp",
+        "const Span coming = deeper ? rows : task + 1 < until ? grid.rows(task + 1) : Span{0, 0};",
+        "const Span coming = deeper ? rows : task + 1 < until ? grid.rows(task + 2) : Span{0, 0};",
+    ): "what is called into the cache ahead: time alone",
 }
