@@ -1,7 +1,7 @@
 """Writes tests/RELIABILITY.md from the counts of the long runs: `python -m tests.reliability build/reliability/*.json`.
 
 The counts come from `--output build/reliability/NAME.json` of `python -m tests.fuzz.ops`, `tests.fuzz.readers`,
-`tests.fuzz.cuda_path`, `tests.fuzz.atheris_readers`, `tests.faults.inject`, `tests.endurance` and `tests.mutation`;
+`tests.fuzz.cuda_path`, `tests.fuzz.atheris_readers`, `tests.faults.inject` and `tests.endurance`;
 those of covered lines from `pytest -n 2 --cov=pointpeft --cov-report=json:build/reliability/coverage.json`.
 """
 
@@ -11,8 +11,6 @@ import json
 import sys
 from pathlib import Path
 from typing import Any
-
-from tests.mutation.verdicts import VERDICTS
 
 TESTS = Path(__file__).parent
 REGRESSIONS = ("fuzz/test_ops_regressions.py", "fuzz/test_readers_regressions.py", "faults/test_inject.py")
@@ -36,7 +34,6 @@ python -m tests.fuzz.cuda_path --cases 2000            # the Triton kernels, int
 python -m tests.fuzz.atheris_readers -runs=100000      # damaged files, led by what code they reach
 python -m tests.faults.inject --kills 50               # killed, interrupted, out of disk, damaged
 python -m tests.endurance                              # 10 000 training steps, 200 000 predictions
-python -m tests.mutation                               # small faults in the operations: does a test see them?
 pytest -n 2 --cov=pointpeft                            # lines that the tests reach
 .ci/nightly                                            # all of these, and this page
 ```
@@ -67,15 +64,6 @@ def of_coverage(report: dict[str, Any]) -> dict[str, Any]:
     return {"what": "pytest --cov", "cases": cases, "seconds": 0, "outcomes": outcomes, "failures": [], "failed": 0}
 
 
-def mutants(report: dict[str, Any]) -> list[str]:
-    """Every fault that no test saw, with its verdict."""
-    lines = []
-    for one in report["survivors"]:
-        verdict = VERDICTS.get((one["file"], one["original"], one["mutated"]), "**not looked at**")
-        lines.append(f"- `{one['file']}`, `{one['original']}` as `{one['mutated']}`: {verdict}")
-    return lines
-
-
 def regressions(path: Path) -> list[str]:
     """The tests of a file, as sentences."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -90,19 +78,11 @@ def main() -> None:
     given = parser.parse_args()
     reports = [json.loads(path.read_text(encoding="utf-8")) for path in given.reports]
     reports = [of_coverage(report) if "totals" in report else report for report in reports]
-    for report in reports:
-        if "survivors" in report:
-            report["failed"] = sum("not looked at" in line for line in mutants(report)) + len(report["failures"])
     reports.sort(key=lambda report: (report["what"], report.get("seed", 0)))
     text = HEAD + "\n".join(map(row, reports)) + "\n" + COMMANDS
     text += "## Defects found, and the tests that hold their mending\n"
     for name in REGRESSIONS:
         text += f"\n`tests/{name}`\n\n" + "\n".join(regressions(TESTS / name)) + "\n"
-    survived = [line for report in reports if "survivors" in report for line in mutants(report)]
-    if survived:
-        text += (
-            "\n## Faults in the operations that no test sees, and why they do no harm\n\n" + "\n".join(survived) + "\n"
-        )
     open_ones = [(report["what"], failure) for report in reports for failure in report["failures"]]
     if open_ones:
         text += "\n## Failures of the last long runs\n\n"
