@@ -16,6 +16,7 @@ from pointpeft.data.dataset import DataError
 from pointpeft.data.las import read_las
 from pointpeft.data.meshes import Mesh, read_off, read_ply, read_surface, sample_surface
 from pointpeft.data.pcd import read_pcd
+from pointpeft.data.text import read_text
 
 # Points drawn on a surface where nothing else is asked: as many as published clouds of ShapeNet and ModelNet40 have.
 MESH_POINTS = 8192
@@ -36,8 +37,9 @@ def read_points(
 ) -> Tensor:
     """Reads one file.
 
-    The first three columns (or the fields x, y, z) are the coordinates; others are ignored. A file with faces is a
-    surface and gives points drawn uniformly on it; without faces its vertices are the points.
+    The columns or fields named for x, y and z are the coordinates, without names the first three columns; others are
+    ignored. A file with faces is a surface and gives points drawn uniformly on it; without faces its vertices are the
+    points.
 
     Args:
         path: A file of one of the `EXTENSIONS`.
@@ -181,34 +183,6 @@ def _read_npz(path: Path) -> np.ndarray:
         return file[key or file.files[0]]
 
 
-def _read_text(path: Path) -> np.ndarray:
-    """Numbers in rows, separated by blanks, commas or semicolons.
-
-    One first line may say how many points follow (.pts) or name the columns.
-    """
-    lines = (line.strip() for line in path.read_text("utf-8-sig").splitlines())
-    rows = [line for line in lines if line and not line.startswith(("#", "//"))]
-    announced = None
-    if len(rows) > 1 and rows[0].isdecimal():
-        announced = int(rows.pop(0))
-    elif rows and not _is_number(rows[0].replace(",", " ").replace(";", " ").split()[0]):
-        rows.pop(0)
-    if not rows:
-        raise DataError("it has no points")
-    if announced is not None and announced != len(rows):
-        raise DataError(f"its first line announces {announced} points, it has {len(rows)}")
-    delimiter = next((mark for mark in ",;" if mark in rows[0]), None)
-    return np.loadtxt(rows, np.float64, delimiter=delimiter, ndmin=2)
-
-
-def _is_number(word: str) -> bool:
-    try:
-        float(word)
-    except ValueError:
-        return False
-    return True
-
-
 _READERS: dict[str, Callable[[Path], Mesh | np.ndarray]] = {
     ".npy": _read_npy,
     ".npz": _read_npz,
@@ -216,9 +190,10 @@ _READERS: dict[str, Callable[[Path], Mesh | np.ndarray]] = {
     ".off": read_off,
     ".obj": read_surface,
     ".stl": read_surface,
-    ".xyz": _read_text,
-    ".txt": _read_text,
-    ".pts": _read_text,
+    ".xyz": read_text,
+    ".txt": read_text,
+    ".pts": read_text,
+    ".asc": read_text,
     ".pcd": read_pcd,
     ".las": read_las,
     ".laz": read_las,

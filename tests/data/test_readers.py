@@ -62,6 +62,7 @@ CLOUDS = {
     "a.obj": lambda path, p: path.write_text(obj(p)),
     "a.xyz": lambda path, p: path.write_text(lines(p)),
     "a.txt": lambda path, p: path.write_text(lines(np.concatenate([p, p], 1), ",")),
+    "a.asc": lambda path, p: path.write_text("//X Y Z\n" + lines(p)),
     "semicolons.txt": lambda path, p: path.write_text(lines(p, ";")),
     "tabs.txt": lambda path, p: path.write_text(lines(p, "\t").replace("\n", "\r\n")),
     "named.txt": lambda path, p: path.write_text("x,y,z\n" + lines(p, ",")),
