@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pointpeft.data.bounds import require_h5
+from pointpeft.data.bounds import read_texts, require_h5
 from pointpeft.data.dataset import DataError
 from pointpeft.data.readers import in_float32
 
@@ -36,7 +36,7 @@ def read_h5(path: Path, num_classes: int | None) -> tuple[Tensor, Tensor, list[s
     Raises:
         DataError: The file is missing, broken, or its content is not as above; names the file and the reason.
     """
-    with _opened(path) as file:
+    with open_h5(path) as file:
         _, labels, names = _entries(path, file, num_classes)
         points = file["data"][:, :, :3].astype(np.float32)
         wrong = np.flatnonzero(~np.isfinite(points).all((1, 2)))
@@ -55,7 +55,7 @@ def list_h5(path: Path, num_classes: int | None) -> tuple[tuple[int, int], Tenso
     Raises:
         DataError: As `read_h5`, but for points that are not finite.
     """
-    with _opened(path) as file:
+    with open_h5(path) as file:
         return _entries(path, file, num_classes)
 
 
@@ -138,7 +138,7 @@ def _row_cache(data: h5py.Dataset) -> int:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[h5py.File]:
+def open_h5(path: Path) -> Iterator[h5py.File]:
     """The file; whatever goes wrong inside names it."""
     if not path.is_file():
         raise DataError(f"{path}: no such file")
@@ -167,7 +167,7 @@ def _entries(path: Path, file: h5py.File, num_classes: int | None) -> tuple[tupl
     if len(labels) and (labels.min() < 0 or (num_classes is not None and labels.max() >= num_classes)):
         most = "" if num_classes is None else f" to {num_classes - 1}"
         raise DataError(f"labels must be 0{most}, got {labels.min()} to {labels.max()}")
-    names = file["name"].asstr()[()].reshape(-1).tolist() if "name" in file else None
+    names = read_texts(path, file["name"]) if isinstance(file.get("name"), h5py.Dataset) else None
     if names is None or len(names) != len(labels):
         names = [f"{path.name}[{i}]" for i in range(len(labels))]
     return (data.shape[0], data.shape[1]), torch.from_numpy(labels), names

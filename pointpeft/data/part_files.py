@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pointpeft.data.bounds import require_h5, require_zip
+from pointpeft.data.bounds import MAX_CLASSES, brief, read_texts, require_h5, require_zip
 from pointpeft.data.dataset import DataError
 from pointpeft.data.folder import SEED, TEST_FRACTION
 from pointpeft.data.hdf5 import OpenFiles
@@ -31,7 +31,6 @@ FORM = (
 _COORDINATES = ("xyz", "data", "points")
 _PARTS = ("seg", "pid", "label")
 _CATEGORIES = ("category", "label")
-_MOST_NUMBERS = 10_000
 # What a folder is named, or a word in the name of a file, -> the part of the data it holds.
 _NAMED = {"train": "train", "training": "train", "val": "train", "test": "test", "testing": "test"}
 _BLOCK = 256  # clouds whose part numbers are looked at together
@@ -257,13 +256,19 @@ def _check(path: Path, arrays: Mapping[str, Any], opened: OpenFiles | None = Non
     else:
         rows = _OnDisk(opened, number, key, part_key)
     category_key = next((k for k in _CATEGORIES if k != part_key and k in arrays and arrays[k].size == count), None)
-    category = None if category_key is None else np.asarray(arrays[category_key][()]).reshape(-1)
-    if category is not None:
-        category = _texts(category) if category.dtype.kind in "SUO" else _numbers(str(category_key), category)
-    texts = {name: _texts(arrays[name][()]) for name in ("split", "name", "classes", "part_names") if name in arrays}
+    category: np.ndarray | list[str] | None = None
+    if category_key is not None:
+        item = arrays[category_key]
+        if item.dtype.kind in "SUO":
+            category = _texts(path, item)
+        else:
+            category = _numbers(category_key, np.asarray(item[()]).reshape(-1))
+    texts = {name: _texts(path, arrays[name]) for name in ("split", "name", "classes", "part_names") if name in arrays}
     split = texts.get("split")
     if split is not None and (len(split) != count or set(split) - {"train", "test"}):
-        raise DataError(f"split must name train or test for each of {count} clouds, got {len(split)}: {set(split)}")
+        raise DataError(
+            f"split must name train or test for each of {count} clouds, got {len(split)}: {brief(set(split))}"
+        )
     names = texts.get("name", [])
     return _File(
         rows,
@@ -289,10 +294,12 @@ def _numbers(key: str, array: np.ndarray) -> np.ndarray:
     """Numbers of parts or categories: every one up to the highest gets a name, so the highest is bounded."""
     if array.dtype.kind not in "iu" and not (array.dtype.kind == "f" and (array == np.floor(array)).all()):
         raise DataError(f"{key} must be whole numbers, got {array.dtype}")
-    if array.size and not 0 <= array.min() <= array.max() < _MOST_NUMBERS:
-        raise DataError(f"{key} must be at least 0 and below {_MOST_NUMBERS}, got {array.min()} to {array.max()}")
+    if array.size and not 0 <= array.min() <= array.max() < MAX_CLASSES:
+        raise DataError(f"{key} must be at least 0 and below {MAX_CLASSES}, got {array.min()} to {array.max()}")
     return array
 
 
-def _texts(array: np.ndarray) -> list[str]:
-    return [v.decode() if isinstance(v, bytes) else str(v) for v in array.reshape(-1).tolist()]
+def _texts(path: Path, item: np.ndarray | h5py.Dataset) -> list[str]:
+    if isinstance(item, h5py.Dataset) and item.dtype.kind in "SO":
+        return read_texts(path, item)
+    return [v.decode() if isinstance(v, bytes) else str(v) for v in np.asarray(item[()]).reshape(-1).tolist()]

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pointpeft.data.bounds import require_zip
+from pointpeft.data.bounds import require_npy, require_zip
 from pointpeft.data.dataset import DataError
 from pointpeft.data.las import read_las
 from pointpeft.data.meshes import Mesh, read_off, read_ply, read_surface, sample_surface
@@ -137,10 +137,14 @@ def in_float32(points: np.ndarray) -> Tensor:
     Raises:
         DataError: They are larger than `LARGEST`.
     """
+    _require_in_range(points)
+    return torch.from_numpy(points.astype(np.float32, copy=False))
+
+
+def _require_in_range(points: np.ndarray) -> None:
     most = max(float(points.max(initial=0)), -float(points.min(initial=0)))
     if not most <= LARGEST:
         raise DataError(f"coordinates up to {most:.3g} are too large for float32: its squares end at {LARGEST:g}²")
-    return torch.from_numpy(points.astype(np.float32, copy=False))
 
 
 def coordinates(table: np.ndarray) -> np.ndarray:
@@ -161,11 +165,17 @@ def coordinates(table: np.ndarray) -> np.ndarray:
     wrong = np.flatnonzero(~np.isfinite(points).all(1))
     if len(wrong):
         raise DataError(f"{len(wrong)} of {len(points)} points are not finite, the first is point {wrong[0]}")
-    in_float32(points)
+    _require_in_range(points)
     return points
 
 
 def _read_npy(file: Path | BytesIO) -> np.ndarray:
+    if isinstance(file, Path):
+        with open(file, "rb") as head:
+            require_npy(head, file.stat().st_size)
+    else:
+        require_npy(file, len(file.getbuffer()))
+        file.seek(0)
     array = np.load(file, allow_pickle=False)  # an object array is a pickle, which could run anything
     if not isinstance(array, np.ndarray):
         raise DataError("is not a .npy file but a .npz one")

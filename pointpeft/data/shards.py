@@ -8,9 +8,10 @@ import h5py
 import torch
 from torch import Tensor
 
+from pointpeft.data.bounds import MAX_CLASSES, read_texts
 from pointpeft.data.dataset import DataError, PointCloudDataset, at_most
 from pointpeft.data.folder import SEED, TEST_FRACTION
-from pointpeft.data.hdf5 import H5Rows, list_h5, read_h5
+from pointpeft.data.hdf5 import H5Rows, list_h5, open_h5, read_h5
 from pointpeft.data.splits import split_validation
 from pointpeft.data.tar import Sample, list_tar, point_count, read_sample
 from pointpeft.data.transforms import normalize
@@ -123,15 +124,18 @@ def _classes(source: Path, parts: dict[str, list[Path]]) -> tuple[str, ...]:
         if not all(isinstance(label, str) for label in labels):
             raise DataError(f"{source}: some labels are numbers, others names")
         return tuple(sorted(map(str, labels)))
-    return tuple(str(i) for i in range(max((int(label) for label in labels), default=-1) + 1))
+    highest = max((int(label) for label in labels), default=-1)
+    if highest >= MAX_CLASSES:
+        raise DataError(f"{source}: labels must be below {MAX_CLASSES}, got {highest}")
+    return tuple(str(i) for i in range(highest + 1))
 
 
 def _classes_in(path: Path) -> tuple[str, ...]:
-    with h5py.File(path, "r") as file:
+    with open_h5(path) as file:
         names = file.get("classes")
         if not isinstance(names, h5py.Dataset) or names.dtype.kind not in "SO":
             return ()
-        return tuple(names.asstr()[()].reshape(-1).tolist())
+        return tuple(read_texts(path, names))
 
 
 def _samples(path: Path) -> list[Sample]:

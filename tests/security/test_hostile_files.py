@@ -18,6 +18,8 @@ from pointpeft.data.hdf5 import read_h5
 from pointpeft.data.modelnet40 import read_cache, text_files
 from pointpeft.data.numpy_pickle import load_arrays
 from pointpeft.data.part_files import load as load_segments
+from pointpeft.data.shards import load as load_shards
+from pointpeft.data.stream import stream
 from pointpeft.training.run_folder import read_json
 from tests.data.test_readers import cloud
 
@@ -153,29 +155,73 @@ def test_the_lists_of_a_data_set_read_nothing_outside_it(tmp_path):
         shapenetpart.load(parts, "train")
 
 
-def h5(path, kind, secret):
+def h5(path, kind, secret, key):
+    """A file of one cloud with labelled points whose entry `key` is `data` of the file `secret`."""
     with h5py.File(path, "w") as file:
-        file["label"] = np.zeros(1, np.int64)
+        content = {
+            "data": np.ones((1, 4, 3), np.float32),
+            "label": np.zeros(1, np.int64),
+            "seg": np.zeros((1, 4), np.int64),
+            "name": np.array([b"a"]),
+            "classes": np.array([b"a"]),
+        }
+        for name in content.keys() - {key}:
+            file[name] = content[name]
+        shape, dtype = content[key].shape, content[key].dtype
         if kind == "link":
-            file["data"] = h5py.ExternalLink(str(secret), "data")
+            file[key] = h5py.ExternalLink(str(secret), "data")
+        elif kind == "link in a group":
+            file.create_group("g")["out"] = h5py.ExternalLink(str(secret), "data")
+            file[key] = h5py.SoftLink("/g/out")
+        elif kind == "chain of links":
+            file.create_group("g/h")["out"] = h5py.ExternalLink(str(secret), "/")
+            file["g/h/here"] = h5py.SoftLink("out")
+            file["g/there"] = h5py.SoftLink("h")
+            file[key] = h5py.SoftLink("g/there/./here/data")
         elif kind == "storage":
-            file.create_dataset("data", (1, 4, 3), "u1", external=[(str(secret), 0, 12)])
+            file.create_dataset(key, shape, dtype, external=[(str(secret), 0, h5py.h5f.UNLIMITED)])
         else:
-            layout = h5py.VirtualLayout((1, 4, 3), "f4")
-            layout[0] = h5py.VirtualSource(str(secret), "data", (4, 3))
-            file.create_virtual_dataset("data", layout)
+            layout = h5py.VirtualLayout(shape, dtype)
+            layout[...] = h5py.VirtualSource(str(secret), "data", shape)
+            file.create_virtual_dataset(key, layout)
 
 
-@pytest.mark.parametrize("kind", ["link", "storage", "virtual"])
-def test_an_hdf5_file_reads_no_other_file(kind, tmp_path):
+@pytest.mark.parametrize("key", ["data", "label", "seg", "name", "classes"])
+@pytest.mark.parametrize("kind", ["link", "link in a group", "chain of links", "storage", "virtual"])
+def test_an_hdf5_file_reads_no_other_file(kind, key, tmp_path):
     secret = tmp_path / "secret"
     with h5py.File(secret, "w") as file:
-        file["data"] = np.ones((4, 3), np.float32)
-    h5(tmp_path / "a.h5", kind, secret)
-    with pytest.raises(DataError, match=r"a\.h5: refused: data lies in (another file|other files)"):
+        file["data"] = np.ones((1, 4, 3), np.float32)
+    h5(tmp_path / "a.h5", kind, secret, key)
+    before = secret.stat().st_atime_ns
+    for read in (
+        lambda path: read_h5(path, 40),
+        lambda path: load_segments(path, "train"),
+        lambda path: load_segments(path, "train", lazy=True),
+        lambda path: load_shards(path, "train"),
+        lambda path: list(stream([path], normalized=False)),
+    ):
+        with pytest.raises(DataError, match=rf"a\.h5: refused: {key} lies in (another file|other files)"):
+            read(tmp_path / "a.h5")
+    assert secret.stat().st_atime_ns == before
+
+
+@pytest.mark.parametrize("target", ["/g/points", "g/points", "./again"])
+def test_an_hdf5_file_may_link_to_itself(target, tmp_path):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["g/points"] = np.eye(3, dtype=np.float32)[None]
+        file["again"] = h5py.SoftLink("g/points")
+        file["data"] = h5py.SoftLink(target)
+        file["label"] = np.zeros(1, np.int64)
+        file["name"] = h5py.SoftLink("/nothing")
+        file["loop"] = h5py.SoftLink("loop/x")
+    with pytest.raises(DataError, match=r"a\.h5: refused: loop is a chain of more than 40 links"):
         read_h5(tmp_path / "a.h5", 40)
-    with pytest.raises(DataError, match=r"a\.h5: refused: data lies in"):
-        load_segments(tmp_path / "a.h5", "train")
+    with h5py.File(tmp_path / "a.h5", "a") as file:
+        del file["loop"]
+    points, _, names = read_h5(tmp_path / "a.h5", 40)
+    assert torch.equal(points, torch.eye(3)[None])
+    assert names == ["a.h5[0]"]
 
 
 def test_an_obj_file_reads_no_other_file(tmp_path):
