@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-OPTIONAL = ("triton", "peft", "trimesh", "plyfile", "laspy", "tensorboard", "huggingface_hub", "onnx", "onnxruntime")
+OPTIONAL = ("triton", "peft", "plyfile", "laspy", "tensorboard", "huggingface_hub", "onnx", "onnxruntime")
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,7 @@ def coordinate_columns(names: Sequence[str]) -> tuple[int, int, int] | None:
         )
     some = [axis for axis in "xyz" if axis in plain] or [spelt[0] for spelt in found if spelt and len(spelt[0]) > 1]
     if some and not set(some) <= set(_HEIGHT):
-        raise DataError(f"its columns name {', '.join(some)}, but not all of x, y and z: {shown(names)}")
+        raise DataError(f"it has no x, y and z, only {shown(names)}: of the coordinates {', '.join(some)} alone")
     return None
 
 

@@ -2,12 +2,14 @@
 
 import re
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from pointpeft.data.columns import coordinate_columns
 from pointpeft.data.dataset import DataError
 
 
@@ -39,70 +41,62 @@ def optional(library: str) -> Any:
 
 
 def read_ply(path: Path) -> Mesh | np.ndarray:
-    """A .ply file: a mesh where it has faces, else its vertices as points. [n, 3]"""
-    ply = optional("plyfile").PlyData.read(str(path))
+    """A .ply file: a mesh where it has faces or strips of triangles, else its vertices as points. [n, 3]
+
+    Raises:
+        DataError: It has no vertices with coordinates, or faces that are given in another way.
+    """
+    plyfile = optional("plyfile")
+    ply = plyfile.PlyData.read(BytesIO(_in_ascii(path.read_bytes())))
     names = [element.name for element in ply.elements]
     if "vertex" not in names:
         raise DataError(f"has no element 'vertex', only {', '.join(names) or 'nothing'}")
     vertex = ply["vertex"]
     columns = [property.name for property in vertex.properties]
-    if not {"x", "y", "z"} <= set(columns):
+    axes = coordinate_columns(columns)
+    if axes is None:
         raise DataError(f"its vertices have no x, y and z, only {', '.join(columns)}")
-    points = np.stack([np.asarray(vertex[axis], np.float64) for axis in "xyz"], 1)
-    if "face" not in names or not len(ply["face"]):
+    points = np.stack([np.asarray(vertex[columns[axis]], np.float64) for axis in axes], 1)
+    faces = []
+    if "face" in names and len(ply["face"]):
+        faces.append(triangulate(ply["face"][_corners_of(ply["face"])]))
+    for name in ("tristrips", "tristrip"):
+        if name in names and len(ply[name]):
+            faces += [split_strip(np.asarray(strip)) for strip in ply[name][_corners_of(ply[name])]]
+    if not faces:
         return points
-    face = ply["face"]
-    lists = [p.name for p in face.properties if p.name in ("vertex_indices", "vertex_index")]
-    if not lists:
-        raise DataError("its faces have neither vertex_indices nor vertex_index")
-    return Mesh(points, triangulate(face[lists[0]]))
+    return Mesh(points, np.concatenate(faces))
 
 
-def read_off(path: Path) -> Mesh | np.ndarray:
-    """A .off file: a mesh where it has faces, else its vertices as points. [n, 3]
+def _in_ascii(content: bytes) -> bytes:
+    """A .ply file without a byte order mark, its comments in ASCII: the format knows no other letters.
 
-    Colours and normals are passed over. Many files of ModelNet40 lack the line break after "OFF".
-
-    Source: http://www.geomview.org/docs/html/OFF.html
+    The header's length in letters may change, as nothing refers to it.
     """
-    head = re.match(r"\s*(?:#[^\n]*\n\s*)*(?:ST|C|N)*OFF", text := path.read_text())
-    if head is None:
-        raise DataError("does not start with OFF")
-    lines = (line.split("#")[0].strip() for line in text[head.end() :].splitlines())
-    rows = [line for line in lines if line]
-    counts = rows[0].split() if rows else []
-    if len(counts) not in (2, 3) or not all(count.isdecimal() for count in counts):
-        raise DataError("does not say how many vertices and faces it has")
-    num_vertices, num_faces = int(counts[0]), int(counts[1])
-    if len(rows) - 1 < num_vertices + num_faces:
-        raise DataError(
-            f"is cut off: {len(rows) - 1} lines of vertices and faces, {num_vertices} + {num_faces} announced"
-        )
-    if not num_vertices:
-        return np.empty((0, 3))
-    vertices = np.loadtxt(rows[1 : 1 + num_vertices], np.float64, usecols=(0, 1, 2), ndmin=2)
-    if not num_faces:
-        return vertices
-    polygons = []
-    for row in rows[1 + num_vertices : 1 + num_vertices + num_faces]:
-        size, *rest = row.split()
-        if len(rest) < int(size):
-            raise DataError(f"a face announces {size} corners, it has {len(rest)}")
-        polygons.append(np.array(rest[: int(size)], np.int64))
-    return Mesh(vertices, triangulate(polygons))
+    content = content.removeprefix(b"\xef\xbb\xbf")
+    end = re.search(rb"(?:^|[\r\n])[ \t]*end_header[ \t]*(?:\r\n|\r|\n)", content)
+    if end is None:
+        return content
+    header, body = content[: end.end()], content[end.end() :]
+    if re.search(rb"[\r\n]format[ \t]+ascii", header):
+        body = body.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    return re.sub(rb"[^\x00-\x7f]", b"?", header.replace(b"\r\n", b"\n").replace(b"\r", b"\n")) + body
 
 
-def read_surface(path: Path) -> Mesh | np.ndarray:
-    """A .obj or .stl file: a mesh where it has faces, else its vertices as points. [n, 3]"""
-    trimesh = optional("trimesh")
-    # Vertices stay as they are in the file; pictures and materials are not looked for.
-    options = {"skip_materials": True} if path.suffix.lower() == ".obj" else {}
-    loaded = trimesh.load(str(path), process=False, **options)
-    if isinstance(loaded, trimesh.Scene):
-        loaded = loaded.to_mesh()
-    faces = np.asarray(getattr(loaded, "faces", ()), np.int64)
-    vertices = np.asarray(loaded.vertices, np.float64).reshape(-1, 3)
-    return Mesh(vertices, faces.reshape(-1, 3)) if faces.size else vertices
+def _corners_of(element: Any) -> str:
+    """The property that lists the vertices of faces or strips."""
+    lists = [p.name for p in element.properties if p.name in ("vertex_indices", "vertex_index")]
+    if not lists:
+        what = "faces have" if element.name == "face" else f"{element.name} have"
+        raise DataError(f"its {what} neither vertex_indices nor vertex_index")
+    return lists[0]
+
+
+def split_strip(strip: np.ndarray) -> np.ndarray:
+    """The triangles of strips of vertices: any three neighbours are one; -1 stands between strips. [F, 3]"""
+    strip = strip.astype(np.int64)
+    triangles = np.stack([strip[:-2], strip[1:-1], strip[2:]], 1) if len(strip) > 2 else np.empty((0, 3), np.int64)
+    return triangles[(triangles != -1).all(1)]
 
 
 def triangulate(polygons: Any) -> np.ndarray:

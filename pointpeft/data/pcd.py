@@ -4,7 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
+from pointpeft.data.columns import coordinate_columns
 from pointpeft.data.dataset import DataError
+from pointpeft.data.text import decode, split_lines
 
 _HEADER_BYTES = 65536  # a header is a dozen lines; a file without a DATA line in here is none
 _REQUIRED = ("FIELDS", "SIZE", "TYPE")
@@ -15,16 +17,27 @@ def read_pcd(path: Path) -> np.ndarray:
 
     Source: https://pointclouds.org/documentation/tutorials/pcd_file_format.html
     """
-    content = path.read_bytes()
+    content = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
     header, body = _split_header(content)
     kind = header["DATA"][0].lower()
     record, count = _record(header)
+    points = _read_points(kind, body, record, count)
+    if header.get("WIDTH") and header.get("HEIGHT") and len(points):
+        width, height = int(header["WIDTH"][0]), int(header["HEIGHT"][0])
+        if width * height != count:
+            raise DataError(f"its header announces {count} POINTS, but WIDTH and HEIGHT of {width} x {height}")
+    return points
+
+
+def _read_points(kind: str, body: bytes, record: np.dtype, count: int) -> np.ndarray:
     if kind == "ascii":
         return _read_ascii(body, record, count)
     if kind == "binary":
         _require(len(body), record.itemsize * count)
+        if count and len(body) >= record.itemsize * (count + 1):
+            raise DataError(f"has {len(body) // record.itemsize} points, {count} announced")
         table = np.frombuffer(body, record, count)
-        return np.stack([_column(table[axis]) for axis in "xyz"], 1)
+        return np.stack([_column(table[axis]) for axis in _axes(record)], 1)
     if kind == "binary_compressed":
         return _read_compressed(body, record, count)
     raise DataError(f"DATA must be ascii, binary or binary_compressed, got {kind}")
@@ -61,12 +74,18 @@ def _record(header: dict[str, list[str]]) -> tuple[np.dtype, int]:
             raise DataError(f"field {name} has the unknown type {kind}{size}")
         # Padding fields share the name "_", which a record refuses twice.
         parts.append((f"_{i}" if name == "_" else name, f"<{letter}{size}", (int(count),)))
-    if not {"x", "y", "z"} <= set(fields):
+    if coordinate_columns(fields) is None:
         raise DataError(f"its points have no x, y and z, only {', '.join(fields)}")
     count = int(header["POINTS"][0]) if header.get("POINTS") else int(header["WIDTH"][0]) * int(header["HEIGHT"][0])
     if count < 0:
         raise DataError(f"POINTS must not be negative, got {count}")
     return np.dtype(parts), count
+
+
+def _axes(record: np.dtype) -> list[str]:
+    """The fields of x, y and z."""
+    names = list(record.names or ())
+    return [names[i] for i in coordinate_columns(names) or ()]
 
 
 def _column(values: np.ndarray) -> np.ndarray:
@@ -79,19 +98,21 @@ def _require(got: int, need: int) -> None:
 
 
 def _read_ascii(body: bytes, record: np.dtype, count: int) -> np.ndarray:
-    rows = [line for line in body.decode("ascii").splitlines() if line.strip()]
+    rows = [line for line in split_lines(decode(body)) if line.strip() and not line.startswith("#")]
     if len(rows) < count:
         raise DataError(f"is cut off: {len(rows)} points, {count} announced")
+    if len(rows) > count > 0:
+        raise DataError(f"has {len(rows)} points, {count} announced")
     if not count:
         return np.empty((0, 3))
-    table = np.loadtxt(rows[:count], np.float64, ndmin=2)
+    table = np.loadtxt(rows, np.float64, ndmin=2)
     starts, width = {}, 0
     for name in record.names or ():
         starts[name] = width
         width += record[name].shape[0]
     if table.shape[1] != width:
         raise DataError(f"its points have {table.shape[1]} columns, {width} announced")
-    return table[:, [starts[axis] for axis in "xyz"]]
+    return table[:, [starts[axis] for axis in _axes(record)]]
 
 
 def _read_compressed(body: bytes, record: np.dtype, count: int) -> np.ndarray:
@@ -107,7 +128,7 @@ def _read_compressed(body: bytes, record: np.dtype, count: int) -> np.ndarray:
         kind = record[name]
         columns[name] = np.frombuffer(raw, kind, count, start)
         start += kind.itemsize * count
-    return np.stack([_column(columns[axis]) for axis in "xyz"], 1)
+    return np.stack([_column(columns[axis]) for axis in _axes(record)], 1)
 
 
 def decompress_lzf(packed: bytes, size: int) -> bytes:

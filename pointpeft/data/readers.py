@@ -12,17 +12,23 @@ import torch
 from torch import Tensor
 
 from pointpeft.data.bounds import require_npy, require_zip
+from pointpeft.data.columns import coordinate_columns, plain_name, shown
 from pointpeft.data.dataset import DataError
 from pointpeft.data.las import read_las
-from pointpeft.data.meshes import Mesh, read_off, read_ply, read_surface, sample_surface
+from pointpeft.data.meshes import Mesh, read_ply, sample_surface, triangulate
 from pointpeft.data.pcd import read_pcd
+from pointpeft.data.polygon_files import read_obj, read_off, read_stl
 from pointpeft.data.text import read_text
 
 # Points drawn on a surface where nothing else is asked: as many as published clouds of ShapeNet and ModelNet40 have.
 MESH_POINTS = 8192
 LARGEST = 1e18  # coordinate: float32 still holds its square
 # Names under which an .npz may hold its points, first match first.
-_KEYS = ("points", "xyz", "pos", "coords", "data", "vertices")
+_KEYS = (
+    *("points", "xyz", "pos", "coords", "coord", "data", "vertices", "pc", "pointcloud", "positions", "position"),
+    *("coordinates", "cloud", "verts", "v"),
+)
+_FACES = ("faces", "face", "triangles", "tri", "f")
 # Coordinates, normal, colour, labels and the like. A table with more columns than this and fewer rows than columns is
 # taken for a transposed one.
 _MOST_COLUMNS = 12
@@ -148,11 +154,14 @@ def _require_in_range(points: np.ndarray) -> None:
 
 
 def coordinates(table: np.ndarray) -> np.ndarray:
-    """The first three columns of a table, float64. [n, C] -> [n, 3]
+    """The fields x, y and z of a table, else its first three columns, float64. [n, C] -> [n, 3]
 
     Raises:
         DataError: They are no coordinates, or too large.
     """
+    table = _without_names(table)
+    if table.ndim == 3 and len(table) == 1:  # a batch of one cloud
+        table = table[0]
     if table.dtype.kind not in "fiu":
         raise DataError(f"coordinates must be numbers, got {table.dtype}")
     if table.ndim != 2 or table.shape[1] < 3:
@@ -182,15 +191,47 @@ def _read_npy(file: Path | BytesIO) -> np.ndarray:
     return array
 
 
-def _read_npz(path: Path) -> np.ndarray:
+def _without_names(table: np.ndarray) -> np.ndarray:
+    """A table of named fields as one of columns, x, y and z first; others as they are. [...] -> [n, 3]"""
+    names = table.dtype.names
+    if not names:
+        return table
+    columns = coordinate_columns(names)
+    if columns is not None:
+        return np.stack([table[names[i]].reshape(-1) for i in columns], 1)
+    vectors = [name for name in names if plain_name(name) in _KEYS and table.dtype[name].shape == (3,)]
+    if len(vectors) != 1:
+        raise DataError(f"coordinates must be numbers in fields x, y and z, got the fields {shown(names)}")
+    return table[vectors[0]].reshape(-1, 3)
+
+
+def _read_npz(path: Path) -> Mesh | np.ndarray:
     if not zipfile.is_zipfile(path):
         raise DataError("is not a .npz file")
     require_zip(path)
     with np.load(path, allow_pickle=False) as file:
-        key = next((key for key in _KEYS if key in file.files), None)
+        plain = {plain_name(name): name for name in reversed(file.files)}
+        key = next((plain[key] for key in _KEYS if key in plain), None)
+        axes = coordinate_columns(file.files) if key is None and len(file.files) > 2 else None
+        if axes is not None:
+            columns = [file[file.files[axis]].reshape(-1) for axis in axes]
+            if len({len(column) for column in columns}) > 1:
+                raise DataError(f"its x, y and z have different lengths: {', '.join(str(len(c)) for c in columns)}")
+            return np.stack(columns, 1)
         if key is None and len(file.files) != 1:
             raise DataError(f"has none of {', '.join(_KEYS)}, only {', '.join(file.files) or 'nothing'}")
-        return file[key or file.files[0]]
+        faces = next((plain[name] for name in _FACES if name in plain and plain[name] != key), None)
+        others = [plain[name] for name in ("vertices", "verts", "v") if name in plain and plain[name] != key]
+        if faces is None or key is None or others:  # points beside a surface are its points
+            return file[key or file.files[0]]
+        return _mesh(coordinates(file[key]), file[faces], faces)
+
+
+def _mesh(vertices: np.ndarray, faces: np.ndarray, name: str) -> Mesh | np.ndarray:
+    """The surface of arrays; the vertices as points where there are no faces."""
+    if faces.dtype.kind not in "iu" or faces.ndim != 2 or faces.shape[1] not in (3, 4):
+        raise DataError(f"{name} must be indices of vertices [F, 3] or [F, 4], got {faces.dtype} {list(faces.shape)}")
+    return Mesh(vertices, triangulate(faces)) if len(faces) else vertices
 
 
 _READERS: dict[str, Callable[[Path], Mesh | np.ndarray]] = {
@@ -198,8 +239,8 @@ _READERS: dict[str, Callable[[Path], Mesh | np.ndarray]] = {
     ".npz": _read_npz,
     ".ply": read_ply,
     ".off": read_off,
-    ".obj": read_surface,
-    ".stl": read_surface,
+    ".obj": read_obj,
+    ".stl": read_stl,
     ".xyz": read_text,
     ".txt": read_text,
     ".pts": read_text,

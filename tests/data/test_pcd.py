@@ -120,6 +120,8 @@ def test_invalid_points_of_a_depth_camera_are_named(kind, points, tmp_path):
         ("POINTS 37", "POINTS 0", "no points"),
         ("POINTS 37", "POINTS -1", "negative"),
         ("POINTS 37", "POINTS many", "cannot be read"),
+        ("POINTS 37", "POINTS 36", "has 37 points, 36 announced"),  # the last one was lost
+        ("WIDTH 37", "WIDTH 36", "announces 37 POINTS, but WIDTH and HEIGHT of 36 x 1"),
     ],
 )
 def test_a_wrong_header_is_refused(old, new, words, points, tmp_path):
@@ -128,6 +130,22 @@ def test_a_wrong_header_is_refused(old, new, words, points, tmp_path):
     path.write_bytes(path.read_bytes().replace(old.encode(), new.encode(), 1))
     with pytest.raises(DataError, match=words):
         read_points(path)
+
+
+def test_a_point_more_than_announced_is_refused_in_text_too(points, tmp_path):
+    path = tmp_path / "a.pcd"
+    write_pcd(path, points, "ascii")
+    path.write_bytes(path.read_bytes().replace(b"POINTS 37", b"POINTS 36").replace(b"WIDTH 37", b"WIDTH 36"))
+    with pytest.raises(DataError, match="has 37 points, 36 announced"):
+        read_points(path)
+
+
+def test_comments_and_names_in_any_letters(points, tmp_path):
+    path = tmp_path / "a.pcd"
+    write_pcd(path, points, "ascii")
+    content = path.read_bytes().replace(b"FIELDS rgb x y z", b"FIELDS rgb X Y Z").replace(b"\n", b"\r\n")
+    path.write_bytes(b"\xef\xbb\xbf# caf\xe9\r\n" + content)
+    assert torch.equal(read_points(path), torch.from_numpy(points))
 
 
 def test_points_follow_from_width_and_height_and_count_defaults_to_one(points, tmp_path):

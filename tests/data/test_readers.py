@@ -47,11 +47,22 @@ def off(points, faces=(), head="OFF\n"):
     return text + "".join(f"{len(face)} {' '.join(map(str, face))}\n" for face in faces)
 
 
+def fields(points):
+    table = np.zeros(len(points), [("intensity", "f4"), ("z", "f8"), ("X", "f4"), ("y", "f4")])
+    table["X"], table["y"], table["z"] = points.T
+    return table
+
+
 CLOUDS = {
     "a.npy": lambda path, p: np.save(path, p),
     "double.npy": lambda path, p: np.save(path, p.astype(np.float64)),
     "fortran.npy": lambda path, p: np.save(path, np.asfortranarray(p)),
     "normals.npy": lambda path, p: np.save(path, np.concatenate([p, p + 1], 1)),
+    "fields.npy": lambda path, p: np.save(path, fields(p)),
+    "vector.npy": lambda path, p: np.save(path, np.array([(0, q) for q in p], [("i", "u1"), ("xyz", "f4", 3)])),
+    "batch_of_one.npy": lambda path, p: np.save(path, p[None]),
+    "axes.npz": lambda path, p: np.savez(path, X=p[:, 0], Y=p[:, 1], Z=p[:, 2], intensity=p[:, 0]),
+    "pc.npz": lambda path, p: np.savez(path, Point_Cloud=p, label=3),
     "points.npz": lambda path, p: np.savez(path, color=p * 0, points=p),
     "only.npz": lambda path, p: np.savez_compressed(path, whatever=p),
     "text.ply": lambda path, p: write_ply(path, p, text=True),
@@ -193,6 +204,8 @@ BAD = {
     "transposed.npy": (lambda path: np.save(path, np.zeros((3, 100))), "transposed"),
     "none.npy": (lambda path: np.save(path, np.zeros((0, 3))), "no points"),
     "text.npy": (lambda path: np.save(path, np.full((5, 3), "a")), "numbers"),
+    "fields.npy": (lambda path: np.save(path, np.zeros(4, [("a", "f4"), ("b", "f4")])), "got the fields a, b"),
+    "plane.npy": (lambda path: np.save(path, np.zeros(4, [("x", "f4"), ("y", "f4")])), "no x, y and z, only x, y"),
     "complex.npy": (lambda path: np.save(path, np.zeros((5, 3), complex)), "numbers"),
     "object.npy": (lambda path: np.save(path, np.array([[Evil()] * 3]), allow_pickle=True), "allow_pickle"),
     "object.npz": (lambda path: np.savez(path, points=np.array([[Evil()] * 3])), "allow_pickle"),
@@ -274,9 +287,7 @@ def test_a_truncated_surface_is_refused(name, tmp_path):
         read_points(path)
 
 
-@pytest.mark.parametrize(
-    ("library", "name"), [("plyfile", "a.ply"), ("trimesh", "a.obj"), ("laspy", "a.laz"), ("lazrs", "a.laz")]
-)
+@pytest.mark.parametrize(("library", "name"), [("plyfile", "a.ply"), ("laspy", "a.laz"), ("lazrs", "a.laz")])
 def test_a_missing_library_names_the_extra(library, name, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, library, None)
     (tmp_path / name).write_text("anything")

@@ -79,7 +79,7 @@ def test_names_that_say_nothing_leave_the_first_three_columns(tmp_path):
         ("id,p,q,s\n1,2,3,4\n", "names no x, y and z.*id is none"),
         ("lat lon alt\n1 2 3\n", "lat, lon are angles on the globe"),
         ("Longitude,Latitude,Height\n1,2,3\n", "angles on the globe"),
-        ("x y intensity\n1 2 3\n", "name x, y, but not all"),
+        ("x y intensity\n1 2 3\n", "no x, y and z, only x, y, intensity: of the coordinates x, y alone"),
         ("x x y z\n1 2 3 4\n", "name x twice"),
         ("t x y z\n1 2 3\n", r"names 4 columns \(t, x, y, z\), its rows have 3"),
         ("0,25,1,5,2,75\n0,5,1,75,2,25\n", "decimal commas; write decimal points"),
