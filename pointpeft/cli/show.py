@@ -54,7 +54,7 @@ def run(command: Show) -> int:
     if command.files:
         kind = category_index(adapted, command.category) if dense and not rooms else 0
         for path in command.files:
-            points = read_points(path, normalized=adapted.normalized)
+            points = read_points(path, normalized=adapted.normalized, from_corner=rooms)
             if rooms:
                 cards.append(show.room_card(adapted, points, path.name))
                 continue

@@ -109,7 +109,7 @@ def _check_modelnet40(root: Path, findings: _Findings) -> None:
                 _check_h5(split, modelnet40.h5_files(root, split), classes, findings)
             elif kind == "cache":
                 path = modelnet40.cache_file(root, split)
-                clouds, labels = modelnet40.read_cache(path, len(classes))
+                clouds, labels = modelnet40.read_cache(path, len(classes), as_is=True)
                 findings.counts(split, labels.tolist(), classes)
                 findings.clouds([f"{path.name}[{i}]" for i in range(len(clouds))], clouds)
             else:
@@ -146,7 +146,7 @@ def _check_h5(split: str, files: Sequence[Path], classes: Sequence[str], finding
     read, sizes = [], set()
     for path in files:
         try:
-            points, labels, names = read_h5(path, len(classes))
+            points, labels, names = read_h5(path, len(classes), as_is=True)
         except DataError as error:
             findings.problems.append(str(error))
             continue
@@ -179,7 +179,7 @@ def _check_folder(path: Path, findings: _Findings) -> None:
 def _check_files(files: Sequence[Path], root: Path, findings: _Findings) -> None:
     for file in files:
         try:
-            points = read_points(file)
+            points = read_points(file, normalized=True)  # as it is trained on: map coordinates keep their detail
         except DataError as error:
             findings.problems.append(str(error))
             continue

@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from pointpeft.data.dataset import DataError, PointCloudDataset
 from pointpeft.data.numpy_pickle import load_arrays
-from pointpeft.data.readers import coordinates, in_float32
-from pointpeft.data.transforms import normalize
+from pointpeft.data.readers import coordinates
+from pointpeft.data.transforms import normalize_precisely
 
 PREFIX = "few_shot"
 TEST_SHOTS = 20  # test clouds per class, as in the published folds
@@ -159,7 +160,7 @@ def _published(path: Path, ways: int, split: str, up_axis: str) -> PointCloudDat
             if kinds.setdefault(label, kind) != kind:
                 raise DataError(f"{path}: label {label} stands for {kinds[label]} and for {kind}")
             if part == split:
-                clouds.append(normalize(points))
+                clouds.append(normalize_precisely(points))
                 labels.append(label)
     if len(kinds) < ways or not clouds:
         raise DataError(f"{path}: has {len(clouds)} {split} clouds, of {len(kinds)} classes, where {ways} are needed")
@@ -178,6 +179,6 @@ def _entry(path: Path, part: str, index: int, entry: Any) -> tuple[Tensor, int, 
     try:
         points, label, kind = entry
         label, kind = (int(np.asarray(number).reshape(())) for number in (label, kind))
-        return in_float32(coordinates(np.asarray(points))), label, f"class {kind}"
+        return torch.from_numpy(coordinates(np.asarray(points))), label, f"class {kind}"
     except (TypeError, ValueError) as error:  # a DataError is a ValueError
         raise DataError(f"{path}: {part} cloud {index} must be (points, label, class): {error}") from None

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pointpeft.data.bounds import read_texts, require_h5
 from pointpeft.data.dataset import DataError
-from pointpeft.data.readers import in_float32
+from pointpeft.data.readers import as_stored, in_float32
 
 OPEN_FILES = 64  # of one reader; a data set may have thousands
 # The chunks of one row that HDF5 keeps unpacked, so that neighbouring rows need not unpack them again; its own 1 MiB
@@ -23,12 +23,14 @@ OPEN_FILES = 64  # of one reader; a data set may have thousands
 MOST_CACHE = 64 << 20
 
 
-def read_h5(path: Path, num_classes: int | None) -> tuple[Tensor, Tensor, list[str]]:
+def read_h5(path: Path, num_classes: int | None, *, as_is: bool = False) -> tuple[Tensor, Tensor, list[str]]:
     """Reads one file.
 
     Args:
         path: The file.
         num_classes: Labels must be below this; None: at least 0.
+        as_is: Keep float64 where the file has it or whole numbers, so that clouds can be centred before they are
+            rounded.
 
     Returns:
         Points float32 [M, N, 3]; labels int64 [M]; names, those of `name` where the file has them, else file and row.
@@ -38,11 +40,11 @@ def read_h5(path: Path, num_classes: int | None) -> tuple[Tensor, Tensor, list[s
     """
     with open_h5(path) as file:
         _, labels, names = _entries(path, file, num_classes)
-        points = file["data"][:, :, :3].astype(np.float32)
+        points = file["data"][:, :, :3]
         wrong = np.flatnonzero(~np.isfinite(points).all((1, 2)))
         if len(wrong):
             raise DataError(f"{len(wrong)} clouds have points that are not finite, the first is cloud {wrong[0]}")
-        tensor = in_float32(points)
+        tensor = as_stored(points) if as_is else in_float32(points)
     return tensor, labels, names
 
 
@@ -67,9 +69,11 @@ class H5Rows:
     Args:
         files: Files that `list_h5` has accepted.
         counts: Clouds in each of them.
+        as_is: As in `read_h5`.
     """
 
-    def __init__(self, files: Sequence[Path], counts: Sequence[int]) -> None:
+    def __init__(self, files: Sequence[Path], counts: Sequence[int], *, as_is: bool = False) -> None:
+        self.as_is = as_is
         self.files = OpenFiles(files, ("data",))
         self.starts = [0, *accumulate(counts)]
 
@@ -86,7 +90,7 @@ class H5Rows:
         row = index - self.starts[number]
         place = f"{self.files.paths[number]}[{row}]"
         try:
-            points = self.files[number]["data"][row, :, :3].astype(np.float32)
+            points = self.files[number]["data"][row, :, :3]
         except DataError:
             raise
         except Exception as error:  # whatever the library makes of a broken chunk, the user needs its place
@@ -94,7 +98,7 @@ class H5Rows:
         if not np.isfinite(points).all():
             raise DataError(f"{place}: has points that are not finite")
         try:
-            return in_float32(points)
+            return as_stored(points) if self.as_is else in_float32(points)
         except DataError as error:
             raise DataError(f"{place}: {error}") from None
 

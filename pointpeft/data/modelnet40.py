@@ -13,7 +13,7 @@ from pointpeft.data.dataset import DataError, PointCloudDataset, at_most
 from pointpeft.data.hdf5 import H5Rows, list_h5, read_h5
 from pointpeft.data.numpy_pickle import load_arrays
 from pointpeft.data.readers import coordinates, in_float32, read_points
-from pointpeft.data.transforms import normalize
+from pointpeft.data.transforms import normalize_precisely
 
 UP_AXIS = "y"
 
@@ -62,13 +62,15 @@ def load(
         return _list_h5(h5_files(root, split), classes, num_points, up_axis)
     if kind == "hdf5":
         files = h5_files(root, split)
-        parts = [read_h5(path, len(classes)) for path in files]
-        points: Tensor | list[Tensor] = normalize(at_most(_concatenate(files, [part[0] for part in parts]), num_points))
+        parts = [read_h5(path, len(classes), as_is=True) for path in files]
+        for path, part in zip(files, parts, strict=True):
+            _require_same(path, part[0].shape[1], files[0], parts[0][0].shape[1])
+        points: Tensor | list[Tensor] = torch.cat([normalize_precisely(at_most(part[0], num_points)) for part in parts])
         labels, names = torch.cat([part[1] for part in parts]), [name for part in parts for name in part[2]]
     else:
         path = cache_file(root, split)
-        clouds, labels = read_cache(path, len(classes))
-        points = [normalize(at_most(cloud, num_points)) for cloud in clouds]
+        clouds, labels = read_cache(path, len(classes), as_is=True)
+        points = [normalize_precisely(at_most(cloud, num_points)) for cloud in clouds]
         names = [f"{path.name}[{i}]" for i in range(len(points))]
     if not len(labels):
         raise DataError(f"{root}: its {split} part has no clouds")
@@ -120,8 +122,13 @@ def cache_file(root: Path, split: str) -> Path:
     return found[-1]
 
 
-def read_cache(path: Path, num_classes: int) -> tuple[list[Tensor], Tensor]:
+def read_cache(path: Path, num_classes: int, *, as_is: bool = False) -> tuple[list[Tensor], Tensor]:
     """The clouds and labels of a .dat file: a pickle of [clouds (n, 6) each, labels (1,) each].
+
+    Args:
+        path: The file.
+        num_classes: Labels must be below this.
+        as_is: Clouds in float64, so that they can be centred before they are rounded; else in float32.
 
     Raises:
         DataError: It is broken, holds anything but that, or asks to run something.
@@ -139,7 +146,8 @@ def read_cache(path: Path, num_classes: int) -> tuple[list[Tensor], Tensor]:
         try:
             if not hasattr(cloud, "__array__"):  # lists that hold one another unfold to any size
                 raise DataError(f"must be an array of numbers, got {type(cloud).__name__}")
-            points.append(in_float32(coordinates(np.asarray(cloud))))
+            found = coordinates(np.asarray(cloud))
+            points.append(torch.from_numpy(found) if as_is else in_float32(found))
         except DataError as error:
             raise DataError(f"{path}: cloud {i}: {error}") from None
     if any(
@@ -180,7 +188,7 @@ def _list_h5(files: list[Path], classes: tuple[str, ...], num_points: int | None
     shapes, labels, names = zip(*(list_h5(path, len(classes)) for path in files), strict=True)
     for path, (_, points) in zip(files, shapes, strict=True):
         _require_same(path, points, files[0], shapes[0][1])
-    rows = H5Rows(files, [count for count, _ in shapes])
+    rows = H5Rows(files, [count for count, _ in shapes], as_is=True)
     if not len(rows):
         raise DataError(f"{files[0]}: has no clouds, nor have the files beside it")
     size = min(shapes[0][1], num_points or shapes[0][1])
@@ -196,7 +204,7 @@ def _list_h5(files: list[Path], classes: tuple[str, ...], num_points: int | None
 
 
 def _read_row(rows: H5Rows, num_points: int | None, index: int) -> Tensor:
-    return normalize(at_most(rows(index), num_points))
+    return normalize_precisely(at_most(rows(index), num_points))
 
 
 def _load_text(root: Path, split: str, num_points: int | None, up_axis: str) -> PointCloudDataset:
@@ -226,12 +234,6 @@ def _lines(path: Path, meaning: str) -> tuple[str, ...]:
     if not lines:
         raise DataError(f"{path}: the file is empty")
     return lines
-
-
-def _concatenate(files: list[Path], parts: list[Tensor]) -> Tensor:
-    for path, part in zip(files, parts, strict=True):
-        _require_same(path, part.shape[1], files[0], parts[0].shape[1])
-    return torch.cat(parts)
 
 
 def _require_same(path: Path, points: int, first: Path, wanted: int) -> None:

@@ -16,10 +16,10 @@ from pointpeft.data.bounds import MAX_CLASSES, brief, read_texts, require_h5, re
 from pointpeft.data.dataset import DataError
 from pointpeft.data.folder import SEED, TEST_FRACTION
 from pointpeft.data.hdf5 import OpenFiles
-from pointpeft.data.readers import in_float32
+from pointpeft.data.readers import as_stored
 from pointpeft.data.segments import SegmentDataset
 from pointpeft.data.splits import split_validation
-from pointpeft.data.transforms import normalize
+from pointpeft.data.transforms import normalize_precisely
 
 SUFFIXES = (".h5", ".hdf5", ".npz")
 UP_AXIS = "y"
@@ -83,7 +83,7 @@ class _OnDisk:
             parts = file[self.part_key][()] if one else file[self.part_key][row]
             if not np.isfinite(points).all():
                 raise DataError("has points that are not finite")
-            in_float32(points)
+            as_stored(points)
         except DataError as error:
             raise DataError(f"{place}: {error}") from None
         except Exception as error:  # whatever the library makes of a broken chunk, the user needs its place
@@ -171,7 +171,7 @@ def load(source: str | Path, split: str, up_axis: str = UP_AXIS, *, lazy: bool =
 def _cloud(rows: list[_Rows], places: list[tuple[int, int]], index: int) -> tuple[Tensor, Tensor]:
     number, row = places[index]
     points, parts = rows[number](row)
-    return normalize(torch.from_numpy(points.astype(np.float32))), torch.from_numpy(parts.astype(np.int64))
+    return normalize_precisely(as_stored(points)), torch.from_numpy(parts.astype(np.int64))
 
 
 def _split_of(place: Path) -> str:
@@ -287,7 +287,7 @@ def _require_finite(points: np.ndarray) -> None:
     wrong = np.flatnonzero(~np.isfinite(points).all((1, 2)))
     if len(wrong):
         raise DataError(f"{len(wrong)} clouds have points that are not finite, the first is cloud {wrong[0]}")
-    in_float32(points)
+    as_stored(points)
 
 
 def _numbers(key: str, array: np.ndarray) -> np.ndarray:

@@ -40,6 +40,7 @@ def read_points(
     generator: torch.Generator | None = None,
     *,
     normalized: bool = False,
+    from_corner: bool = False,
 ) -> Tensor:
     """Reads one file.
 
@@ -55,6 +56,7 @@ def read_points(
             same points.
         normalized: Centre the points on their mean and scale them to the unit sphere, in float64: scans in map
             coordinates keep their detail.
+        from_corner: Move the least coordinate of each axis to 0, in float64 too: for scenes, whose size matters.
 
     Returns:
         Points, float32. [n, 3]
@@ -71,7 +73,7 @@ def read_points(
         raise DataError(f"{path}: unknown kind of file {path.suffix!r}; known: {' '.join(EXTENSIONS)}")
     if not path.is_file():
         raise DataError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
-    return _read(reader, path, path, path.stat().st_size, num_points, generator, normalized)
+    return _read(reader, path, path, path.stat().st_size, num_points, generator, normalized, from_corner)
 
 
 def read_bytes(
@@ -111,12 +113,15 @@ def _read(
     num_points: int | None,
     generator: torch.Generator | None,
     normalized: bool,
+    from_corner: bool = False,
 ) -> Tensor:
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     try:
         if not size:
             raise DataError("the file is empty")
         points = _draw(reader(file), num_points, generator)
+        if from_corner:
+            points = points - points.min(0)
         if normalized:
             points = points - points.mean(0)
             points = points / max(np.linalg.norm(points, axis=1).max(), np.finfo(np.float64).tiny)
@@ -145,6 +150,17 @@ def in_float32(points: np.ndarray) -> Tensor:
     """
     _require_in_range(points)
     return torch.from_numpy(points.astype(np.float32, copy=False))
+
+
+def as_stored(points: np.ndarray) -> Tensor:
+    """Finite coordinates in float32, or in float64 where float32 could round them.
+
+    Raises:
+        DataError: They are larger than `LARGEST`.
+    """
+    _require_in_range(points)
+    narrow = points.dtype.kind == "f" and points.dtype.itemsize <= 4
+    return torch.from_numpy(points.astype(np.float32 if narrow else np.float64, copy=False))
 
 
 def _require_in_range(points: np.ndarray) -> None:

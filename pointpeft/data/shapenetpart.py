@@ -10,9 +10,9 @@ from torch import Tensor
 
 from pointpeft.data.bounds import is_plain, require_files
 from pointpeft.data.dataset import DataError
-from pointpeft.data.readers import coordinates, in_float32
+from pointpeft.data.readers import coordinates
 from pointpeft.data.segments import SegmentDataset
-from pointpeft.data.transforms import normalize
+from pointpeft.data.transforms import normalize_precisely
 
 UP_AXIS = "y"
 CATEGORIES = "synsetoffset2category.txt"
@@ -115,9 +115,9 @@ def _read(files: list[Path], index: int) -> tuple[Tensor, Tensor]:
         table = np.loadtxt(path, np.float64, ndmin=2)
         if table.shape[1] != _COLUMNS:
             raise DataError(f"must have {_COLUMNS} columns (point, normal, part), got {table.shape[1]}")
-        points = in_float32(coordinates(table))
+        points = torch.from_numpy(coordinates(table))
         if (table[:, -1] != np.floor(table[:, -1])).any():
             raise DataError("its last column must hold part numbers")
     except ValueError as error:  # a DataError is one
         raise DataError(f"{path}: {error}") from error
-    return normalize(points), torch.from_numpy(table[:, -1].astype(np.int64))
+    return normalize_precisely(points), torch.from_numpy(table[:, -1].astype(np.int64))

@@ -14,7 +14,7 @@ from pointpeft.data.folder import SEED, TEST_FRACTION
 from pointpeft.data.hdf5 import H5Rows, list_h5, open_h5, read_h5
 from pointpeft.data.splits import split_validation
 from pointpeft.data.tar import Sample, list_tar, point_count, read_sample
-from pointpeft.data.transforms import normalize
+from pointpeft.data.transforms import normalize_precisely
 
 UP_AXIS = "z"
 TAR, PACKED, HDF5 = (".tar",), (".tar.gz", ".tgz"), (".h5", ".hdf5")
@@ -182,10 +182,12 @@ def _of_hdf5(
     shapes, labels, names = zip(*(list_h5(path, len(classes)) for path in files), strict=True)
     sizes = [min(size, num_points or size) for count, size in shapes for _ in range(count)]
     if lazy:
-        clouds = partial(_read_row, H5Rows(files, [count for count, _ in shapes]), num_points)
+        clouds = partial(_read_row, H5Rows(files, [count for count, _ in shapes], as_is=True), num_points)
     else:
         clouds = [
-            cloud for path in files for cloud in normalize(at_most(read_h5(path, len(classes))[0], num_points)).unbind()
+            cloud
+            for path in files
+            for cloud in normalize_precisely(at_most(read_h5(path, len(classes), as_is=True)[0], num_points)).unbind()
         ]
     return PointCloudDataset(
         clouds,
@@ -199,7 +201,7 @@ def _of_hdf5(
 
 
 def _read_row(rows: H5Rows, num_points: int | None, index: int) -> Tensor:
-    return normalize(at_most(rows(index), num_points))
+    return normalize_precisely(at_most(rows(index), num_points))
 
 
 def _drawn(dataset: PointCloudDataset, split: str) -> PointCloudDataset:

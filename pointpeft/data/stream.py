@@ -8,15 +8,14 @@ from pathlib import Path, PurePosixPath
 
 import h5py
 import numpy as np
-import torch
 from torch import Tensor
 
 from pointpeft.data.bounds import require_h5
 from pointpeft.data.dataset import DataError
 from pointpeft.data.folder import cloud_files
-from pointpeft.data.readers import EXTENSIONS, in_float32, read_bytes, read_points
+from pointpeft.data.readers import EXTENSIONS, as_stored, in_float32, read_bytes, read_points
 from pointpeft.data.tar import LARGEST_MEMBER
-from pointpeft.data.transforms import normalize
+from pointpeft.data.transforms import normalize_precisely
 
 TAR = (".tar", ".tar.gz", ".tgz")
 HDF5 = (".h5", ".hdf5")
@@ -121,13 +120,13 @@ def _hdf5(path: Path, normalized: bool) -> Iterator[Source]:
 
 def _row(data: h5py.Dataset, path: Path, row: int, normalized: bool) -> Tensor:
     try:
-        points = torch.from_numpy(data[row, :, :3].astype(np.float32))
+        array = data[row, :, :3]
     except Exception as error:  # whatever the library makes of a broken chunk, the user needs its place
         raise DataError(f"{path}[{row}]: cannot be read: {error or type(error).__name__}") from error
-    if not points.isfinite().all():
+    if not np.isfinite(array).all():
         raise DataError(f"{path}[{row}]: has points that are not finite")
     try:
-        in_float32(points.numpy())
+        points = as_stored(array) if normalized else in_float32(array)
     except DataError as error:
         raise DataError(f"{path}[{row}]: {error}") from None
-    return normalize(points) if normalized else points
+    return normalize_precisely(points) if normalized else points

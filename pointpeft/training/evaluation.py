@@ -212,7 +212,7 @@ def predict_points(
     folder.mkdir(parents=True, exist_ok=True)
     for path in map(Path, paths):
         try:
-            points = read_points(path, normalized=adapted.normalized)
+            points = read_points(path, normalized=adapted.normalized, from_corner=rooms)
             if len(points) < group_size:
                 raise DataError(f"{path} has {len(points)} points, at least group_size = {group_size} are needed")
         except (DataError, OSError) as error:
