@@ -1,8 +1,8 @@
 """Builds csrc/ with ninja into three parts of the package.
 
-  pointpeft/_cpu.so      the operations' schemas and CPU kernels              csrc/*.cpp but module.cpp
-  pointpeft/_cuda.so     their CUDA kernels, where there is an nvcc            csrc/*.cu
-  pointpeft/_C.*.so      facts of this build, for `pointpeft info` (pybind11)  csrc/module.cpp
+  pointpeft/_cpu.so      the operations' schemas and CPU kernels              csrc/**/*.cpp but module.cpp
+  pointpeft/_cuda.so     their CUDA kernels, where there is an nvcc            csrc/**/*.cu
+  pointpeft/_C.*.so      facts of this build, for `pointpeft info` (pybind11)  csrc/common/module.cpp
 
 The first two use only the LibTorch stable ABI: they serve every torch >= 2.10 and every Python, and the CUDA one
 compiles against a CPU-only torch. Environment: POINTPEFT_CUDA=0 leaves CUDA out, =1 makes a missing nvcc an error;
@@ -197,12 +197,12 @@ def nvcc_version(nvcc: str | None) -> str:
 
 def sources(pattern: str) -> list[str]:
     """Sorted files of csrc, relative to this file as setuptools wants them."""
-    return sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").glob(pattern))
+    return sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob(pattern))
 
 
 extensions = [
     Library("pointpeft._cpu", [source for source in sources("*.cpp") if not source.endswith("module.cpp")]),
-    Extension("pointpeft._C", ["csrc/module.cpp"]),
+    Extension("pointpeft._C", ["csrc/common/module.cpp"]),
 ]
 if find_nvcc():
     extensions.insert(1, Library("pointpeft._cuda", sources("*.cu")))

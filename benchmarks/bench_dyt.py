@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.conftest import DEVICES
 from pointpeft import create_model
-from pointpeft.methods.dyt import DyTBlock
+from pointpeft.methods.adapters.dyt import DyTBlock
 
 BATCH, POINTS = 8, 2048
 SHARES = {"25% of the patches": 0.25, "50% of the patches": 0.5, "75% of the patches": 0.75, "all tokens": None}

@@ -2,7 +2,7 @@
 // query (erikwijmans/Pointnet2_PyTorch), and KNN_CUDA's neighbours (unlimblue/KNN_CUDA, after V. Garcia). Their launch
 // shapes, their passes over memory and their barriers are kept, and so is what they leave out: 32-bit indices, float32,
 // no checks. Built by benchmarks/classic.py when a benchmark on a GPU asks for it; no part of the package.
-#include "pointpeft.h"
+#include "common/pointpeft.h"
 
 namespace pointpeft {
 namespace {

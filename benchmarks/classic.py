@@ -44,7 +44,7 @@ def build(folder: Path, arch: str) -> Path:
         raise FileNotFoundError("classic.cu needs nvcc on PATH or in CUDA_HOME/bin")
     package = Path(torch.__file__).parent
     source = HERE / "classic.cu"
-    read = b"".join(path.read_bytes() for path in (source, CSRC / "pointpeft.h"))
+    read = b"".join(path.read_bytes() for path in (source, CSRC / "common" / "pointpeft.h"))
     name = f"classic-{arch}-{torch.__version__}-{hashlib.sha256(read).hexdigest()[:16]}.so"
     if not (folder / name).is_file():
         folder.mkdir(parents=True, exist_ok=True)

@@ -12,8 +12,8 @@ from pointpeft.heads import ClassificationHead, DenseFeatures, DenseHead, Pool, 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pointpeft.checkpoints.names import LoadReport
     from pointpeft.methods.base import Method
+    from pointpeft.weights.names import LoadReport
 
 
 TASKS = ("classification", "part_segmentation", "semantic_segmentation")
@@ -314,7 +314,7 @@ def create_model(
     built = config.build(device=device, dtype=dtype)
     source = None
     if checkpoint is not None:
-        from pointpeft.checkpoints.pretrained import load_backbone
+        from pointpeft.weights.pretrained import load_backbone
 
         source = load_backbone(built, checkpoint)
     # A method takes the loaded parameters over as they are, perhaps under another name: they are known by identity.

@@ -9,7 +9,7 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read once, when Triton is imported
 
-from pointpeft.ops import _library
+from pointpeft.ops.core import library
 
 # Processes of pytest-xdist share the cores among them.
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else min(2, os.cpu_count() or 1))
@@ -18,7 +18,7 @@ torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else min(2, os.cp
 def _cuda_reason() -> str | None:
     if not torch.cuda.is_available():
         return "no CUDA device"
-    part = _library.PARTS["cuda"]
+    part = library.PARTS["cuda"]
     return None if part.live else part.reason
 
 

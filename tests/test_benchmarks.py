@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks import crossover, growth, report
-from pointpeft.ops import _library
+from pointpeft.ops.core import library
 
 
 def row(group, name, seconds, **facts):
@@ -51,7 +51,7 @@ def test_one_size_alone_is_no_growth(tmp_path):
     assert not growth.plot(alone, tmp_path / "none.png")
 
 
-@pytest.mark.skipif(not _library.compiled(), reason="the CPU library was not built")
+@pytest.mark.skipif(not library.compiled(), reason="the CPU library was not built")
 def test_the_crossover_times_every_way_and_leaves_the_threads_as_they_were(monkeypatch, capsys):
     threads = torch.get_num_threads()
     tables = {

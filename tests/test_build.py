@@ -10,7 +10,7 @@ import torch
 import pointpeft
 from benchmarks import ptxas
 from pointpeft import _C
-from pointpeft.ops import _library
+from pointpeft.ops.core import library as _library
 
 PACKAGE = Path(pointpeft.__file__).parent
 CSRC = PACKAGE.parent / "csrc"
@@ -51,7 +51,7 @@ def test_every_kernel_has_code_for_every_architecture(kernels):
     wanted = {"sm_" + entry.removesuffix("+PTX").replace(".", "") for entry in _C.cuda_archs.split(";")}
     written = {
         name
-        for path in CSRC.glob("*.cu")
+        for path in CSRC.rglob("*.cu")
         for name in re.findall(r"__global__\s+void\s+(?:__launch_bounds__\([^)]*\)\s*)?(\w+)\s*\(", path.read_text())
     }
     assert written

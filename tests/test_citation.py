@@ -6,7 +6,7 @@ from pointpeft import __version__
 from pointpeft.backbones import backbone_names
 from pointpeft.methods import method_names
 
-CITATION = yaml.safe_load((Path(__file__).resolve().parent.parent / ".github" / "CITATION.cff").read_text())
+CITATION = yaml.safe_load((Path(__file__).resolve().parent.parent / "CITATION.cff").read_text())
 OWN = {"full", "linear"}  # no paper's methods
 
 

@@ -1,4 +1,4 @@
-"""What the README and the pages of .docs tell to type: commands are parsed by the real command line, Python is run."""
+"""What the README and the pages of docs tell to type: commands are parsed by the real command line, Python is run."""
 
 import re
 import shlex
@@ -14,7 +14,7 @@ import pointpeft
 from pointpeft.cli.main import COMMANDS
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = sorted([ROOT / "README.md", ROOT / ".github" / "CONTRIBUTING.md", *(ROOT / ".docs").glob("*.rst")])
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.rst")])
 
 
 def blocks(page, language):

@@ -49,8 +49,8 @@ def test_a_wheel_holds_the_package_its_data_and_nothing_else(tmp_path):
     copied, libraries = wheel(tmp_path, "0")
     python = {path.relative_to(ROOT).as_posix() for path in (ROOT / "pointpeft").rglob("*.py")}
     assert {name for name in copied if name.endswith(".py")} == python
-    weights = {f"pointpeft/checkpoints/pretrained/{name}" for name in ("README.md", "point_mae_tiny.md")}
-    weights |= {"pointpeft/checkpoints/pretrained/point_mae_tiny.safetensors"}
+    weights = {f"pointpeft/weights/shipped/{name}" for name in ("README.md", "point_mae_tiny.md")}
+    weights |= {"pointpeft/weights/shipped/point_mae_tiny.safetensors"}
     data = {f"pointpeft/data/embedded/{name}" for name in ("furniture.h5", "items.tsv", "CREDITS")}
     assert copied - python == {"pointpeft/py.typed"} | weights | data
     assert all((tmp_path / name).stat().st_size < LARGEST for name in copied)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from pointpeft.backbones.context import Context
 from pointpeft.ops import attention, frozen_attention, frozen_linear, frozen_mlp
-from pointpeft.ops.attention import heads
+from pointpeft.ops.frozen.attention import heads
 
 
 def has_hooks(module: nn.Module) -> bool:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from pointpeft.backbones.frozen_end import frozen_end
 from pointpeft.ops import PatchEmbedWeights, fold_batch_norm, patch_embed, patch_embed_statistics
-from pointpeft.ops._library import use_fused_reference
+from pointpeft.ops.core.library import use_fused_reference
 
 PUBLISHED_WIDTH = 128  # H of every published checkpoint
 

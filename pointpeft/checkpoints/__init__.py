@@ -1,9 +1,9 @@
 """Weights on disk: adapters, pre-trained backbones, and published files read and written."""
 
-from pointpeft.checkpoints import pretrained
 from pointpeft.checkpoints.adapter import load_adapter, save_adapter
-from pointpeft.checkpoints.files import read_weights
 from pointpeft.checkpoints.published import from_published, save_published, to_published
+from pointpeft.files import read_weights
+from pointpeft.weights import pretrained
 
 __all__ = [
     "from_published",

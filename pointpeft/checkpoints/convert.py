@@ -7,8 +7,8 @@ import torch
 import yaml
 
 from pointpeft.checkpoints.adapter import load_adapter, save_adapter
-from pointpeft.checkpoints.files import read_weights
 from pointpeft.checkpoints.published import from_published, save_published
+from pointpeft.files import read_weights
 from pointpeft.methods import method_class, method_names
 from pointpeft.model import PointModel
 

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pointpeft.checkpoints.files import write_atomically
+from pointpeft.files import write_atomically
 from pointpeft.model import PointModel
-from pointpeft.ops import _library
+from pointpeft.ops.core import library
 
 FORMATS = ("onnx", "pt2")
 OPSET = 18
@@ -92,7 +92,7 @@ def folded(model: PointModel) -> PointModel:
 
 def _trace(model: PointModel, xyz: Tensor, fused: bool) -> torch.export.ExportedProgram:
     batch = torch.export.Dim("batch")
-    with _library.answered_by("auto" if fused else "reference"):
+    with library.answered_by("auto" if fused else "reference"):
         return torch.export.export(model.eval(), (xyz,), dynamic_shapes={"xyz": {0: batch}}, strict=False)
 
 

@@ -14,21 +14,21 @@ from typing import Annotated, Any, NoReturn, Union
 
 # Command -> (module, its dataclass). The module's `run(command) -> int` does the work and imports what is heavy.
 COMMANDS = {
-    "finetune": ("pointpeft.cli.finetune", "FinetuneConfig"),
-    "compare": ("pointpeft.cli.compare", "CompareConfig"),
-    "few-shot": ("pointpeft.cli.few_shot", "FewShotConfig"),
-    "evaluate": ("pointpeft.cli.evaluate", "EvaluateConfig"),
-    "predict": ("pointpeft.cli.predict", "Predict"),
-    "pretrain": ("pointpeft.cli.pretrain", "PretrainConfig"),
-    "show": ("pointpeft.cli.show", "Show"),
-    "serve": ("pointpeft.cli.serve", "Serve"),
-    "export": ("pointpeft.cli.export", "Export"),
-    "convert": ("pointpeft.cli.convert", "Convert"),
-    "memory-bank": ("pointpeft.cli.memory_bank", "MemoryBankConfig"),
-    "methods": ("pointpeft.cli.methods", "Methods"),
-    "presets": ("pointpeft.cli.presets", "Presets"),
-    "data": ("pointpeft.cli.data", "Data"),
-    "info": ("pointpeft.cli.info", "Info"),
+    "finetune": ("pointpeft.cli.commands.finetune", "FinetuneConfig"),
+    "compare": ("pointpeft.cli.commands.compare", "CompareConfig"),
+    "few-shot": ("pointpeft.cli.commands.few_shot", "FewShotConfig"),
+    "evaluate": ("pointpeft.cli.commands.evaluate", "EvaluateConfig"),
+    "predict": ("pointpeft.cli.commands.predict", "Predict"),
+    "pretrain": ("pointpeft.cli.commands.pretrain", "PretrainConfig"),
+    "show": ("pointpeft.cli.commands.show", "Show"),
+    "serve": ("pointpeft.cli.commands.serve", "Serve"),
+    "export": ("pointpeft.cli.commands.export", "Export"),
+    "convert": ("pointpeft.cli.commands.convert", "Convert"),
+    "memory-bank": ("pointpeft.cli.commands.memory_bank", "MemoryBankConfig"),
+    "methods": ("pointpeft.cli.commands.methods", "Methods"),
+    "presets": ("pointpeft.cli.commands.presets", "Presets"),
+    "data": ("pointpeft.cli.commands.data", "Data"),
+    "info": ("pointpeft.cli.commands.info", "Info"),
 }
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 

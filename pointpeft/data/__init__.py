@@ -2,8 +2,8 @@
 
 from pointpeft.data.check import CheckReport, check
 from pointpeft.data.dataset import DataError, PointCloudDataset
+from pointpeft.data.formats.readers import EXTENSIONS, read_points
 from pointpeft.data.loading import load_dataset
-from pointpeft.data.readers import EXTENSIONS, read_points
 from pointpeft.data.splits import split_validation
 from pointpeft.data.transforms import normalize
 

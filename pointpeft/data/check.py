@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pointpeft.data import folder, modelnet40, scanobjectnn, shards
 from pointpeft.data.dataset import DataError, PointCloudDataset
-from pointpeft.data.hdf5 import read_h5
+from pointpeft.data.formats.hdf5 import read_h5
+from pointpeft.data.formats.readers import read_points
 from pointpeft.data.loading import EMBEDDED, SPLITS, load_dataset, resolve
-from pointpeft.data.readers import read_points
+from pointpeft.data.sets import folder, modelnet40, scanobjectnn, shards
 
 # Clouds below this are told of: the smallest shipped backbone looks at 32 neighbours.
 FEW_POINTS = 32

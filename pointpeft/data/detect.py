@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from pointpeft.data import modelnet40, scanobjectnn, shards
 from pointpeft.data.dataset import DataError
-from pointpeft.data.readers import EXTENSIONS
+from pointpeft.data.formats.readers import EXTENSIONS
+from pointpeft.data.sets import modelnet40, scanobjectnn, shards
 
 FORMS = (
     "a folder with one sub-folder of clouds per class (optionally below train/ and test/), "

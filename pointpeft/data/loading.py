@@ -5,9 +5,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from pointpeft.data import few_shot, folder, modelnet40, scanobjectnn, shards
 from pointpeft.data.dataset import DataError, PointCloudDataset, at_most, require_axis
 from pointpeft.data.detect import detect
+from pointpeft.data.sets import few_shot, folder, modelnet40, scanobjectnn, shards
 
 EMBEDDED = "furniture"
 SPLITS = ("train", "test")
@@ -94,7 +94,7 @@ def resolve(source: str | Path | None) -> tuple[str, Path, str]:
 
 
 def _embedded(split: str, num_points: int | None, up_axis: str | None) -> PointCloudDataset:
-    from pointpeft.data import furniture  # the file is opened when it is asked for
+    from pointpeft.data.sets import furniture  # the file is opened when it is asked for
 
     dataset = furniture.load(split)
     if num_points is not None:

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from pointpeft.data import part_files, shapenetpart
 from pointpeft.data.dataset import DataError
 from pointpeft.data.loading import SPLITS
 from pointpeft.data.segments import SegmentDataset
+from pointpeft.data.sets import part_files, shapenetpart
 
 
 def load_segments(

@@ -10,11 +10,11 @@ import h5py
 import numpy as np
 from torch import Tensor
 
-from pointpeft.data.bounds import require_h5
 from pointpeft.data.dataset import DataError
-from pointpeft.data.folder import cloud_files
-from pointpeft.data.readers import EXTENSIONS, as_stored, in_float32, read_bytes, read_points
-from pointpeft.data.tar import LARGEST_MEMBER
+from pointpeft.data.formats.bounds import require_h5
+from pointpeft.data.formats.readers import EXTENSIONS, as_stored, in_float32, read_bytes, read_points
+from pointpeft.data.formats.tar import LARGEST_MEMBER
+from pointpeft.data.sets.folder import cloud_files
 from pointpeft.data.transforms import normalize_precisely
 
 TAR = (".tar", ".tar.gz", ".tgz")

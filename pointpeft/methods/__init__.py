@@ -1,8 +1,17 @@
 """Adaptation methods, by name: each is a frozen dataclass of its options that attaches itself to a model."""
 
-from pointpeft.methods.adalora import AdaLoRA
-from pointpeft.methods.adapter_x import AdapterX
-from pointpeft.methods.adaptformer import AdaptFormer
+from pointpeft.methods.adapters.adapter_x import AdapterX
+from pointpeft.methods.adapters.adaptformer import AdaptFormer
+from pointpeft.methods.adapters.bi_adaptformer import BiAdaptFormer
+from pointpeft.methods.adapters.dapt import DAPT
+from pointpeft.methods.adapters.dyt import DyT
+from pointpeft.methods.adapters.houlsby import Houlsby
+from pointpeft.methods.adapters.iconformer import IConFormer
+from pointpeft.methods.adapters.peterrec import PeterRec
+from pointpeft.methods.adapters.point_gst import PointGST
+from pointpeft.methods.adapters.sct import SCT
+from pointpeft.methods.adapters.stag import STAG
+from pointpeft.methods.adapters.unipelt import UniPELT
 from pointpeft.methods.base import (
     Method,
     TrainingClouds,
@@ -11,30 +20,21 @@ from pointpeft.methods.base import (
     method_names,
     register_method,
 )
-from pointpeft.methods.bi_adaptformer import BiAdaptFormer
-from pointpeft.methods.bitfit import BitFit
-from pointpeft.methods.dapt import DAPT
-from pointpeft.methods.dyt import DyT
-from pointpeft.methods.fact import FacT
-from pointpeft.methods.full import Full
-from pointpeft.methods.hf_peft import HRA, OFT, DoRA, LoHa, LoKr, LoRA, RsLoRA, VeRA
-from pointpeft.methods.houlsby import Houlsby
-from pointpeft.methods.ia3 import IA3
-from pointpeft.methods.iconformer import IConFormer
-from pointpeft.methods.idpt import IDPT
-from pointpeft.methods.linear import Linear
-from pointpeft.methods.ln_tuning import LNTuning
-from pointpeft.methods.memory_bank import build_memory_bank, load_memory_bank, set_memory_bank
-from pointpeft.methods.peterrec import PeterRec
-from pointpeft.methods.point_gst import PointGST
-from pointpeft.methods.point_lora import PointLoRA
-from pointpeft.methods.point_peft import PointPEFT
-from pointpeft.methods.prefix import Prefix
-from pointpeft.methods.sct import SCT
-from pointpeft.methods.ssf import SSF
-from pointpeft.methods.stag import STAG
-from pointpeft.methods.unipelt import UniPELT
-from pointpeft.methods.vpt import VPT
+from pointpeft.methods.prompts.idpt import IDPT
+from pointpeft.methods.prompts.memory_bank import build_memory_bank, load_memory_bank, set_memory_bank
+from pointpeft.methods.prompts.point_peft import PointPEFT
+from pointpeft.methods.prompts.prefix import Prefix
+from pointpeft.methods.prompts.vpt import VPT
+from pointpeft.methods.reparameterized.adalora import AdaLoRA
+from pointpeft.methods.reparameterized.fact import FacT
+from pointpeft.methods.reparameterized.hf_peft import HRA, OFT, DoRA, LoHa, LoKr, LoRA, RsLoRA, VeRA
+from pointpeft.methods.reparameterized.ia3 import IA3
+from pointpeft.methods.reparameterized.point_lora import PointLoRA
+from pointpeft.methods.reparameterized.ssf import SSF
+from pointpeft.methods.selective.bitfit import BitFit
+from pointpeft.methods.selective.full import Full
+from pointpeft.methods.selective.linear import Linear
+from pointpeft.methods.selective.ln_tuning import LNTuning
 
 __all__ = [
     "DAPT",

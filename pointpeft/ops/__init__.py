@@ -1,28 +1,28 @@
 """Point operations: on the CPU and CUDA, under autograd, autocast, torch.compile and export."""
 
-from pointpeft.ops._library import backend
-from pointpeft.ops.adapted_mlp import adapted_mlp, adapted_mlp_reference
-from pointpeft.ops.aggregate_neighbors import aggregate_neighbors, aggregate_neighbors_reference
-from pointpeft.ops.attention import attention, attention_reference
-from pointpeft.ops.ball_query import ball_query, ball_query_reference
-from pointpeft.ops.bottleneck_adapter import bottleneck_adapter, bottleneck_adapter_reference
-from pointpeft.ops.chamfer_distance import chamfer_distance, chamfer_distance_reference
-from pointpeft.ops.dynamic_adapter import dynamic_adapter, dynamic_adapter_reference
-from pointpeft.ops.frozen_attention import frozen_attention, frozen_attention_reference
-from pointpeft.ops.frozen_linear import frozen_linear, frozen_linear_reference
-from pointpeft.ops.frozen_mlp import frozen_mlp, frozen_mlp_reference
-from pointpeft.ops.furthest_point_sample import furthest_point_sample, furthest_point_sample_reference
-from pointpeft.ops.gather import gather, gather_reference
-from pointpeft.ops.interpolate import interpolate, interpolate_reference
-from pointpeft.ops.knn import knn, knn_reference
-from pointpeft.ops.layer_norm_scale_shift import layer_norm_scale_shift, layer_norm_scale_shift_reference
-from pointpeft.ops.patch_embed import PatchEmbedWeights, fold_batch_norm, patch_embed, patch_embed_reference
-from pointpeft.ops.patch_embed_statistics import patch_embed_statistics, patch_embed_statistics_reference
-from pointpeft.ops.sample_and_group import Groups, sample_and_group, sample_and_group_reference
-from pointpeft.ops.scale_shift import scale_shift, scale_shift_reference
-from pointpeft.ops.scale_shift_attention import scale_shift_attention, scale_shift_attention_reference
-from pointpeft.ops.scale_shift_gelu import scale_shift_gelu, scale_shift_gelu_reference
-from pointpeft.ops.scale_shift_mlp import scale_shift_mlp, scale_shift_mlp_reference
+from pointpeft.ops.core.library import backend
+from pointpeft.ops.frozen.adapted_mlp import adapted_mlp, adapted_mlp_reference
+from pointpeft.ops.frozen.attention import attention, attention_reference
+from pointpeft.ops.frozen.bottleneck_adapter import bottleneck_adapter, bottleneck_adapter_reference
+from pointpeft.ops.frozen.dynamic_adapter import dynamic_adapter, dynamic_adapter_reference
+from pointpeft.ops.frozen.frozen_attention import frozen_attention, frozen_attention_reference
+from pointpeft.ops.frozen.frozen_linear import frozen_linear, frozen_linear_reference
+from pointpeft.ops.frozen.frozen_mlp import frozen_mlp, frozen_mlp_reference
+from pointpeft.ops.frozen.layer_norm_scale_shift import layer_norm_scale_shift, layer_norm_scale_shift_reference
+from pointpeft.ops.frozen.patch_embed import PatchEmbedWeights, fold_batch_norm, patch_embed, patch_embed_reference
+from pointpeft.ops.frozen.patch_embed_statistics import patch_embed_statistics, patch_embed_statistics_reference
+from pointpeft.ops.frozen.scale_shift import scale_shift, scale_shift_reference
+from pointpeft.ops.frozen.scale_shift_attention import scale_shift_attention, scale_shift_attention_reference
+from pointpeft.ops.frozen.scale_shift_gelu import scale_shift_gelu, scale_shift_gelu_reference
+from pointpeft.ops.frozen.scale_shift_mlp import scale_shift_mlp, scale_shift_mlp_reference
+from pointpeft.ops.points.aggregate_neighbors import aggregate_neighbors, aggregate_neighbors_reference
+from pointpeft.ops.points.ball_query import ball_query, ball_query_reference
+from pointpeft.ops.points.chamfer_distance import chamfer_distance, chamfer_distance_reference
+from pointpeft.ops.points.furthest_point_sample import furthest_point_sample, furthest_point_sample_reference
+from pointpeft.ops.points.gather import gather, gather_reference
+from pointpeft.ops.points.interpolate import interpolate, interpolate_reference
+from pointpeft.ops.points.knn import knn, knn_reference
+from pointpeft.ops.points.sample_and_group import Groups, sample_and_group, sample_and_group_reference
 
 __all__ = [
     "Groups",

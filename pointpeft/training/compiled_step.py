@@ -18,9 +18,9 @@ def check_compiled(cuda_graph: bool, device: torch.device) -> None:
         return
     if device.type != "cuda":
         raise ValueError(f"cuda_graph needs a CUDA device, got {device.type}; compile is what works there")
-    from pointpeft.ops import _triton
+    from pointpeft.ops.core import triton_launch
 
-    if not _triton.available():
+    if not triton_launch.available():
         raise ValueError("cuda_graph needs Triton, which is not installed: pip install triton")
 
 

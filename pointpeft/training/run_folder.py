@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from accelerate.utils import broadcast_object_list
 
-from pointpeft.checkpoints.files import sha256, write_atomically, write_json
+from pointpeft.files import sha256, write_atomically, write_json
 from pointpeft.training.tracking import NONE, Board, Tracker
 
 Config = TypeVar("Config")

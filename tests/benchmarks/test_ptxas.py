@@ -44,7 +44,7 @@ def test_the_table_has_a_row_a_kernel_and_names_its_stack():
 def test_the_report_knows_every_kernel():
     report = (ROOT / "benchmarks" / "results" / "ptxas.md").read_text()
     kernel = r"__global__\s+void\s+(?:__launch_bounds__\([^)]*\)\s*)?(\w+)\s*\("
-    for source in (ROOT / "csrc").glob("*.cu"):
+    for source in (ROOT / "csrc").rglob("*.cu"):
         for name in re.findall(kernel, source.read_text()):
             assert f"| `{source.stem} {name}` (" in report, (
                 f"run python -m benchmarks.ptxas: {source.name} has a new {name}"

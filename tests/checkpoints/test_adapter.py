@@ -7,8 +7,8 @@ from pointpeft import create_model
 from pointpeft.backbones import create_backbone
 from pointpeft.checkpoints import adapter, load_adapter, save_adapter
 from pointpeft.checkpoints.adapter import CARD, CONFIG, WEIGHTS, adapter_state, read_config
-from pointpeft.checkpoints.files import sha256
-from pointpeft.checkpoints.pretrained import save_backbone
+from pointpeft.files import sha256
+from pointpeft.weights.pretrained import save_backbone
 from tests.methods.tools import every_method
 
 SMALL = {"depth": 2, "num_groups": 16, "group_size": 8}

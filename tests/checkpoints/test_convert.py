@@ -2,10 +2,10 @@ import pytest
 import torch
 import yaml
 
-from pointpeft.checkpoints import load_adapter, read_weights
+from pointpeft.checkpoints import load_adapter
 from pointpeft.checkpoints.adapter import WEIGHTS
 from pointpeft.checkpoints.convert import convert
-from pointpeft.checkpoints.files import sha256
+from pointpeft.files import read_weights, sha256
 from tests.goldens import reader
 
 NAMES = [name for name in reader.NAMES if name.endswith(("small", "shallow"))]

@@ -5,7 +5,7 @@ import torch
 
 from pointpeft import create_model
 from pointpeft.checkpoints.export import export, folded
-from pointpeft.ops import _library
+from pointpeft.ops.core import library
 
 SMALL = {"depth": 2, "num_groups": 16, "group_size": 8}
 N = 96
@@ -46,7 +46,7 @@ def test_every_backbone_exports(backbone, tmp_path):
     assert export(model("bitfit", backbone), tmp_path / "m.pt2", N) <= 1e-4
 
 
-@pytest.mark.skipif(not _library.compiled(), reason="the operations are not compiled")
+@pytest.mark.skipif(not library.compiled(), reason="the operations are not compiled")
 def test_fused_programs_keep_the_compiled_operations(tmp_path):
     export(model(), tmp_path / "m.pt2", N, fused=True)
     assert "pointpeft.sample_and_group.default" in nodes(torch.export.load(tmp_path / "m.pt2"))

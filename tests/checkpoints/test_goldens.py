@@ -8,7 +8,7 @@ import torch
 
 from pointpeft import from_published
 from pointpeft.checkpoints import to_published
-from pointpeft.checkpoints.names import published_names
+from pointpeft.weights.names import published_names
 from tests.goldens import reader
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pointpeft.cli.main import COMMANDS, STOPPED, main
-from tests.faults.runs import interrupt_imports
+from tests.hardening.faults.runs import interrupt_imports
 from tests.training.conftest import TINY, TINY_MODEL, write_clouds
 
 QUICK = [
@@ -66,12 +66,12 @@ def test_version(capsys):
 
 
 def test_ctrl_c_ends_with_130(monkeypatch, capsys):
-    import pointpeft.cli.info
+    import pointpeft.cli.commands.info
 
     def interrupted(command):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pointpeft.cli.info, "run", interrupted)
+    monkeypatch.setattr(pointpeft.cli.commands.info, "run", interrupted)
     assert main(["info"]) == 130
     assert "--resume" in capsys.readouterr().err
 
@@ -82,9 +82,9 @@ def test_debug_shows_the_traceback(tmp_path, capsys):
 
 
 def test_an_internal_error_says_so(monkeypatch, capsys):
-    import pointpeft.cli.info
+    import pointpeft.cli.commands.info
 
-    monkeypatch.setattr(pointpeft.cli.info, "run", lambda command: {}["key"])
+    monkeypatch.setattr(pointpeft.cli.commands.info, "run", lambda command: {}["key"])
     assert main(["info"]) == 1
     assert "internal error: KeyError" in capsys.readouterr().err
 
@@ -197,10 +197,15 @@ def test_ctrl_c_in_the_imports_ends_with_the_message(moment, tmp_path):
 
 
 def test_ctrl_c_is_put_back_as_it_was(monkeypatch):
-    import pointpeft.cli.info
+    import pointpeft.cli.commands.info
 
     seen = []
-    monkeypatch.setattr(pointpeft.cli.info, "run", lambda command: seen.append(signal.getsignal(signal.SIGINT)) or 0)
+
+    def note(command):
+        seen.append(signal.getsignal(signal.SIGINT))
+        return 0
+
+    monkeypatch.setattr(pointpeft.cli.commands.info, "run", note)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it
     try:
         assert main(["info"]) == 0

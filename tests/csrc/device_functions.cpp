@@ -6,8 +6,8 @@
 #include <utility>
 
 #include "expect.h"
-#include "furthest_point_buckets.cuh"
-#include "knn_selection.cuh"
+#include "points/furthest_point_buckets.cuh"
+#include "points/knn_selection.cuh"
 
 using namespace pointpeft;
 

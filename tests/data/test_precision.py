@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from pointpeft.data import check, load_dataset, normalize, part_files, read_points, shapenetpart
+from pointpeft.data import check, load_dataset, normalize, read_points
+from pointpeft.data.sets import part_files, shapenetpart
 from pointpeft.data.stream import stream
 from pointpeft.data.transforms import normalize_precisely
-from tests.data.test_shapenetpart import write as write_shapenetpart
+from tests.data.sets.test_shapenetpart import write as write_shapenetpart
 
 CLOUDS = np.random.default_rng(0).uniform(-0.5, 0.5, (12, 60, 3))
 FAR = CLOUDS + np.array([4123456.5, 2630000.25, 801234.5])

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from pointpeft.data import DataError, read_points
-from pointpeft.data.columns import coordinate_columns
+from pointpeft.data.formats.columns import coordinate_columns
 
 
 def write(path, text, encoding="utf-8"):

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import torch
 
-from pointpeft.ops import _triton
+from pointpeft.ops.core import triton_launch
 
 ARCHS = (80, 90, 100)
 DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int64: "i64"}
@@ -19,15 +19,15 @@ SHARED_LIMIT = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}  # bytes a program
 
 
 def patch_embed(dtype: torch.dtype) -> Iterator[None]:
-    import pointpeft.ops.patch_embed  # noqa: F401  the name in the package is the function
+    import pointpeft.ops.frozen.patch_embed  # noqa: F401  the name in the package is the function
 
     h1, h2, h3, c = 128, 256, 512, 384
     shapes = [(2, 8, 32, 3), (h1, 3), (h1,), (h2, h1), (h2,), (h3, 2 * h2), (h3,), (c, h3), (c,)]
-    yield sys.modules["pointpeft.ops.patch_embed"]._launch(*(torch.zeros(s, dtype=dtype) for s in shapes))
+    yield sys.modules["pointpeft.ops.frozen.patch_embed"]._launch(*(torch.zeros(s, dtype=dtype) for s in shapes))
 
 
 def adapters(dtype: torch.dtype) -> Iterator[None]:
-    from pointpeft.ops import _adapter_triton
+    from pointpeft.ops.frozen import _adapter_triton
 
     c, r = 384, 64
     sizes = [(2, 129, c), (c,), (c,), (1, c), (1,), (r, c), (r,), (c, r), (c,)]
@@ -43,7 +43,7 @@ def scale_shift(dtype: torch.dtype) -> Iterator[None]:
 
     x, gamma = torch.zeros(100, 384, dtype=dtype), torch.zeros(384, dtype=dtype)
     for name, saved in (("scale_shift", (x, gamma)), ("scale_shift_gelu", (x, gamma, gamma))):
-        module = sys.modules[f"pointpeft.ops.{name}"]
+        module = sys.modules[f"pointpeft.ops.frozen.{name}"]
         yield module._launch(x, gamma, gamma)
         yield module._launch_backward(x, *saved)
 
@@ -57,7 +57,7 @@ def _argument(value: object) -> str:
     return "fp32" if isinstance(value, float) else "i32"
 
 
-def _compile(kernel: _triton.Kernel, grid: object, *args: object, **constants: object) -> None:
+def _compile(kernel: triton_launch.Kernel, grid: object, *args: object, **constants: object) -> None:
     """Takes the place of `Kernel.launch`."""
     import triton
     from triton.backends.compiler import GPUTarget
@@ -82,7 +82,7 @@ def _compile(kernel: _triton.Kernel, grid: object, *args: object, **constants: o
 
 def main(name: str) -> None:
     assert os.environ.get("TRITON_INTERPRET") != "1"
-    _triton.Kernel.launch = _compile  # type: ignore[method-assign]
+    triton_launch.Kernel.launch = _compile  # type: ignore[method-assign]
     for dtype in (torch.bfloat16, torch.float32, torch.float16) if "--all" in sys.argv else (torch.bfloat16,):
         for _ in CASES[name](dtype):
             pass

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-OPS = sorted(path.stem for path in (ROOT / "pointpeft" / "ops").glob("[a-z]*.py"))
-COMPILED = sorted(path.stem for path in (ROOT / "csrc").glob("[a-z]*.cpp") if path.stem != "module")
+FAMILIES = ("points", "frozen")
+OPS = {path.stem: family for family in FAMILIES for path in sorted((ROOT / "pointpeft/ops" / family).glob("[a-z]*.py"))}
+COMPILED = {path.stem: family for family in FAMILIES for path in sorted((ROOT / "csrc" / family).glob("[a-z]*.cpp"))}
 
 
 def test_there_are_operations():
@@ -15,7 +16,7 @@ def test_there_are_operations():
 
 @pytest.mark.parametrize("op", OPS)
 def test_an_operation_has_its_test_and_benchmark(op):
-    assert (ROOT / "tests" / "ops" / f"test_{op}.py").is_file()
+    assert (ROOT / "tests" / "ops" / OPS[op] / f"test_{op}.py").is_file()
     assert (ROOT / "benchmarks" / f"bench_{op}.py").is_file()
 
 
@@ -30,4 +31,4 @@ def test_an_operation_has_its_reference(op):
 @pytest.mark.parametrize("op", COMPILED)
 def test_a_compiled_operation_has_all_its_files(op):
     assert op in OPS
-    assert (ROOT / "csrc" / f"{op}.cu").is_file()
+    assert (ROOT / "csrc" / COMPILED[op] / f"{op}.cu").is_file()

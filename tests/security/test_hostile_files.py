@@ -12,16 +12,17 @@ import torch
 
 from pointpeft.checkpoints.adapter import read_config
 from pointpeft.checkpoints.convert import read_model_section
-from pointpeft.checkpoints.files import read_weights
-from pointpeft.data import DataError, load_dataset, read_points, shapenetpart
-from pointpeft.data.hdf5 import read_h5
-from pointpeft.data.modelnet40 import read_cache, text_files
-from pointpeft.data.numpy_pickle import load_arrays
-from pointpeft.data.part_files import load as load_segments
-from pointpeft.data.shards import load as load_shards
+from pointpeft.data import DataError, load_dataset, read_points
+from pointpeft.data.formats.hdf5 import read_h5
+from pointpeft.data.formats.numpy_pickle import load_arrays
+from pointpeft.data.sets import shapenetpart
+from pointpeft.data.sets.modelnet40 import read_cache, text_files
+from pointpeft.data.sets.part_files import load as load_segments
+from pointpeft.data.sets.shards import load as load_shards
 from pointpeft.data.stream import stream
+from pointpeft.files import read_weights
 from pointpeft.training.run_folder import read_json
-from tests.data.test_readers import cloud
+from tests.data.formats.test_readers import cloud
 
 MEBIBYTE = 1 << 20
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from pointpeft.data import DataError, read_points
-from pointpeft.data.hdf5 import read_h5
-from pointpeft.data.part_files import load as load_segments
-from pointpeft.data.shards import load as load_shards
+from pointpeft.data.formats.hdf5 import read_h5
+from pointpeft.data.sets.part_files import load as load_segments
+from pointpeft.data.sets.shards import load as load_shards
 from pointpeft.data.stream import stream
 
 MEBIBYTE = 1 << 20

@@ -3,8 +3,8 @@ import torch
 from torch import nn
 
 import pointpeft
+from pointpeft.tasks.batches import Clouds
 from pointpeft.training import compiled_step as module
-from pointpeft.training.clouds import Clouds
 from pointpeft.training.compiled_step import check_compiled, compiled_step
 from pointpeft.training.loop import Recipe, make_accelerator, train, trained_state
 from pointpeft.training.run_folder import RunFolder
@@ -57,7 +57,7 @@ def test_cuda_graphs_are_refused_where_they_cannot_be(monkeypatch):
     check_compiled(False, torch.device("cpu"))
     with pytest.raises(ValueError, match="cuda_graph needs a CUDA device, got cpu"):
         check_compiled(True, torch.device("cpu"))
-    monkeypatch.setattr("pointpeft.ops._triton.available", lambda: False)
+    monkeypatch.setattr("pointpeft.ops.core.triton_launch.available", lambda: False)
     with pytest.raises(ValueError, match="cuda_graph needs Triton"):
         check_compiled(True, torch.device("cuda"))
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
+from pointpeft.tasks.batches import Clouds
 from pointpeft.training import loop
-from pointpeft.training.clouds import Clouds
 from pointpeft.training.loop import (
     FLOOR,
     Recipe,

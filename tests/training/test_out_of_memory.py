@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from pointpeft.training.config import FinetuneConfig
-from pointpeft.training.finetuning import finetune
+from pointpeft.runs.config import FinetuneConfig
+from pointpeft.runs.finetune import finetune
 from pointpeft.training.out_of_memory import named_out_of_memory
 from tests.training.conftest import TINY, TINY_MODEL
 

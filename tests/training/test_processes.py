@@ -14,9 +14,9 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from torch import nn
 
-from pointpeft.training.config import FinetuneConfig
-from pointpeft.training.finetuning import finetune
-from pointpeft.training.models import build
+from pointpeft.runs.config import FinetuneConfig
+from pointpeft.runs.finetune import finetune
+from pointpeft.runs.plan import build
 from pointpeft.training.processes import share, sum_gradients
 from pointpeft.training.sync_batch_norm import sync_batch_norm
 from tests.training.conftest import TINY, TINY_MODEL
@@ -79,7 +79,7 @@ def in_float64(config):
 
     def work(rank):
         with mock.patch.object(nn.Dropout, "forward", lambda self, x: x):
-            with mock.patch("pointpeft.training.finetuning.build", build_double):
+            with mock.patch("pointpeft.runs.finetune.build", build_double):
                 finetune(config)
 
     return work

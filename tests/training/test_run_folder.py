@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pointpeft.training.config import FinetuneConfig, PretrainConfig
+from pointpeft.runs.config import FinetuneConfig, PretrainConfig
 from pointpeft.training.run_folder import RunFolder
 
 

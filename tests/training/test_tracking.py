@@ -8,8 +8,8 @@ import types
 
 import pytest
 
-from pointpeft.training.config import FinetuneConfig
-from pointpeft.training.finetuning import finetune
+from pointpeft.runs.config import FinetuneConfig
+from pointpeft.runs.finetune import finetune
 from pointpeft.training.run_folder import RunFolder
 from pointpeft.training.tracking import Board
 from tests.training.conftest import TINY, TINY_MODEL

@@ -1,0 +1,36 @@
+"""The API reference: `python -m sphinx -W -b html docs build/docs`."""
+
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+project = "pointpeft"
+release = re.search(r'^version = "(.*)"', (ROOT / "pyproject.toml").read_text(), re.M)[1]
+extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+html_theme = "furo"
+html_title = f"pointpeft {release}"
+exclude_patterns = ["_build"]
+autodoc_member_order = "bysource"
+autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented_params"
+napoleon_google_docstring = True
+napoleon_use_ivar = True
+napoleon_custom_sections = [("Source", "notes_style")]
+highlight_language = "python"
+
+
+def _plain(app, what, name, obj, options, lines):
+    """Single backquotes are code in our docstrings, as in Markdown; bars are not substitutions."""
+    for i, line in enumerate(lines):
+        line = re.sub(r"(?<![`:])`([^`]+)`(?!`)", r"``\1``", line)
+        parts = line.split("``")
+        parts[::2] = [re.sub(r"([|*])(?!\*)", r"\\\1", part) for part in parts[::2]]
+        lines[i] = "``".join(parts)
+
+
+def setup(app):
+    """Before napoleon, which turns our sections into fields."""
+    app.connect("autodoc-process-docstring", _plain, priority=400)

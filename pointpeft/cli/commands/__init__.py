@@ -1,0 +1,1 @@
+"""One file per command: its dataclass of options, and `run`."""

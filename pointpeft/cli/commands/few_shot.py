@@ -1,0 +1,23 @@
+"""`pointpeft few-shot`: few clouds per class, many folds, one table."""
+
+import sys
+
+from pointpeft.runs.config import FewShotConfig
+
+__all__ = ["FewShotConfig", "run"]
+
+
+def run(command: FewShotConfig) -> int:
+    """Adapts to all folds and prints the table; 1 when a run failed."""
+    from pointpeft.runs.few_shot import few_shot, markdown
+
+    facts = few_shot(command)
+    for name, error in facts["failures"].items():
+        print(f"pointpeft: error: {name}: {error}", file=sys.stderr)
+    if facts["rows"]:
+        print(markdown(command, facts["rows"]), end="")
+        print(
+            f"\n{command.epochs} epochs each; epoch kept: {facts['protocol']['selection']}; "
+            f"± is the standard deviation over folds; table and runs in {facts['folder']}"
+        )
+    return 1 if facts["failures"] else 0

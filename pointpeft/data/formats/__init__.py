@@ -1,0 +1,1 @@
+"""File formats: bytes to arrays, with bounds on what a file may ask for."""

@@ -1,0 +1,269 @@
+"""Files of one cloud or one surface, read into points."""
+
+import tempfile
+import zipfile
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pointpeft.data.dataset import DataError
+from pointpeft.data.formats.bounds import require_npy, require_zip
+from pointpeft.data.formats.columns import coordinate_columns, plain_name, shown
+from pointpeft.data.formats.las import read_las
+from pointpeft.data.formats.meshes import Mesh, read_ply, sample_surface, triangulate
+from pointpeft.data.formats.pcd import read_pcd
+from pointpeft.data.formats.polygon_files import read_obj, read_off, read_stl
+from pointpeft.data.formats.text import read_text
+
+# Points drawn on a surface where nothing else is asked: as many as published clouds of ShapeNet and ModelNet40 have.
+MESH_POINTS = 8192
+LARGEST = 1e18  # coordinate: float32 still holds its square
+# Names under which an .npz may hold its points, first match first.
+_KEYS = (
+    *("points", "xyz", "pos", "coords", "coord", "data", "vertices", "pc", "pointcloud", "positions", "position"),
+    *("coordinates", "cloud", "verts", "v"),
+)
+_FACES = ("faces", "face", "triangles", "tri", "f")
+# Coordinates, normal, colour, labels and the like. A table with more columns than this and fewer rows than columns is
+# taken for a transposed one.
+_MOST_COLUMNS = 12
+
+
+def read_points(
+    path: str | Path,
+    num_points: int | None = None,
+    generator: torch.Generator | None = None,
+    *,
+    normalized: bool = False,
+    from_corner: bool = False,
+) -> Tensor:
+    """Reads one file.
+
+    The columns or fields named for x, y and z are the coordinates, without names the first three columns; others are
+    ignored. A file with faces is a surface and gives points drawn uniformly on it; without faces its vertices are the
+    points.
+
+    Args:
+        path: A file of one of the `EXTENSIONS`.
+        num_points: Points drawn on a surface, by default 8192. Of a cloud, the most that are kept: a larger cloud is
+            cut to as many, drawn at random without repetition. None keeps a cloud whole.
+        generator: Source of the draw, on the CPU; None for a fresh one with seed 0, so that a file always gives the
+            same points.
+        normalized: Centre the points on their mean and scale them to the unit sphere, in float64: scans in map
+            coordinates keep their detail.
+        from_corner: Move the least coordinate of each axis to 0, in float64 too: for scenes, whose size matters.
+
+    Returns:
+        Points, float32. [n, 3]
+
+    Raises:
+        DataError: The file is missing, broken, empty, of unknown kind, has no three columns or a coordinate that is
+            not finite; names the file and the reason.
+    """
+    path = Path(path)
+    if num_points is not None and num_points < 1:
+        raise ValueError(f"num_points must be at least 1, got {num_points}")
+    reader = _READERS.get(path.suffix.lower())
+    if reader is None:
+        raise DataError(f"{path}: unknown kind of file {path.suffix!r}; known: {' '.join(EXTENSIONS)}")
+    if not path.is_file():
+        raise DataError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
+    return _read(reader, path, path, path.stat().st_size, num_points, generator, normalized, from_corner)
+
+
+def read_bytes(
+    content: bytes, suffix: str, name: str, num_points: int | None = None, *, normalized: bool = False
+) -> Tensor:
+    """Reads a file's content, such as a member of an archive.
+
+    Args:
+        content: All of it.
+        suffix: One of the `EXTENSIONS`.
+        name: What messages call it; it never becomes a path.
+        num_points: As in `read_points`.
+        normalized: As in `read_points`.
+
+    Returns:
+        Points, float32. [n, 3]
+
+    Raises:
+        DataError: As `read_points`.
+    """
+    if suffix == ".npy":  # no way by the disk for the kind that shards are made of
+        return _read(_read_npy, BytesIO(content), name, len(content), num_points, None, normalized)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, f"cloud{suffix}")
+        path.write_bytes(content)
+        try:
+            return read_points(path, num_points, normalized=normalized)
+        except DataError as error:
+            raise DataError(str(error).replace(str(path), name, 1)) from error
+
+
+def _read(
+    reader: Callable[[Any], Mesh | np.ndarray],
+    file: Path | BytesIO,
+    name: Path | str,
+    size: int,
+    num_points: int | None,
+    generator: torch.Generator | None,
+    normalized: bool,
+    from_corner: bool = False,
+) -> Tensor:
+    generator = torch.Generator().manual_seed(0) if generator is None else generator
+    try:
+        if not size:
+            raise DataError("the file is empty")
+        points = _draw(reader(file), num_points, generator)
+        if from_corner:
+            points = points - points.min(0)
+        if normalized:
+            points = points - points.mean(0)
+            points = points / max(np.linalg.norm(points, axis=1).max(), np.finfo(np.float64).tiny)
+        result = in_float32(points)
+    except DataError as error:
+        raise DataError(f"{name}: {error}") from error.__cause__
+    except Exception as error:  # whatever a library makes of a broken file, the user needs its name
+        raise DataError(f"{name}: cannot be read: {error or type(error).__name__}") from error
+    return result
+
+
+def _draw(content: Mesh | np.ndarray, num_points: int | None, generator: torch.Generator) -> np.ndarray:
+    if isinstance(content, Mesh):
+        return sample_surface(content, num_points or MESH_POINTS, generator)
+    points = coordinates(content)
+    if num_points is not None and len(points) > num_points:
+        points = points[torch.randperm(len(points), generator=generator)[:num_points].numpy()]
+    return points
+
+
+def in_float32(points: np.ndarray) -> Tensor:
+    """Finite coordinates as a tensor.
+
+    Raises:
+        DataError: They are larger than `LARGEST`.
+    """
+    _require_in_range(points)
+    return torch.from_numpy(points.astype(np.float32, copy=False))
+
+
+def as_stored(points: np.ndarray) -> Tensor:
+    """Finite coordinates in float32, or in float64 where float32 could round them.
+
+    Raises:
+        DataError: They are larger than `LARGEST`.
+    """
+    _require_in_range(points)
+    narrow = points.dtype.kind == "f" and points.dtype.itemsize <= 4
+    return torch.from_numpy(points.astype(np.float32 if narrow else np.float64, copy=False))
+
+
+def _require_in_range(points: np.ndarray) -> None:
+    most = max(float(points.max(initial=0)), -float(points.min(initial=0)))
+    if not most <= LARGEST:
+        raise DataError(f"coordinates up to {most:.3g} are too large for float32: its squares end at {LARGEST:g}²")
+
+
+def coordinates(table: np.ndarray) -> np.ndarray:
+    """The fields x, y and z of a table, else its first three columns, float64. [n, C] -> [n, 3]
+
+    Raises:
+        DataError: They are no coordinates, or too large.
+    """
+    table = _without_names(table)
+    if table.ndim == 3 and len(table) == 1:  # a batch of one cloud
+        table = table[0]
+    if table.dtype.kind not in "fiu":
+        raise DataError(f"coordinates must be numbers, got {table.dtype}")
+    if table.ndim != 2 or table.shape[1] < 3:
+        raise DataError(f"points must be rows of at least 3 columns, got shape {list(table.shape)}")
+    if not len(table):
+        raise DataError("it has no points")
+    if table.shape[1] > max(_MOST_COLUMNS, len(table)):
+        raise DataError(f"points must be rows, got shape {list(table.shape)}: it seems to be transposed")
+    points = table[:, :3].astype(np.float64)
+    wrong = np.flatnonzero(~np.isfinite(points).all(1))
+    if len(wrong):
+        raise DataError(f"{len(wrong)} of {len(points)} points are not finite, the first is point {wrong[0]}")
+    _require_in_range(points)
+    return points
+
+
+def _read_npy(file: Path | BytesIO) -> np.ndarray:
+    if isinstance(file, Path):
+        with open(file, "rb") as head:
+            require_npy(head, file.stat().st_size)
+    else:
+        require_npy(file, len(file.getbuffer()))
+        file.seek(0)
+    array = np.load(file, allow_pickle=False)  # an object array is a pickle, which could run anything
+    if not isinstance(array, np.ndarray):
+        raise DataError("is not a .npy file but a .npz one")
+    return array
+
+
+def _without_names(table: np.ndarray) -> np.ndarray:
+    """A table of named fields as one of columns, x, y and z first; others as they are. [...] -> [n, 3]"""
+    names = table.dtype.names
+    if not names:
+        return table
+    columns = coordinate_columns(names)
+    if columns is not None:
+        return np.stack([table[names[i]].reshape(-1) for i in columns], 1)
+    vectors = [name for name in names if plain_name(name) in _KEYS and table.dtype[name].shape == (3,)]
+    if len(vectors) != 1:
+        raise DataError(f"coordinates must be numbers in fields x, y and z, got the fields {shown(names)}")
+    return table[vectors[0]].reshape(-1, 3)
+
+
+def _read_npz(path: Path) -> Mesh | np.ndarray:
+    if not zipfile.is_zipfile(path):
+        raise DataError("is not a .npz file")
+    require_zip(path)
+    with np.load(path, allow_pickle=False) as file:
+        plain = {plain_name(name): name for name in reversed(file.files)}
+        key = next((plain[key] for key in _KEYS if key in plain), None)
+        axes = coordinate_columns(file.files) if key is None and len(file.files) > 2 else None
+        if axes is not None:
+            columns = [file[file.files[axis]].reshape(-1) for axis in axes]
+            if len({len(column) for column in columns}) > 1:
+                raise DataError(f"its x, y and z have different lengths: {', '.join(str(len(c)) for c in columns)}")
+            return np.stack(columns, 1)
+        if key is None and len(file.files) != 1:
+            raise DataError(f"has none of {', '.join(_KEYS)}, only {', '.join(file.files) or 'nothing'}")
+        faces = next((plain[name] for name in _FACES if name in plain and plain[name] != key), None)
+        others = [plain[name] for name in ("vertices", "verts", "v") if name in plain and plain[name] != key]
+        if faces is None or key is None or others:  # points beside a surface are its points
+            return file[key or file.files[0]]
+        return _mesh(coordinates(file[key]), file[faces], faces)
+
+
+def _mesh(vertices: np.ndarray, faces: np.ndarray, name: str) -> Mesh | np.ndarray:
+    """The surface of arrays; the vertices as points where there are no faces."""
+    if faces.dtype.kind not in "iu" or faces.ndim != 2 or faces.shape[1] not in (3, 4):
+        raise DataError(f"{name} must be indices of vertices [F, 3] or [F, 4], got {faces.dtype} {list(faces.shape)}")
+    return Mesh(vertices, triangulate(faces)) if len(faces) else vertices
+
+
+_READERS: dict[str, Callable[[Path], Mesh | np.ndarray]] = {
+    ".npy": _read_npy,
+    ".npz": _read_npz,
+    ".ply": read_ply,
+    ".off": read_off,
+    ".obj": read_obj,
+    ".stl": read_stl,
+    ".xyz": read_text,
+    ".txt": read_text,
+    ".pts": read_text,
+    ".asc": read_text,
+    ".pcd": read_pcd,
+    ".las": read_las,
+    ".laz": read_las,
+}
+
+EXTENSIONS: tuple[str, ...] = tuple(_READERS)

@@ -1,0 +1,1 @@
+"""Data sets: layouts of many labelled clouds on disk."""

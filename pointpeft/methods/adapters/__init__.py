@@ -1,0 +1,1 @@
+"""Methods that add small networks beside or behind the frozen layers."""

@@ -1,0 +1,211 @@
+"""DAPT: dynamic adapters with internal prompts, and a learned transform of every frozen layer's output."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from pointpeft.backbones.context import Context
+from pointpeft.backbones.layers import Block, has_hooks, is_frozen
+from pointpeft.methods.base import Method, register_method, where
+from pointpeft.methods.reparameterized.scale_shift import ScaleShift, fold, mapped, normed, terms
+from pointpeft.model import PointModel
+from pointpeft.ops import adapted_mlp, dynamic_adapter, frozen_attention, scale_shift_attention
+from pointpeft.ops.core.library import autocast_dtype, use_fused_reference
+
+
+class DynamicAdapter(nn.Module):
+    """a = s ⊙ W_up Dropout(GELU(W_down u)) with u = LN(x) and a scale per token s = ReLU(w·u + b).
+
+    Source: Zhou et al., "Dynamic adapter meets prompt tuning", CVPR 2024, Eqs. 4-6.
+    """
+
+    def __init__(
+        self, width: int, rank: int, dropout: float, gate_bias: float = 0.0, *, device: Any = None, dtype: Any = None
+    ):
+        super().__init__()
+        where = {"device": device, "dtype": dtype}
+        self.norm = nn.LayerNorm(width, **where)
+        self.scale = nn.Linear(width, 1, **where)
+        self.down = nn.Linear(width, rank, **where)
+        self.up = nn.Linear(rank, width, **where)
+        self.dropout = nn.Dropout(dropout)
+        for layer in (self.scale, self.down):
+            nn.init.kaiming_uniform_(layer.weight, a=math.sqrt(5))
+        nn.init.zeros_(self.up.weight)  # so the adapter starts as zero
+        nn.init.constant_(self.scale.bias, gate_bias)
+        nn.init.zeros_(self.down.bias)
+        nn.init.zeros_(self.up.bias)
+
+    @property
+    def weights(self) -> list[Tensor]:
+        """Weight and bias of each layer, as the operations take them."""
+        layers = (self.norm, self.scale, self.down, self.up)
+        return [tensor for layer in layers for tensor in (layer.weight, layer.bias)]
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The numbers that the operations take."""
+        return {"eps": self.norm.eps, "dropout_p": self.dropout.p, "training": self.training}
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The result a and its prompt, the mean over tokens of GELU(a). [B, T, C] -> [B, T, C], [B, C]"""
+        a, prompt = dynamic_adapter(x, *self.weights, **self.options, with_prompt=True)
+        return a, prompt
+
+
+class DAPTBlock(Block):
+    """A frozen block with a transform after each layer, an adapter beside its MLP, and a prompt as its by-product.
+
+    Positions are added once, before the first block, although the backbone was pre-trained with them added before each:
+    as published.
+    """
+
+    def __init__(self, block: Block, rank: int, dropout: float, gate_bias: float):
+        self.adopt(block)
+        width, hidden, at = block.width, block.mlp.fc1.out_features, where(block)
+        self.tfts_1 = ScaleShift(width, **at)
+        self.tfts_qkv = ScaleShift(3 * width, **at)
+        self.tfts_proj = ScaleShift(width, **at)
+        self.tfts_2 = ScaleShift(width, **at)
+        self.tfts_fc1 = ScaleShift(hidden, **at)
+        self.tfts_fc2 = ScaleShift(width, **at)
+        self.tfts_3 = ScaleShift(width, **at)
+        self.adapter = DynamicAdapter(width, rank, dropout, gate_bias, **at)
+
+    def forward(self, x: Tensor, ctx: Context) -> Tensor:
+        """[B, T, C] -> [B, T + 1, C]: every block leaves one prompt behind the prefix."""
+        x = ctx.add_pos(x)
+        ctx.pos = None
+        u = normed(self.norm1, self.tfts_1, x, autocast_dtype(x))
+        y = mapped(self.attn.proj, self.tfts_proj, self._attend(u))
+        if self.drop_path.drops:
+            x = self.drop_path.added(x, y)
+            y, prompt = self._adapted_mlp(x)
+            x = self.drop_path.added(x, y)
+        else:
+            x, prompt = self._adapted_mlp(x, branch=y)
+        return ctx.insert_prompts(x, self.tfts_3(prompt)[:, None])  # over all tokens, prompts included
+
+    def _attend(self, u: Tensor) -> Tensor:
+        attn, tfts = self.attn, self.tfts_qkv
+        if isinstance(tfts, nn.Identity):
+            return attn.mixed(u)
+        if is_frozen(attn.qkv):
+            return frozen_attention(u, attn.qkv.weight, attn.qkv.bias, tfts.gamma, tfts.beta, attn.num_heads)
+        return scale_shift_attention(attn.qkv(u), tfts.gamma, tfts.beta, attn.num_heads)
+
+    def _adapted_mlp(self, x: Tensor, branch: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """MLP(u) + A(u) with u = LN(x), and the prompt of A; with `branch` also both residuals."""
+        norm, fc1, fc2, adapter = self.norm2, self.mlp.fc1, self.mlp.fc2, self.adapter
+        if isinstance(self.tfts_fc1, nn.Identity) and (has_hooks(adapter) or use_fused_reference(x)):
+            x = x if branch is None else x + branch
+            u = norm(x)
+            a, prompt = adapter(u)
+            y = self.mlp(u) + a
+            return y if branch is None else x + y, prompt
+        return adapted_mlp(
+            x,
+            (norm.weight, norm.bias, *terms(self.tfts_2)),
+            (fc1.weight, fc1.bias, *terms(self.tfts_fc1), fc2.weight, fc2.bias, *terms(self.tfts_fc2)),
+            adapter.weights,
+            branch=branch,
+            norm_eps=norm.eps,
+            **adapter.options,
+        )
+
+    def fold(self) -> None:
+        """Folds the transforms into the layers before them; the prompt's stays."""
+        self.tfts_1 = fold(self.norm1, self.tfts_1)
+        self.tfts_qkv = fold(self.attn.qkv, self.tfts_qkv)
+        self.tfts_proj = fold(self.attn.proj, self.tfts_proj)
+        self.tfts_2 = fold(self.norm2, self.tfts_2)
+        self.tfts_fc1 = fold(self.mlp.fc1, self.tfts_fc1)
+        self.tfts_fc2 = fold(self.mlp.fc2, self.tfts_fc2)
+
+
+@register_method
+@dataclass(frozen=True)
+class DAPT(Method):
+    """Dynamic adapter, task-agnostic feature transform and internal prompts.
+
+    Every block leaves a prompt, the last one too, as published, for a classifier that reads prompts. A dense head reads
+    patch tokens alone, and no block follows: there the last block's `tfts_3`, 2C parameters, gets no gradient.
+
+    Attributes:
+        rank: R, width of the adapters' bottleneck.
+        dropout: Inside the adapters.
+        parts: What the head reads: a prefix token's name, prompt_mean, prompt_max, patch_max, patch_mean.
+        gate_bias: Initial bias of the adapters' scales. At 0, as published, an adapter whose scales all start negative
+            gets no gradient; a small positive value opens them.
+
+    Source: Zhou et al., "Dynamic adapter meets prompt tuning: parameter-efficient transfer learning for point cloud
+    analysis", CVPR 2024; the published code for initial values.
+    """
+
+    rank: int = 64
+    dropout: float = 0.2
+    parts: tuple[str, ...] = ("cls", "prompt_mean", "patch_max")
+    gate_bias: float = 0.0
+
+    needs = ("blocks", "patch_transform", "token_transform")
+    trains = (r"^backbone\.(cls_token|cls_pos)$",)
+    mergeable = True
+    published_names = ("PointTransformer_DAPT",)
+    published_markers = ("tfts_", ".Adapter_MLP.")
+    published_renames = (
+        (r"^patch_transform\.(gamma|beta)$", r"tfts_\1_1"),
+        (r"^token_transform\.(gamma|beta)$", r"tfts_\1_2"),
+        (r"\.tfts_(\d)\.(gamma|beta)$", r".tfts_\2_\1"),
+        (r"\.tfts_qkv\.(gamma|beta)$", r".attn.tfts_\1_1"),
+        (r"\.tfts_proj\.(gamma|beta)$", r".attn.tfts_\1_2"),
+        (r"\.tfts_fc1\.(gamma|beta)$", r".mlp.tfts_\1_1"),
+        (r"\.tfts_fc2\.(gamma|beta)$", r".mlp.tfts_\1_2"),
+        (r"\.adapter\.norm\.", ".Adapter_MLP.adapter_layer_norm_before."),
+        (r"\.adapter\.scale\.", ".Adapter_MLP.scale."),
+        (r"\.adapter\.(down|up)\.", r".Adapter_MLP.\1_proj."),
+    )
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ValueError(f"rank must be at least 1, got {self.rank}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout}")
+
+    @classmethod
+    def published_config(cls, config: dict[str, Any]) -> dict[str, Any]:
+        """Our options from the `model:` section of a published YAML file."""
+        parts = ["cls"] if config.get("class_token", "use") else []
+        for kind in ("prompt", "patch"):
+            reduce = config.get(f"{kind}_token")
+            if reduce in ("mean", "max"):
+                parts.append(f"{kind}_{reduce}")
+            elif reduce not in (None, "", "none", "None", False):
+                raise ValueError(f"{kind}_token must be mean, max or none, got {reduce!r}")
+        options: dict[str, Any] = {"parts": tuple(parts)}
+        for ours, theirs in (("rank", "rank"), ("dropout", "drop_adapter_rate")):
+            if theirs in config:
+                options[ours] = config[theirs]
+        return options
+
+    def build(self, model: PointModel) -> None:
+        """Puts the transforms and the adapters in."""
+        backbone = model.backbone
+        width, at = backbone.config.width, where(backbone)
+        backbone.patch_transform = ScaleShift(width, **at)
+        backbone.token_transform = ScaleShift(width, **at)
+        for i, block in enumerate(backbone.blocks):
+            backbone.blocks[i] = DAPTBlock(block, self.rank, self.dropout, self.gate_bias)
+        model.read(self.parts)
+
+    def fold(self, model: PointModel) -> None:
+        """Folds all transforms but those of the prompts; the patches' only where it keeps the maximum's order."""
+        backbone = model.backbone
+        for block in backbone.blocks:
+            block.fold()
+        backbone.token_transform = fold(backbone.norm, backbone.token_transform)
+        # Where the tokenizer ends in a maximum over points, a scale may pass it only if it is not negative.
+        embed = backbone.patch_embed
+        if not embed.ends_in_maximum or bool((backbone.patch_transform.gamma >= 0).all()):
+            backbone.patch_transform = fold(embed.last_layer, backbone.patch_transform)

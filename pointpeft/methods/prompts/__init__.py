@@ -1,0 +1,1 @@
+"""Methods that add tokens, or keys and values, for the frozen layers to attend to."""

@@ -1,0 +1,362 @@
+"""Point-PEFT: prompts with a memory of other clouds, and an adapter that lets neighbouring tokens talk."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pointpeft.backbones.context import Context
+from pointpeft.backbones.layers import Block, linear
+from pointpeft.methods.base import Method, register_method, where
+from pointpeft.model import PointModel
+from pointpeft.ops import frozen_linear, furthest_point_sample, gather, interpolate, knn
+
+DROPOUT = 0.1  # of prompts, as published
+CENTER_SHARE = PROPAGATED_SHARE = 0.3  # fixed in the published code
+ADAPTER_SHARE = 0.7
+QUIRKS = ("none", "published")
+BANKS = ("train", "none")  # what `bank` may say beside a file
+TUNED_BIASES = ("norm1", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
+
+
+class Bottleneck(nn.Module):
+    """W_up Dropout(QuickGELU(W_down x)) with QuickGELU(x) = x sigmoid(1.702 x)."""
+
+    def __init__(self, width: int, rank: int, dropout: float, at: dict[str, Any]):
+        super().__init__()
+        self.ln1 = nn.Linear(width, rank, **at)
+        self.ln2 = nn.Linear(rank, width, **at)
+        self.dropout = nn.Dropout(dropout)
+        for layer in (self.ln1, self.ln2):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.normal_(layer.bias, std=1e-6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., C] -> [..., C]"""
+        h = self.ln1(x)
+        return self.ln2(self.dropout(h * torch.sigmoid(1.702 * h)))
+
+
+class LocalAttention(nn.Module):
+    """Self-attention of low rank R inside each neighbourhood, scaled by R^-1/2 whatever the heads."""
+
+    def __init__(self, width: int, rank: int, num_heads: int, at: dict[str, Any]):
+        super().__init__()
+        if rank % num_heads:
+            raise ValueError(f"attention_rank must be a multiple of the backbone's num_heads = {num_heads}, got {rank}")
+        self.rank, self.num_heads = rank, num_heads
+        self.qkv = nn.Linear(width, 3 * rank, bias=False, **at)
+        self.proj = nn.Linear(rank, width, **at)
+
+    def forward(self, x: Tensor, idx: Tensor) -> Tensor:
+        """Rows [N, C] and those of each neighbourhood, int64 [B, G, S] -> [B, G, S, C]"""
+        b, g, s = idx.shape
+        # Mapped row by row, then gathered: a row stands in many neighbourhoods.
+        qkv = self.qkv(x)[idx].view(b * g, s, 3, self.num_heads, self.rank // self.num_heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        y = F.scaled_dot_product_attention(q, k, v, scale=self.rank**-0.5)
+        return self.proj(y.transpose(1, 2).reshape(b, g, s, self.rank))
+
+
+@dataclass
+class Neighborhoods:
+    """Where a cloud's rows (prompts and patches, or patches alone) stand, and which of them meet.
+
+    Attributes:
+        targets: Where the patch tokens are taken to be. [B, G, 3]
+        centers: Centres of the neighbourhoods. [B, G2, 3]
+        rows: Rows of each neighbourhood, by position in the batch. int64, [B, G2, S2]
+        center_rows: Rows of the centres. int64, [B, G2]
+    """
+
+    targets: Tensor
+    centers: Tensor
+    rows: Tensor
+    center_rows: Tensor
+
+
+class PointPrior(nn.Module):
+    """What all blocks share: the memory bank, the prompts' coordinates, and the attention of the neighbourhoods."""
+
+    def __init__(self, method: "PointPEFT", backbone: Any):
+        super().__init__()
+        config, at = backbone.config, where(backbone)
+        self.method, self.config = method, config
+        self.prompt_cor = nn.Parameter(torch.empty(method.num_prompts, 3, **at))
+        self.attn1 = LocalAttention(config.width, method.attention_rank, config.num_heads, at)
+        self.norm3 = nn.LayerNorm(config.width, **at)
+        nn.init.trunc_normal_(self.prompt_cor, std=0.02)
+        self.register_buffer("memory_bank", torch.zeros(config.width, method.bank_size, **at))
+        if not method.published:
+            self.keep_frozen(backbone.norm)
+        self.frozen: tuple[PointPEFTBlock, ...] = ()
+
+    norm_weight: Tensor
+    norm_bias: Tensor
+
+    def keep_frozen(self, norm: nn.LayerNorm) -> None:
+        """Copies the final norm, which trains: the frozen features need the one of the pre-training."""
+        self.register_buffer("norm_weight", norm.weight.detach().clone())
+        self.register_buffer("norm_bias", norm.bias.detach().clone())
+
+    @torch.no_grad()
+    def frozen_feature(self, patches: Tensor, pos: Tensor) -> Tensor:
+        """The feature of each cloud by the pre-trained weights: the maximum over its tokens. [B, G, C] -> [B, C]"""
+        for block in self.frozen:
+            patches = block.frozen_forward(patches + pos)
+        norm = F.layer_norm(patches, patches.shape[-1:], self.norm_weight, self.norm_bias)
+        return norm.amax(1)
+
+    def retrieve(self, f: Tensor) -> Tensor:
+        """Parameter-free attention over the bank: [f, g, V] of s = (f/|f|) M, V = M[:, topK s], g = softmax(topK s) V.
+
+        Where the bank has fewer than K columns, the cloud's own direction stands for the missing ones.
+        [B, C] -> [B, P, C]
+        """
+        k = self.method.num_prompts - 2
+        bank = self.memory_bank
+        direction = F.normalize(f, dim=-1)
+        if bank.shape[1] < k:
+            own = direction[:, None].expand(-1, k - bank.shape[1], -1)
+            values = torch.cat([bank.T.expand(f.shape[0], -1, -1), own], 1)
+            scores = (values @ direction[:, :, None])[..., 0]
+        else:
+            scores, idx = (direction @ bank).topk(k)
+            values = bank.T[idx]
+        return torch.cat([f[:, None], scores.softmax(-1)[:, None] @ values, values], 1)
+
+    def neighborhoods(self, ctx: Context, prompted: bool) -> Neighborhoods:
+        """Half as many centres of half as many neighbours as the tokenizer's, among prompts and patches."""
+        batch, groups = ctx.centers.shape[:2]
+        points = ctx.centers
+        if prompted:
+            prompts = self.prompt_cor.expand(batch, -1, -1).to(points.dtype)
+            if self.method.published:  # the published code samples centres anew, and forgets which rows they are
+                cloud = torch.cat([prompts, ctx.xyz], 1)
+                points = gather(cloud, self.sample(cloud, groups))
+            else:
+                points = torch.cat([prompts, points], 1)
+        center_idx = self.sample(points, groups // 2)
+        centers = gather(points, center_idx)
+        idx = knn(centers.detach(), points.detach(), self.config.group_size // 2)[1]
+        first = torch.arange(batch, device=idx.device) * points.shape[1]  # each cloud's first row in the batch
+        targets = points if self.method.published else ctx.centers
+        return Neighborhoods(targets, centers, idx + first[:, None, None], center_idx + first[:, None])
+
+    def sample(self, points: Tensor, count: int) -> Tensor:
+        """Farthest points with the backbone's rule. [B, N, 3] -> int64 [B, count]"""
+        return furthest_point_sample(points.detach(), count, min_sq_norm=self.config.min_sq_norm)
+
+
+class PointPEFTBlock(Block):
+    """A frozen block with prompts, an adapter behind its MLP, and the geometry-aware adapter behind both."""
+
+    # What `keep_frozen` sets.
+    frozen_norm1: Tensor
+    frozen_attn_proj: Tensor
+    frozen_norm2: Tensor
+    frozen_mlp_fc1: Tensor
+    frozen_mlp_fc2: Tensor
+
+    def __init__(self, block: Block, prior: PointPrior, prompted: bool):
+        self.adopt(block)
+        method, width, at = prior.method, block.width, where(block)
+        self.prompted = prompted
+        self._prior = (prior,)  # in a tuple, so that the shared module has one name only
+        self.prompt_embeddings = nn.Parameter(torch.empty(method.num_prompts, width, **at))
+        nn.init.trunc_normal_(self.prompt_embeddings, std=0.02)
+        self.ad_gate = nn.Parameter(torch.zeros(1, **at))
+        self.cp_adapter = Bottleneck(width, method.prompt_rank, method.dropout, at)
+        self.adapter = Bottleneck(width, method.rank, method.dropout, at)
+        self.adapter1 = Bottleneck(width, method.rank, method.dropout, at)
+        self.out_transform = nn.Sequential(nn.BatchNorm1d(width, **at), nn.GELU())
+        self.prompt_dropout = nn.Dropout(DROPOUT)
+        if not method.published:
+            self.keep_frozen()
+
+    def keep_frozen(self) -> None:
+        """Copies the biases that train, for `frozen_forward`."""
+        for name in TUNED_BIASES:
+            layer: Any = self.get_submodule(name)
+            self.register_buffer(f"frozen_{name.replace('.', '_')}", layer.bias.detach().clone())
+
+    def frozen_forward(self, x: Tensor) -> Tensor:
+        """The block as pre-trained, its tuned biases undone. [B, G, C] -> [B, G, C]"""
+        attn, mlp = self.attn, self.mlp
+        u = F.layer_norm(x, x.shape[-1:], self.norm1.weight, self.frozen_norm1, self.norm1.eps)
+        x = x + frozen_linear(attn.attend(linear(attn.qkv, u)), attn.proj.weight, self.frozen_attn_proj)
+        u = F.layer_norm(x, x.shape[-1:], self.norm2.weight, self.frozen_norm2, self.norm2.eps)
+        h = F.gelu(frozen_linear(u, mlp.fc1.weight, self.frozen_mlp_fc1))
+        return x + frozen_linear(h, mlp.fc2.weight, self.frozen_mlp_fc2)
+
+    def prompts(self, ctx: Context, x: Tensor) -> Tensor:
+        """Dropout(E) + z + A(z) of what the bank remembers, z. [B, P, C]"""
+        prior = self._prior[0]
+
+        def retrieve() -> Tensor:  # called by the first block, whose input is the tokenizer's output
+            if prior.method.published:
+                return prior.retrieve(ctx.inputs["pooled_feature"])
+            return prior.retrieve(prior.frozen_feature(ctx.split(x)[2], ctx.patch_pos))
+
+        z = ctx.cached("point_peft.memory", retrieve)
+        return self.prompt_dropout(self.prompt_embeddings.expand(x.shape[0], -1, -1)) + z + self.cp_adapter(z)
+
+    def forward(self, x: Tensor, ctx: Context) -> Tensor:
+        """[B, T, C] -> [B, T, C]: the prompts live within the block."""
+        prior, prefix = self._prior[0], ctx.num_prefix
+        count = prior.method.num_prompts if self.prompted else 0
+        prompts = self.prompts(ctx, x) if self.prompted else None
+        x = ctx.add_pos(x)
+        if prompts is not None:
+            x = torch.cat([x[:, :prefix], prompts, x[:, prefix:]], 1)
+        x = x + self.attn(self.norm1(x))
+        h = self.drop_path(self.mlp(self.norm2(x)))
+        x = x + h + ADAPTER_SHARE * self.adapter(h)
+
+        near = ctx.cached(("point_peft.near", self.prompted), lambda: prior.neighborhoods(ctx, self.prompted))
+        rows = x[:, prefix:].flatten(0, 1)  # [B (P + G), C]
+        local = rows[near.rows] + self.drop_path(prior.attn1(prior.norm3(rows), near.rows))  # [B, G2, S2, C]
+        top = local.max(2).values  # keeps where the maxima are, which amax finds again from all of `local`
+        pooled = self.out_transform(top.transpose(1, 2)).transpose(1, 2) + CENTER_SHARE * rows[near.center_rows]
+        patches = x[:, prefix + count :]
+        patches = patches + PROPAGATED_SHARE * interpolate(near.targets, near.centers, pooled, "all")
+        x = torch.cat([x[:, : prefix + count], patches], 1)
+        x = x + self.adapter1(x)
+        return torch.cat([x[:, :prefix], x[:, prefix + count :]], 1)
+
+
+@register_method
+@dataclass(frozen=True)
+class PointPEFT(Method):
+    """Point-prior prompts from a memory bank, a geometry-aware adapter, and bias tuning.
+
+    The bank holds one unit column per training cloud, its pooled feature by the frozen backbone. `pointpeft finetune`
+    and `compare` make it from the training clouds; elsewhere `prepare` does, or `build_memory_bank` and
+    `set_memory_bank`. It is a buffer, so that adapters on disk hold it. Without a bank a cloud remembers itself alone.
+    The frozen feature of a cloud is computed inside the model from the shared weights and copies of the biases that
+    train.
+
+    What the released code does otherwise, all of which `quirks="published"` repeats:
+        - Neighbourhoods of prompted blocks index the rows of a batch with the stride of G rows where there are P + G,
+          so that a cloud reads tokens of others: its logits depend on the batch.
+        - Their centres are sampled again, from the cloud with the prompts' coordinates before it, and do not belong to
+          the tokens that they are taken for.
+        - The frozen feature comes from a second backbone, outside the model: the input `pooled_feature` here.
+        - The bank is not in its checkpoints; give `memory_bank` to `from_published`.
+
+    In both modes there is, as there: `ad_gate`, which nothing reads; prompts in blocks from `prompt_blocks` on, which
+    nothing reads; no stochastic depth on the attention. The released radius mask is computed and never applied.
+
+    Attributes:
+        rank: Of the two adapters of a block.
+        prompt_rank: Of the prompts' adapter.
+        attention_rank: Of the neighbourhoods' attention; a multiple of the backbone's heads.
+        num_prompts: P, the prompts of a block; P - 2 columns of the bank are recalled.
+        prompt_blocks: How many blocks, from the first, have prompts.
+        dropout: Inside the adapters.
+        bank: Where training takes the bank from: "train" for the training clouds, "none" to leave it as it is, or a
+            file that `pointpeft memory-bank` wrote.
+        bank_size: Columns of the bank; set by `set_memory_bank`.
+        quirks: "none", or "published" for what the released code computes.
+
+    Source: Tang et al., "Point-PEFT: parameter-efficient fine-tuning for 3D pre-trained models", AAAI 2024.
+    """
+
+    rank: int = 16
+    prompt_rank: int = 8
+    attention_rank: int = 18
+    num_prompts: int = 10
+    prompt_blocks: int = 6
+    dropout: float = 0.1
+    bank: str = "train"
+    bank_size: int = 0
+    quirks: str = "none"
+
+    name = "point_peft"
+    needs = ("blocks", "norm")
+    trains = (
+        r"^backbone\.(cls_token|cls_pos|norm\.weight|norm\.bias)$",
+        r"^backbone\.blocks\.\d+\.(norm1|norm2|attn\.proj|mlp\.fc1|mlp\.fc2)\.bias$",
+    )
+    published_names = ("PointTransformer_best",)
+    published_markers = (".cp_adapter.",)
+    published_beside = ("memory_bank",)
+    published_renames = (
+        (r"^prior\.(attn1|norm3)\.", r"blocks.\1."),
+        (r"^prior\.(prompt_cor|memory_bank)$", r"\1"),
+    )
+
+    def __post_init__(self) -> None:
+        if self.quirks not in QUIRKS:
+            raise ValueError(f"quirks must be one of {', '.join(QUIRKS)}, got {self.quirks!r}")
+        for name, least in (("rank", 1), ("prompt_rank", 1), ("attention_rank", 1), ("num_prompts", 3)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        for name in ("prompt_blocks", "bank_size"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        if not self.bank:
+            raise ValueError(f"bank must be {', '.join(BANKS)} or a file, got an empty name")
+
+    @property
+    def published(self) -> bool:
+        """Whether the released code's defects are repeated."""
+        return self.quirks == "published"
+
+    @property
+    def inputs(self) -> tuple[str, ...]:  # type: ignore[override]
+        """The frozen feature of each cloud, in the published mode alone. [B, C]"""
+        return ("pooled_feature",) if self.published else ()
+
+    @classmethod
+    def published_config(cls, config: dict[str, Any]) -> dict[str, Any]:
+        """Our options from the `model:` section of a published YAML file, with the memory bank among its keys."""
+        if "memory_bank" not in config:
+            raise ValueError("memory_bank must be given: published Point-PEFT files do not hold it")
+        options: dict[str, Any] = {"quirks": "published", "bank_size": int(config["memory_bank"].shape[1])}
+        adapter = config.get("adapter_config", {})
+        for theirs, ours in (("adapter_dim", "rank"), ("adapter_drop_path_rate", "dropout")):
+            if theirs in adapter:
+                options[ours] = adapter[theirs]
+        return options
+
+    def is_dead(self, name: str) -> bool:
+        """Whether a parameter counts as trainable in the publication but gets no gradient."""
+        late = re.search(r"\.blocks\.(\d+)\.(cp_adapter|prompt_embeddings)", name)
+        return name.endswith(".ad_gate") or (late is not None and int(late[1]) >= self.prompt_blocks)
+
+    def build(self, model: PointModel) -> None:
+        """Puts the prompts and adapters in."""
+        backbone = model.backbone
+        if any(type(block) is not Block for block in backbone.blocks):
+            kinds = ", ".join(sorted({type(block).__name__ for block in backbone.blocks}))
+            raise ValueError(f"method 'point_peft' needs plain pre-norm blocks, got {kinds}")
+        backbone.prior = PointPrior(self, backbone)
+        for i, block in enumerate(backbone.blocks):
+            backbone.blocks[i] = PointPEFTBlock(block, backbone.prior, i < self.prompt_blocks)
+        backbone.prior.frozen = tuple(backbone.blocks)
+
+    def prepare(self, model: PointModel, clouds: Iterable[Tensor]) -> None:
+        """Fills the memory bank as `bank` says.
+
+        Raises:
+            ValueError: The published mode, whose frozen features come from outside; or a file that does not fit.
+        """
+        from pointpeft.methods.prompts.memory_bank import build_memory_bank, load_memory_bank, set_memory_bank
+
+        if self.bank == "none":
+            return
+        bank = build_memory_bank(model, clouds) if self.bank == "train" else load_memory_bank(Path(self.bank), model)
+        set_memory_bank(model, bank)
+
+    def after_load(self, model: PointModel) -> None:
+        """Copies the biases and the norm that train once more, as pre-trained."""
+        if not self.published:
+            model.backbone.prior.keep_frozen(model.backbone.norm)
+            for block in model.backbone.blocks:
+                block.keep_frozen()

@@ -1,0 +1,1 @@
+"""Methods that train a choice of the existing parameters."""

@@ -1,0 +1,1 @@
+"""Shared by all operations: loading, backend choice, argument checks, Triton launches, dropout, products."""

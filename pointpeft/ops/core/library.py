@@ -1,0 +1,272 @@
+"""Loads the compiled operations, and says which backend answers where."""
+
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache, reduce
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils.weak import WeakIdKeyDictionary
+
+from pointpeft.ops.core import triton_launch
+
+_PACKAGE = Path(__file__).resolve().parents[2]
+_BAD_ARGUMENT = "pointpeft: "  # prefix of the compiled kernels' argument errors, as in csrc/common/pointpeft.h
+
+
+class Part(NamedTuple):
+    """One compiled library: whether it is live, and if not, why and what to do."""
+
+    live: bool
+    reason: str
+    remedy: str
+
+
+def _load(name: str) -> Part:
+    path = _PACKAGE / f"{name}.so"
+    if not path.is_file():
+        return Part(
+            False, f"{path.name} was not built", "install again with a C++ compiler (and nvcc for CUDA) on PATH"
+        )
+    try:
+        torch.ops.load_library(path)
+    except OSError as error:
+        return Part(False, f"{path.name} could not be loaded: {error}", "install again for the torch that is installed")
+    return Part(True, "loaded", "")
+
+
+def _load_all() -> dict[str, Part]:
+    cpu = _load("_cpu")
+    if torch.version.cuda is None:
+        # Some symbols that the CUDA library needs are only in torch builds with CUDA, so it is not even tried.
+        cuda = Part(False, f"torch {torch.__version__} is built without CUDA", "install a CUDA build of torch")
+    elif not cpu.live:
+        cuda = Part(False, "the CPU library, which declares the operations, is not there", cpu.remedy)
+    else:
+        cuda = _load("_cuda")
+    return {"cpu": cpu, "cuda": cuda}
+
+
+PARTS = _load_all()
+"""The compiled libraries by device type."""
+
+
+def compiled() -> bool:
+    """Whether the operations are registered with torch.library."""
+    return PARTS["cpu"].live
+
+
+def made_by_intel() -> bool:
+    """Whether the processor is one of Intel's; False where nothing is compiled."""
+    try:
+        from pointpeft import _C
+    except ImportError:
+        return False
+    return _C.made_by_intel
+
+
+_override: str | None = None
+
+
+@contextmanager
+def answered_by(wish: str) -> Iterator[None]:
+    """Within it, `wish` stands in the place of POINTPEFT_BACKEND: what is exported must not hold our operations."""
+    global _override
+    before, _override = _override, wish
+    try:
+        yield
+    finally:
+        _override = before
+
+
+def _asked() -> str:
+    if _override is not None:
+        return _override
+    wish = os.environ.get("POINTPEFT_BACKEND", "auto")
+    if wish not in ("auto", "reference"):
+        raise ValueError(f"POINTPEFT_BACKEND must be auto or reference, got {wish!r}")
+    return wish
+
+
+def reference_is_asked() -> bool:
+    """Whether the reference shall answer everywhere."""
+    return _asked() == "reference"
+
+
+def backend(device: torch.device | str = "cpu") -> str:
+    """Which backend answers on a device.
+
+    Args:
+        device: A device or its type.
+
+    Returns:
+        "compiled" (C++ or CUDA kernels) or "reference" (plain PyTorch).
+    """
+    return "compiled" if _is_compiled_on(torch.device(device).type, _asked()) else "reference"
+
+
+def _is_compiled_on(kind: str, wish: str) -> bool:
+    # Fake and meta tensors trace through the registered operation.
+    part = PARTS.get("cpu" if kind == "meta" else kind)
+    return wish == "auto" and part is not None and part.live
+
+
+@cache
+def _say_once(kind: str, reason: str, remedy: str) -> None:
+    warnings.warn(f"pointpeft runs plain PyTorch on {kind}: {reason}; {remedy}", RuntimeWarning, stacklevel=4)
+
+
+def use_reference(tensor: torch.Tensor) -> bool:
+    """Whether an operation on `tensor` takes the reference; says once why, where that was not asked for."""
+    # A call on small clouds takes some 0.1 ms, and each look at the environment 0.001: one look.
+    kind, wish = tensor.device.type, _asked()
+    if _is_compiled_on(kind, wish):
+        return False
+    if wish == "auto":
+        part = PARTS.get(kind, Part(False, f"there are no kernels for {kind}", "move the tensors to the CPU or CUDA"))
+        _say_once(kind, part.reason, part.remedy)
+    return True
+
+
+def use_fused_reference(tensor: torch.Tensor) -> bool:
+    """As `use_reference`, for operations that are written in Triton for CUDA: in float64 they take the reference there.
+
+    Triton's products of matrices and PyTorch's fused attention have no float64, and the kernels sum in float32.
+    """
+    kind = tensor.device.type
+    if _asked() == "reference" or (kind == "cuda" and tensor.dtype == torch.float64):
+        return True
+    if kind == "cpu":
+        return use_reference(tensor)
+    if kind == "meta" or (kind == "cuda" and triton_launch.available()):
+        return False
+    reason = "Triton is not installed" if kind == "cuda" else f"there are no kernels for {kind}"
+    remedy = "install triton" if kind == "cuda" else "move the tensors to the CPU or CUDA"
+    _say_once(kind, reason, remedy)
+    return True
+
+
+FUSED = torch.library.Library("pointpeft", "FRAGMENT")
+"""Where operations that are written in Python are declared."""
+
+
+def define(
+    schema: str, *, cpu: Callable[..., Any], cuda: Callable[..., Any], fake: Callable[..., Any]
+) -> Callable[..., Any]:
+    """Declares `pointpeft::NAME` from Python.
+
+    Args:
+        schema: Name, arguments and results, as PyTorch writes them.
+        cpu: Answers for CPU tensors.
+        cuda: Answers for CUDA tensors.
+        fake: Answers for tensors without values.
+
+    Returns:
+        The operation.
+    """
+    name = schema.partition("(")[0]
+    FUSED.define(schema, tags=torch.Tag.pt2_compliant_tag)
+    FUSED.impl(name, cpu, "CPU")
+    FUSED.impl(name, cuda, "CUDA")
+    torch.library.register_fake(f"pointpeft::{name}", fake, lib=FUSED)
+    return getattr(torch.ops.pointpeft, name).default
+
+
+def autocast_kind(tensor: torch.Tensor) -> str:
+    """The device type whose autocast holds for `tensor`: torch has none for tensors without values."""
+    return "cpu" if tensor.device.type == "meta" else tensor.device.type
+
+
+def autocast_dtype(tensor: torch.Tensor) -> torch.dtype:
+    """What operations compute in where they are given `tensor`: autocast's type under it, else its own."""
+    kind = autocast_kind(tensor)
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else tensor.dtype
+
+
+def autocast(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Under autocast the tensors in its type, else as they are; follows the device of the first."""
+    kind = autocast_kind(tensors[0])
+    if not torch.is_autocast_enabled(kind):
+        return tensors
+    dtype = torch.get_autocast_dtype(kind)
+    return tuple(_cast(t, dtype) if t.is_floating_point() and t.dtype != torch.float64 else t for t in tensors)
+
+
+_casts: WeakIdKeyDictionary = WeakIdKeyDictionary()  # of frozen parameters: what they were then, and the cast
+
+
+def _cast(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """`tensor` in `dtype`. On the CPU the cast of a frozen parameter is kept until the parameter changes.
+
+    Else each call reads all frozen weights and writes them again, into fresh memory.
+    """
+    if (
+        tensor.dtype == dtype
+        or type(tensor) is not torch.nn.Parameter
+        or tensor.requires_grad
+        or tensor.device.type != "cpu"
+        or tensor.is_inference()
+        or torch.compiler.is_compiling()
+    ):
+        return tensor.to(dtype)
+    state = fingerprint(tensor)
+    kept = _casts.get(tensor)
+    if kept is None or kept[1].dtype != dtype or not same_fingerprint(kept[0], state):
+        with torch.inference_mode(False), torch.no_grad():  # the next call may be one of training
+            cast = tensor.detach().to(dtype)
+        if type(cast) is not torch.Tensor:  # of tensors without values nothing is kept
+            return cast
+        _casts[tensor] = kept = (state, cast)
+    return kept[1]
+
+
+class Fingerprint(NamedTuple):
+    """What tells whether a tensor is still what it was."""
+
+    place: int
+    version: int
+    sample: torch.Tensor  # writing through `.data`, as averaging weights does, leaves the version as it is
+
+
+def fingerprint(tensor: torch.Tensor) -> Fingerprint:
+    """Of a tensor on the CPU: where it is, how often it was written to, and some of its values."""
+    step = max(1, tensor.numel() // 16)
+    return Fingerprint(tensor.data_ptr(), tensor._version, tensor.detach().reshape(-1)[::step].clone())
+
+
+def same_fingerprint(a: Fingerprint, b: Fingerprint) -> bool:
+    """Whether two fingerprints are of the same values; NaN equals nothing."""
+    return a[:2] == b[:2] and torch.equal(a.sample, b.sample)
+
+
+def promoted(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The tensors in the smallest type that holds the values of all."""
+    dtype = reduce(torch.promote_types, (t.dtype for t in tensors))
+    return tuple(t.to(dtype) for t in tensors)
+
+
+def call(op: Callable[..., Any], *args: Any) -> Any:
+    """Calls a registered operation; a kernel's complaint about an argument becomes a ValueError."""
+    if torch.compiler.is_compiling():
+        return op(*args)
+    try:
+        return op(*args)
+    except RuntimeError as error:
+        text = str(error)
+        if text.startswith(_BAD_ARGUMENT):
+            raise ValueError(text.splitlines()[0].removeprefix(_BAD_ARGUMENT)) from None
+        raise
+
+
+def register_fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorator: `torch.library.register_fake("pointpeft::NAME")`, where the operation is compiled."""
+    return torch.library.register_fake(f"pointpeft::{name}") if compiled() else lambda function: function
+
+
+def register_autograd(name: str, backward: Callable[..., Any], setup_context: Callable[..., Any]) -> None:
+    """`torch.library.register_autograd("pointpeft::NAME")`, where the operation is compiled."""
+    if compiled():
+        torch.library.register_autograd(f"pointpeft::{name}", backward, setup_context=setup_context)

@@ -1,0 +1,1 @@
+"""Fused pieces of transformer blocks whose weights are frozen."""

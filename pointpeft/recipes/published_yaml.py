@@ -1,0 +1,254 @@
+"""YAML files of published repositories, read as presets."""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pointpeft.backbones import backbone_config, backbone_families
+from pointpeft.backbones.registry import backbone_names
+from pointpeft.methods import method_class
+from pointpeft.recipes.presets import NO_DROP_PATH, OTHER_MODEL, Preset
+from pointpeft.runs.config import TaskAugmentation
+
+# Keys of the `model:` section that every file may have.
+MODEL = "NAME trans_dim embed_dim depth drop_path_rate drop_rate cls_dim num_heads group_size num_group encoder_dims"
+# Class name of the model -> method, what its section holds beside, and the augmentation of its code on ScanObjectNN.
+MODELS: dict[str, tuple[str, str, TaskAugmentation]] = {
+    "PointTransformer": ("full", "", "scale_translate"),
+    "PointTransformerRaw": ("full", "", "rotate"),
+    "PointTransformer_DAPT": (
+        "dapt",
+        "drop_adapter_rate rank class_token prompt_token patch_token",
+        "scale_translate",
+    ),
+    "PointTransformerPromptDeep": ("vpt", "prompt_nums", "rotate"),
+    "PointTransformer_best": ("point_peft", "adapter_config if_half", "scale_rotate"),
+    "PointTransformer_modelnet": ("point_peft", "adapter_config if_half", "scale_translate"),
+    "PointTransformer_PGST": ("point_gst", "rank local", "scale_translate"),
+    "PointTransformer_PointLoRA": ("point_lora", "", "scale_translate"),
+}
+IDPT = "prompt_layer prompt_module cls_type"
+GENERATOR = "decoder_depth loss weight_center"
+# Method -> its keys where the method itself does not translate them.
+OPTIONS = {
+    "vpt": {"prompt_nums": "num_prompts"},
+    "point_peft": {"adapter_dim": "rank", "adapter_drop_path_rate": "dropout"},
+    "point_gst": {"rank": "rank", "local": "local"},
+}
+INCLUDE = "_base_"
+PARTS = (None, "all", "dapt", "only_new", "adapt", "pointlora")
+# PointGST's code looks for these words in the path of the file: backbone, and rotation on ScanObjectNN.
+FOLDERS = {"act": "act", "recon": "recon_plain"}
+
+
+def read_recipe(path: str | Path) -> Preset:
+    """The recipe of a published YAML file.
+
+    Args:
+        path: The file; its `_base_` includes are looked for below its folder and the folders above, then below the
+            working directory.
+
+    Returns:
+        The recipe; `differences` tells what it leaves out.
+
+    Raises:
+        ValueError: Not such a file, an include that is not there, keys that are not known (all are listed), or a value
+            that has no counterpart here.
+    """
+    path = Path(path)
+    content = _load(path, path)
+    _known(content, "", "optimizer scheduler dataset model npoints total_bs step_per_update max_epoch grad_norm_clip")
+    optimizer, scheduler = _section(content, "optimizer"), _section(content, "scheduler")
+    _known(optimizer, "optimizer", "type part kwargs")
+    _known(scheduler, "scheduler", "type kwargs")
+    _one_of(optimizer, "optimizer.type", "type", ("AdamW",))
+    _one_of(optimizer, "optimizer.part", "part", PARTS)
+    _one_of(scheduler, "scheduler.type", "type", ("CosLR",))
+    rates, course = _section(optimizer, "kwargs", "optimizer."), _section(scheduler, "kwargs", "scheduler.")
+    _known(rates, "optimizer.kwargs", "lr weight_decay")
+    _known(course, "scheduler.kwargs", "epochs initial_epochs")
+    epochs = _number(content, "max_epoch", int)
+    if _number(course, "epochs", int) != epochs:
+        raise ValueError(f"scheduler.kwargs.epochs must be max_epoch = {epochs}, got {course['epochs']}")
+    data, variant = _data(content)
+    model = _section(content, "model")
+    backbone, method, augment, notes = _model(model, data, path)
+    values, method_options = _options(backbone, method, model)
+    backbone, backbone_options = _registered(backbone, values)
+    return Preset(
+        name=str(path),
+        published=str(path),
+        method=method,
+        augment=augment,
+        data=data,
+        variant=variant,
+        backbone=backbone,
+        backbone_options=backbone_options,
+        method_options=method_options,
+        num_points=_number(content, "npoints", int),
+        epochs=epochs,
+        warmup_epochs=_number(course, "initial_epochs", int),
+        lr=_number(rates, "lr", float),
+        weight_decay=_number(rates, "weight_decay", float),
+        batch_size=_number(content, "total_bs", int),
+        accumulate=_number(content, "step_per_update", int, 1),
+        clip=_number(content, "grad_norm_clip", float),
+        differences=tuple(notes),
+    )
+
+
+def _load(path: Path, first: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A YAML file with its includes in place; of an include and its neighbours the neighbours win."""
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}")
+    if path.resolve() in above:
+        raise ValueError(f"{path} includes itself")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not YAML of plain values: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold a YAML mapping, got {type(content).__name__}")
+    return _include(content, first, (*above, path.resolve()))
+
+
+def _include(section: dict[str, Any], first: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+    merged: dict[str, Any] = {}
+    if INCLUDE in section:
+        merged = _load(_find(str(section[INCLUDE]), first), first, above)
+    for key, value in section.items():
+        if key != INCLUDE:
+            merged[key] = _include(value, first, above) if isinstance(value, dict) else value
+    return merged
+
+
+def _find(include: str, first: Path) -> Path:
+    """Published includes are relative to the repository's root, which is some folder above the file."""
+    places = [folder / include for folder in (*first.resolve().parents, Path.cwd())]
+    found = next((place for place in places if place.is_file()), None)
+    if found is None:
+        raise ValueError(f"{first} includes {include}, which is in none of the folders above it; copy it along")
+    return found
+
+
+def _data(content: Mapping[str, Any]) -> tuple[str, str | None]:
+    """The kind of data and its variant; paths are given on the command line."""
+    dataset = _section(content, "dataset")
+    _known(dataset, "dataset", "train val test extra_train")
+    train = _section(dataset, "train", "dataset.")
+    _known(train, "dataset.train", "NAME ROOT DATA_PATH PC_PATH N_POINTS NUM_CATEGORY USE_NORMALS others")
+    _known(train.get("others", {}), "dataset.train.others", "subset bs whole npoints")
+    if train.get("USE_NORMALS") not in (None, False, "FALSE"):
+        raise ValueError(
+            f"dataset.train.USE_NORMALS must be false, got {train['USE_NORMALS']!r}: models here see points"
+        )
+    name = train.get("NAME")
+    if name == "ScanObjectNN_hardest":
+        return "scanobjectnn", "pb_t50_rs"
+    if name == "ScanObjectNN":
+        return "scanobjectnn", "obj_only" if str(train.get("ROOT", "")).rstrip("/").endswith("nobg") else "obj_bg"
+    kinds = {"ModelNet": "modelnet40", "ModelNetFewShot": "few_shot"}
+    if name not in kinds:
+        raise ValueError(
+            f"dataset.train.NAME must be ScanObjectNN_hardest, ScanObjectNN, {' or '.join(kinds)}, got {name!r}"
+        )
+    return kinds[name], None
+
+
+def _model(model: Mapping[str, Any], data: str, path: Path) -> tuple[str, str, TaskAugmentation, list[str]]:
+    """Family of the backbone, method, augmentation, and what is to be said."""
+    name = model.get("NAME")
+    if name not in MODELS:
+        raise ValueError(f"model.NAME must be one of {', '.join(MODELS)}, got {name!r}")
+    method, keys, augment = MODELS[name]
+    backbone, notes, scans = "point_mae", [], data == "scanobjectnn"
+    if name == "PointTransformer":  # several repositories gave their model this name
+        if "prompt_module" in model or "prompt_layer" in model:
+            method, keys, augment = "idpt", IDPT, "rotate"
+        elif "type" in model:
+            # ReCon's code turns whatever is not ModelNet, few clouds of it included.
+            backbone, keys, augment, scans = "recon", "type", "rotate", data != "modelnet40"
+        elif "decoder_depth" in model:
+            backbone, keys = "point_gpt", GENERATOR
+            notes.append("the loss is the cross-entropy; published adds 3 times that of the generator's reconstruction")
+        elif model.get("encoder_dims") == 256:
+            backbone = "point_bert"
+    elif name == "PointTransformer_PGST" and path.resolve().parent.name in FOLDERS:
+        backbone, augment = FOLDERS[path.resolve().parent.name], "rotate"
+    elif name == "PointTransformer_modelnet":
+        notes.append(OTHER_MODEL)
+    _known(model, "model", f"{MODEL} {keys}")
+    if method == "point_peft":
+        _known(
+            _section(model, "adapter_config", "model."), "model.adapter_config", "adapter_dim adapter_drop_path_rate"
+        )
+        _one_of(model, "model.if_half", "if_half", (None, False))
+    if backbone == "point_gpt" and model.get("drop_path_rate"):
+        notes.append(NO_DROP_PATH)
+    if model.get("drop_rate"):
+        raise ValueError(f"model.drop_rate must be 0, got {model['drop_rate']!r}")
+    return backbone, method, augment if scans or augment == "scale_translate" else "scale_translate", notes
+
+
+def _options(backbone: str, method: str, model: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    values = backbone_families()[backbone].published_config(dict(model))
+    # Choices of published code, not of the file: see `DIFFERENCES`.
+    values["min_sq_norm"] = 0.0
+    if "generator_depth" in values:
+        values["generator_depth"] = 0
+    values.pop("dense_blocks", None)
+    if method in OPTIONS:
+        section = {**model, **model.get("adapter_config", {})}
+        options = {ours: section[theirs] for theirs, ours in OPTIONS[method].items() if theirs in section}
+    elif method in ("dapt", "idpt"):
+        options = method_class(method).published_config(dict(model))
+    else:
+        options = {}
+    return values, options
+
+
+def _registered(family: str, values: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The registered backbone of these sizes, and the fields that files always set or where this one differs."""
+    kind = backbone_families()[family]
+    sizes = ("width", "depth", "num_heads")
+    alike = [name for name in backbone_names() if backbone_config(name).backbone_type is kind]
+    fitting = [n for n in alike if all(getattr(backbone_config(n), size) == values[size] for size in sizes)]
+    name = fitting[0] if fitting else family
+    known = backbone_config(name)
+    options = {field: values[field] for field in ("num_groups", "drop_path")}
+    others = (f.name for f in fields(known) if f.name in values)
+    return name, options | {other: values[other] for other in others if getattr(known, other) != values[other]}
+
+
+def _section(content: Mapping[str, Any], name: str, above: str = "") -> dict[str, Any]:
+    value = content.get(name)
+    if not isinstance(value, dict):
+        raise ValueError(f"{above}{name} must be a mapping, got {value!r}; it has {', '.join(map(str, content))}")
+    return value
+
+
+def _known(section: Mapping[str, Any], name: str, names: str) -> None:
+    unknown = [str(key) for key in section if key not in names.split()]
+    if unknown:
+        of = f" of {name}" if name else ""
+        raise ValueError(f"unknown keys{of}: {', '.join(unknown)}; known: {', '.join(sorted(set(names.split())))}")
+
+
+def _one_of(section: Mapping[str, Any], name: str, key: str, values: tuple[Any, ...]) -> None:
+    if section.get(key) not in values:
+        raise ValueError(f"{name} must be one of {', '.join(map(str, values))}, got {section.get(key)!r}")
+
+
+def _number(section: Mapping[str, Any], key: str, kind: type, default: Any = None) -> Any:
+    """A number; YAML takes 5e-4, which has no dot, for text."""
+    value = section.get(key, default)
+    try:
+        number = kind(value)
+    except (TypeError, ValueError):
+        number = None
+    if number is None or isinstance(value, bool) or (kind is int and number != float(value)):
+        raise ValueError(f"{key} must be {'a whole number' if kind is int else 'a number'}, got {value!r}")
+    return number

@@ -1,0 +1,276 @@
+"""A run's adapter on test clouds, and on clouds without labels."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pointpeft.checkpoints import load_adapter
+from pointpeft.checkpoints.adapter import read_config
+from pointpeft.data import DataError, read_points
+from pointpeft.files import write_atomically, write_json
+from pointpeft.runs.config import EvaluateConfig, FinetuneConfig
+from pointpeft.tasks.base import create_task
+from pointpeft.tasks.batches import fit
+from pointpeft.tasks.inference import Voting, forward_all
+from pointpeft.tasks.parts.metrics import predicted_parts
+from pointpeft.tasks.parts.report import write_prediction
+from pointpeft.tasks.scenes.task import classify_room
+from pointpeft.tasks.storage import stay_on_disk
+from pointpeft.training.loop import make_accelerator
+from pointpeft.training.run_folder import RunFolder
+from pointpeft.training.versions import versions
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """A model with an adapter, and what it was trained on.
+
+    Attributes:
+        model: On its device, in evaluation mode.
+        classes: Names by index of the logits.
+        num_points: Points per cloud it was trained with.
+        normalized: Whether its training clouds were centred and scaled to the unit sphere; new ones must be, too.
+        metadata: All that the adapter says of its training.
+    """
+
+    model: Any
+    classes: tuple[str, ...]
+    num_points: int
+    normalized: bool
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lives."""
+        return next(self.model.parameters()).device
+
+
+def adapter_folder(run: Path) -> Path:
+    """The adapter of a run folder, or the folder itself where it is an adapter.
+
+    Raises:
+        ValueError: Neither.
+    """
+    run = Path(run)
+    for folder in (run / "adapter", run):
+        if (folder / "adapter_config.json").is_file():
+            return folder
+    if (run / "config.json").is_file():
+        if sorted(run.glob("seed-*")):
+            raise ValueError(f"{run} holds several seeds; name one of them: {run / 'seed-0'}")
+        raise ValueError(f"the run in {run} is not finished; go on with: pointpeft finetune --resume {run}")
+    raise ValueError(f"{run} is neither a run folder nor an adapter: it has no adapter_config.json")
+
+
+def load_run(run: Path, device: torch.device) -> Adapted:
+    """Rebuilds the adapted model of a run folder or an adapter folder.
+
+    Raises:
+        ValueError: There is none, or it lacks what evaluation needs.
+    """
+    folder = adapter_folder(run)
+    metadata = read_config(folder)["metadata"]
+    missing = [name for name in ("classes", "points", "clouds normalized") if name not in metadata]
+    if missing:
+        raise ValueError(f"{folder / 'adapter_config.json'} names no {' and no '.join(missing)} in its metadata")
+    model = load_adapter(folder).to(device).eval()
+    classes, points = tuple(metadata["classes"]), int(metadata["points"])
+    return Adapted(model, classes, points, bool(metadata["clouds normalized"]), metadata)
+
+
+def evaluate(config: EvaluateConfig) -> dict[str, Any]:
+    """Tests a run's adapter and writes `result.json`, plots and the page or picture of its mistakes.
+
+    Raises:
+        ValueError: No finished run, or clouds of a class that it does not know.
+    """
+    accelerator = make_accelerator(config.device)
+    adapted = load_run(config.run, accelerator.device)
+    task = create_task(adapted.model.task)
+    data, up_axis = config.data, None
+    if data is None:
+        run = RunFolder(adapter_folder(config.run).parent, main=False).read_config(FinetuneConfig, "finetune")
+        data, up_axis = run.data, run.up_axis
+    on_disk = stay_on_disk(data, config.clouds_in, adapted.num_points, ("test",), task)
+    lazy, kept = ({"lazy": True}, {"on_disk": True}) if on_disk else ({}, {})
+    clouds = task.gather(task.load(data, "test", up_axis, **lazy), adapted.num_points, **kept)
+    task.adopt(clouds, adapted.metadata, data)
+    fields = adapted.model.backbone.config
+    clouds.require_points(fields.group_size, f"group_size = {fields.group_size} neighbours")
+    least = max(fields.num_groups, fields.group_size)
+    for points in config.densities:
+        if not least <= points <= adapted.num_points:
+            raise ValueError(f"densities must be between {least} and {adapted.num_points} points, got {points}")
+    test_augment = task.test_augment if config.test_augment == "auto" else config.test_augment
+    voting = Voting(config.vote, config.seed, test_augment)
+    started = time.perf_counter()
+    title = None if config.quiet else "evaluate"
+    metrics, answers = task.test(adapted.model, clouds, config.batch_size, voting, title)
+    seconds = time.perf_counter() - started
+    by_density = {
+        str(points): task.test(adapted.model, clouds.thinned(points, config.seed), config.batch_size, voting, title)[0]
+        for points in config.densities
+    }
+    facts = {
+        "task": task.name,
+        "test": metrics.summary(),
+        "by points per cloud": {points: measured.summary() for points, measured in by_density.items()},
+        "data": data,
+        "clouds in": "disk" if on_disk else "memory",
+        "points": adapted.num_points,
+        "vote": config.vote,
+        "test-time augmentation": test_augment if config.vote > 1 else "none",
+        "selection": adapted.metadata.get("selection"),
+        "clouds per second": round(len(clouds) * config.vote / seconds, 1),
+        "notes": list(clouds.notes),
+        "per class": metrics.per_class(clouds.classes),
+        "versions": versions(),
+    }
+    output = config.output or Path(config.run) / "evaluation"
+    if accelerator.is_main_process:
+        output.mkdir(parents=True, exist_ok=True)
+        task.report(output, clouds, answers, metrics)
+        write_json(output / "result.json", facts)
+    return facts | {"folder": str(output), "page": task.page, "numbers": task.numbers}
+
+
+def clouds_of_run(run: Path, adapted: Adapted) -> Any:
+    """The test clouds of the data that a run was trained on, their classes numbered as the adapter's.
+
+    Raises:
+        ValueError: An adapter alone, which does not say where its data lay, or data that has changed.
+    """
+    config = RunFolder(adapter_folder(run).parent, main=False).read_config(FinetuneConfig, "finetune")
+    task = create_task(adapted.model.task)
+    clouds = task.gather(task.load(config.data, "test", config.up_axis), adapted.num_points)
+    task.adopt(clouds, adapted.metadata, config.data)
+    return clouds
+
+
+def predict(adapted: Adapted, paths: Sequence[Path], top: int = 3) -> list[dict[str, Any]]:
+    """Classifies files.
+
+    Returns:
+        One dict per file: "file" and either "class", "probability" and "top" [(class, probability)], or "error".
+    """
+    group_size = adapted.model.backbone.config.group_size
+    results: list[dict[str, Any]] = []
+    for path in paths:
+        try:
+            points = read_points(path, normalized=adapted.normalized)
+            if len(points) < group_size:
+                raise DataError(f"{path} has {len(points)} points, at least group_size = {group_size} are needed")
+        except (DataError, OSError) as error:
+            results.append({"file": str(path), "error": str(error)})
+            continue
+        cloud = fit(points, adapted.num_points)[None]
+        probabilities = forward_all(adapted.model, cloud, 1, adapted.device).softmax(1)[0]
+        best = probabilities.topk(min(top, len(adapted.classes)))
+        ranked = [
+            (adapted.classes[i], round(p, 4)) for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        ]
+        results.append({"file": str(path), "class": ranked[0][0], "probability": ranked[0][1], "top": ranked})
+    return results
+
+
+def predict_points(
+    adapted: Adapted, paths: Sequence[Path], folder: Path, category: str | None = None, seed: int = 0
+) -> list[dict[str, Any]]:
+    """Labels every point of files, and draws them.
+
+    In part segmentation the tokens are made of as many points as the model was trained with, and every point of the
+    file is labelled. Rooms are classified by a sliding window; their coordinates are in metres, z up.
+
+    Args:
+        adapted: A model of part or semantic segmentation.
+        paths: The files.
+        folder: Receives STEM.labels.png, and STEM.labels.npy with the label of each point in the file's order, int64.
+        category: What the clouds are, where the model knows several categories.
+        seed: Of the windows.
+
+    Returns:
+        One dict per file: "file" and either "parts" {name: share of the points}, "labels", "picture", or "error".
+
+    Raises:
+        ValueError: An unknown or missing category, or two files of one name.
+    """
+    rooms = adapted.model.task == "semantic_segmentation"
+    names = adapted.classes if rooms else tuple(adapted.metadata["parts"])
+    kind = 0 if rooms else category_index(adapted, category)
+    if rooms and category is not None:
+        raise ValueError(f"category must not be given for rooms, got {category!r}")
+    stems = [Path(path).stem for path in paths]
+    if len(set(stems)) < len(stems):
+        raise ValueError("two files of one name would write the same output; label them one after another")
+    group_size = adapted.model.backbone.config.group_size
+    results: list[dict[str, Any]] = []
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in map(Path, paths):
+        try:
+            points = read_points(path, normalized=adapted.normalized, from_corner=rooms)
+            if len(points) < group_size:
+                raise DataError(f"{path} has {len(points)} points, at least group_size = {group_size} are needed")
+        except (DataError, OSError) as error:
+            results.append({"file": str(path), "error": str(error)})
+            continue
+        if rooms:
+            labels = label_room(adapted, points, seed)
+        else:
+            labels = _label_parts(adapted, points, kind)
+        picture, array = folder / f"{path.stem}.labels.png", folder / f"{path.stem}.labels.npy"
+        write_prediction(picture, points, labels, names, adapted.metadata["up axis"], path.name)
+        write_atomically(array, lambda temporary, labels=labels: _save_array(temporary, labels))
+        counts = labels.bincount(minlength=len(names)).tolist()
+        shares = {name: round(n / len(labels), 4) for name, n in zip(names, counts, strict=True) if n}
+        results.append({"file": str(path), "parts": shares, "labels": str(array), "picture": str(picture)})
+    return results
+
+
+def category_index(adapted: Adapted, category: str | None) -> int:
+    """The index of a category of a model of part segmentation; None where it knows but one.
+
+    Raises:
+        ValueError: An unknown or missing category.
+    """
+    classes = adapted.classes
+    if category is None and len(classes) > 1:
+        raise ValueError(f"name the category of the clouds: --category, one of {', '.join(classes)}")
+    if category is not None and category not in classes:
+        raise ValueError(f"category must be one of {', '.join(classes)}, got {category!r}")
+    return 0 if category is None else classes.index(category)
+
+
+def label_room(adapted: Adapted, points: torch.Tensor, seed: int = 0) -> torch.Tensor:
+    """Class of every point of a room, by one pass of the sliding window.
+
+    Args:
+        adapted: A model of semantic segmentation.
+        points: In metres, z up, wherever the room lies. [n, 3]
+        seed: Of the windows.
+
+    Returns:
+        int64, [n]
+    """
+    return classify_room(adapted.model, points - points.amin(0), adapted.num_points, 16, Voting(1, seed))[0]
+
+
+@torch.no_grad()
+def _label_parts(adapted: Adapted, points: torch.Tensor, kind: int) -> torch.Tensor:
+    """Part of every point of one cloud. [n, 3] -> int64, [n]"""
+    index = torch.tensor([kind])
+    inputs = {"category": index.to(adapted.device)} if adapted.model.num_categories else {}
+    allowed = torch.zeros(len(adapted.classes), len(adapted.metadata["parts"]), dtype=torch.bool)
+    allowed[kind, adapted.metadata["parts of"][kind]] = True
+    cloud = fit(points, adapted.num_points)[None].to(adapted.device)
+    logits = adapted.model(cloud, query=points[None].to(adapted.device), **inputs).float().cpu()
+    return predicted_parts(logits, index, allowed)[0]
+
+
+def _save_array(path: Path, labels: torch.Tensor) -> None:
+    with open(path, "wb") as file:  # given a name, numpy would add an ending to it
+        np.save(file, labels.numpy())

@@ -1,0 +1,46 @@
+"""Point-PEFT's memory bank of a data set, as a file."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor
+
+from pointpeft.data import load_dataset
+from pointpeft.files import save_tensors, write_atomically
+from pointpeft.methods.prompts.memory_bank import SHA256, TENSOR, build_memory_bank
+from pointpeft.runs.config import FinetuneConfig, MemoryBankConfig
+from pointpeft.runs.plan import build
+from pointpeft.tasks.batches import Clouds
+from pointpeft.training.loop import make_accelerator
+
+
+def memory_bank(config: MemoryBankConfig) -> dict[str, Any]:
+    """Writes the features of all training clouds.
+
+    Returns:
+        "clouds", "channels" and "file".
+
+    Raises:
+        ValueError: A wrong option, data set or checkpoint.
+    """
+    for name in ("num_points", "batch_size"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")
+    device = make_accelerator(config.device).device
+    wanted = FinetuneConfig(method="point_peft", backbone=config.backbone, checkpoint=config.checkpoint, set=config.set)
+    clouds = Clouds(load_dataset(config.data, "train"), config.num_points)
+    model = build(wanted, {"num_classes": 1}).to(device)
+    group_size = model.backbone.config.group_size
+    clouds.require_points(group_size, f"group_size = {group_size} neighbours")
+
+    def batches() -> Iterator[Tensor]:
+        for chunk in clouds.fixed().split(config.batch_size):
+            yield chunk.to(device)
+
+    bank = build_memory_bank(model, batches()).cpu()
+    facts = {"data": config.data, "backbone": config.backbone, "points": str(config.num_points)}
+    if model.origin is not None:
+        facts[SHA256] = model.origin.sha256
+    config.output.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(config.output, lambda path: save_tensors({TENSOR: bank}, path, facts))
+    return {"clouds": bank.shape[1], "channels": bank.shape[0], "file": str(config.output)}

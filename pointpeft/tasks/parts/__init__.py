@@ -1,0 +1,1 @@
+"""One part label per point of a cloud of known category."""

@@ -1,0 +1,121 @@
+"""Part segmentation: every point of a cloud of known category belongs to one of that category's parts."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from pointpeft.data.part_loading import load_segments
+from pointpeft.model import PointModel
+from pointpeft.tasks.base import Classification
+from pointpeft.tasks.inference import Voting
+from pointpeft.tasks.parts.batches import PartClouds
+from pointpeft.tasks.parts.metrics import PartMetrics, measure_parts, predicted_parts
+from pointpeft.tasks.parts.report import write_part_report
+from pointpeft.training.processes import deal
+
+_POINT = 16  # bytes: three coordinates and a part
+
+
+class PartSegmentation(Classification):
+    """One part per point; a cloud's category is given, as papers on ShapeNetPart have it."""
+
+    name = "part_segmentation"
+    numbers = PartMetrics.NUMBERS
+    probed = False
+    augment = "isotropic"
+    test_augment = "isotropic"
+    page = "parts.png"
+    double_step = True
+
+    def load(self, source: str, split: str, up_axis: str | None, lazy: bool = False) -> Any:
+        """One part of a data set."""
+        return load_segments(source, split, up_axis=up_axis, lazy=lazy)
+
+    def gather(self, dataset: Any, num_points: int, on_disk: bool = False, workers: int = 0) -> PartClouds:
+        """Its clouds, see `PartClouds`."""
+        return PartClouds(dataset, num_points, on_disk=on_disk, workers=workers)
+
+    def can_be_left(self, source: str) -> bool:
+        """Any of the formats."""
+        return True
+
+    def bytes_in_memory(self, dataset: Any, num_points: int) -> int:
+        """Of all points, with their parts; an estimate where their number is not known without reading them."""
+        return _POINT * (len(dataset) * num_points if dataset.sizes is None else sum(dataset.sizes))
+
+    def outputs(self, clouds: PartClouds) -> dict[str, Any]:
+        """What `create_model` is to be told: where all clouds are of one kind there is no category to know."""
+        kinds = len(clouds.classes)
+        return {"num_classes": len(clouds.parts), "task": self.name, "num_categories": kinds if kinds > 1 else 0}
+
+    def metadata(self, clouds: PartClouds) -> dict[str, Any]:
+        """Names of the parts, and those of each category."""
+        return {"parts": list(clouds.parts), "parts of": [list(parts) for parts in clouds.parts_of]}
+
+    def classes_of(self, points: Tensor, targets: Any) -> Tensor:
+        """The category of each cloud of a batch. int64 [B]"""
+        return targets.category
+
+    def losses(self, wrapped: nn.Module, model: PointModel, points: Tensor, targets: Any) -> dict[str, Tensor]:
+        """Cross-entropy over all points and all parts, and the method's own."""
+        inputs = {"category": targets.category} if model.num_categories else {}
+        logits = wrapped(points, **inputs)
+        own = model.method.losses(model, points, targets.parts, logits, **inputs)
+        return {"loss": cross_entropy(logits.flatten(0, 1), targets.parts.flatten()), **own}
+
+    @torch.no_grad()
+    def test(
+        self, model: PointModel, clouds: PartClouds, batch_size: int, voting: Voting, title: str | None = None
+    ) -> tuple[PartMetrics, Tensor]:
+        """Metrics, and the part predicted for each of `clouds.fixed()`."""
+        model.eval()
+        device = next(model.parameters()).device
+        counted, allowed = clouds.counted(), clouds.allowed
+
+        def answer(chunk: Tensor) -> tuple[Tensor, Tensor, float]:
+            category, indices = clouds.labels[chunk], chunk.tolist()
+            inputs = {"category": category.to(device)} if model.num_categories else {}
+            whole = [clouds.labelled[i] for i in indices]
+            fixed = torch.stack([clouds.fixed_rows(i, rows) for i, rows in zip(indices, whole, strict=True)])
+            xyz, parts = fixed[..., :3].contiguous(), fixed[..., 3].long()
+            logits = torch.zeros(())
+            for cloud, query in voting.dense_views(indices, [rows[:, :3] for rows in whole], xyz, clouds.up_axis):
+                logits = logits + model(cloud.to(device), query=query.to(device), **inputs).float().cpu()
+            logits = logits / voting.vote
+            within = torch.arange(parts.shape[1]) < counted[chunk][:, None]
+            loss = float(cross_entropy(logits[within], parts[within], reduction="sum"))
+            return predicted_parts(logits, category, allowed), parts, loss
+
+        found = deal(torch.arange(len(clouds)).split(batch_size), answer, title)
+        predicted, true, losses = zip(*found, strict=True)
+        answers, parts = torch.cat(predicted), torch.cat(true)
+        loss = sum(losses) / int(counted.sum())
+        return measure_parts(answers, parts, counted, clouds.labels, clouds.parts_of, loss), answers
+
+    def report(
+        self,
+        folder: Path,
+        clouds: Any,
+        answers: Any,
+        metrics: Any,
+        history: Sequence[dict[str, float]] = (),
+        selected: int | None = None,
+    ) -> None:
+        """Writes `parts.png` (true and predicted parts side by side) and `curves.png`."""
+        write_part_report(folder, clouds, answers, metrics, history, selected)
+
+    def adopt(self, clouds: Any, metadata: dict[str, Any], data: str) -> None:
+        """Checks that other data have the adapter's categories and parts.
+
+        Raises:
+            ValueError: They do not.
+        """
+        for name, found in (("classes", clouds.classes), ("parts", clouds.parts)):
+            if tuple(metadata[name]) != tuple(found):
+                strange = sorted(set(found) ^ set(metadata[name]))
+                raise ValueError(f"{data} has other {name} than the adapter: {', '.join(strange[:8]) or 'their order'}")
+        clouds.parts_of = tuple(tuple(parts) for parts in metadata["parts of"])

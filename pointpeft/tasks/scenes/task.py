@@ -1,0 +1,259 @@
+"""Semantic segmentation of rooms: every point has one of the classes; columns are what the model sees."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from pointpeft.data.sets import s3dis
+from pointpeft.data.transforms import named
+from pointpeft.files import write_atomically
+from pointpeft.model import PointModel
+from pointpeft.tasks.base import Classification
+from pointpeft.tasks.classification.report import draw_curves
+from pointpeft.tasks.inference import Voting
+from pointpeft.tasks.parts.report import draw_cloud
+from pointpeft.tasks.scenes.batches import Rooms, windows
+from pointpeft.training.processes import deal
+from pointpeft.training.seeds import derive_seed
+
+DRAWN = 8000  # points of a room in the picture
+SHOWN = 3  # rooms in it, the worst first
+
+
+@dataclass(frozen=True)
+class SceneMetrics:
+    """How well points were classified.
+
+    Attributes:
+        confusion: Points of true class i predicted as class j. [P, P]
+        loss: Mean cross-entropy of all windows' points.
+        rooms: How many.
+    """
+
+    confusion: Tensor
+    loss: float
+    rooms: int
+
+    NUMBERS = ("mIoU", "mean class accuracy", "point accuracy", "loss")
+
+    @property
+    def iou(self) -> Tensor:
+        """Of each class; nan for one that is neither there nor predicted. [P]"""
+        right = self.confusion.diagonal().double()
+        return right / (self.confusion.sum(0) + self.confusion.sum(1) - right)
+
+    @property
+    def score(self) -> list[float]:
+        """What selection maximises, in order."""
+        return [self.logged()["mIoU"], -self.loss]
+
+    def logged(self) -> dict[str, float]:
+        """Numbers for the log of every epoch: means over the classes that occur."""
+        right, true = self.confusion.diagonal().double(), self.confusion.sum(1)
+        numbers = (
+            float(self.iou.nanmean()),
+            float((right / true)[true > 0].mean()),
+            float(right.sum() / true.sum()),
+            self.loss,
+        )
+        return dict(zip(self.NUMBERS, numbers, strict=True))
+
+    def summary(self) -> dict[str, float | int]:
+        """The single numbers, rounded as results are printed."""
+        return {name: round(value, 4) for name, value in self.logged().items()} | {"clouds": self.rooms}
+
+    def per_class(self, classes: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+        """IoU and number of points by class; None where a class does not occur."""
+        iou, counts = self.iou.tolist(), self.confusion.sum(1).tolist()
+        return {
+            name: {"mIoU": None if value != value else round(value, 4), "points": count}
+            for name, value, count in zip(classes, iou, counts, strict=True)
+        }
+
+
+def confusion(true: Tensor, said: Tensor, classes: int) -> Tensor:
+    """Counts of (true class, predicted class). [n], [n] -> [P, P]"""
+    return (true * classes + said).bincount(minlength=classes * classes).view(classes, classes)
+
+
+@torch.no_grad()
+def classify_room(
+    model: nn.Module, xyz: Tensor, num_points: int, batch_size: int, voting: Voting, labels: Tensor | None = None
+) -> tuple[Tensor, float]:
+    """Classes of all points of a room: each window votes for its points, the class with most votes wins.
+
+    Args:
+        model: Of semantic segmentation, in evaluation mode.
+        xyz: The room. [n, 3]
+        num_points: N, points the model sees at once.
+        batch_size: Windows per step.
+        voting: Passes of the sliding window; each deals points anew, all but the first may be augmented.
+        labels: True classes, for the loss. [n]
+
+    Returns:
+        Class of each point, int64 [n]; and the mean loss, 0 without labels.
+    """
+    device = next(model.parameters()).device
+    votes: Tensor | None = None
+    loss, seen = 0.0, 0
+    for number in range(voting.vote):
+        generator = torch.Generator().manual_seed(derive_seed(voting.seed, "window", number))
+        augment = named(voting.augment if number else "none", "z")
+        for points, places, own in _batched(windows(xyz, num_points, generator), batch_size):
+            logits = model(augment(points, generator).to(device)).float().cpu()
+            counted = torch.arange(num_points) < own[:, None]
+            idx, chosen = places[counted], logits[counted]
+            if votes is None:
+                votes = torch.zeros(len(xyz), logits.shape[-1], dtype=torch.int32)
+            votes.index_put_((idx, chosen.argmax(-1)), torch.ones((), dtype=torch.int32), accumulate=True)
+            if labels is not None:
+                loss += float(cross_entropy(chosen, labels[idx], reduction="sum"))
+                seen += len(idx)
+    assert votes is not None
+    return votes.argmax(-1), loss / max(1, seen)
+
+
+def _batched(found: Iterator[tuple[Tensor, Tensor, int]], batch_size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    waiting: list[tuple[Tensor, Tensor, int]] = []
+
+    def stacked() -> tuple[Tensor, Tensor, Tensor]:
+        points, places, own = zip(*waiting, strict=True)
+        return torch.stack(points), torch.stack(places), torch.tensor(own)
+
+    for window in found:
+        waiting.append(window)
+        if len(waiting) == batch_size:
+            yield stacked()
+            waiting.clear()
+    if waiting:
+        yield stacked()
+
+
+class SemanticSegmentation(Classification):
+    """One class per point of a room; published for S3DIS.
+
+    Args:
+        blocks: Columns per epoch; None for as many as have room for all points.
+    """
+
+    name = "semantic_segmentation"
+    numbers = SceneMetrics.NUMBERS
+    probed = False
+    augment = "isotropic"
+    test_augment = "none"
+    page = "rooms.png"
+    double_step = True
+    can_stay_on_disk = False
+
+    def __init__(self, blocks: int | None = None) -> None:
+        self.blocks = blocks
+
+    def load(self, source: str, split: str, up_axis: str | None) -> Any:  # pyrefly: ignore[bad-override]  # never lazy
+        """The rooms of one part."""
+        return s3dis.load(source, split, up_axis)
+
+    def gather(self, dataset: Any, num_points: int) -> Rooms:  # pyrefly: ignore[bad-override]  # in memory
+        """Its rooms in memory."""
+        return Rooms(dataset, num_points, self.blocks)
+
+    def outputs(self, clouds: Rooms) -> dict[str, Any]:
+        """What `create_model` is to be told."""
+        return {"num_classes": len(clouds.classes), "task": self.name}
+
+    def metadata(self, clouds: Rooms) -> dict[str, Any]:
+        """How a room is seen."""
+        return {"protocol": "test: sliding windows, a vote per window; selection: random blocks"}
+
+    def classes_of(self, points: Tensor, targets: Any) -> Tensor:
+        """Columns of rooms are all of one class. int64 [B]"""
+        return torch.zeros(len(points), dtype=torch.int64)
+
+    def losses(self, wrapped: nn.Module, model: PointModel, points: Tensor, targets: Any) -> dict[str, Tensor]:
+        """Cross-entropy weighted by class, and the method's own."""
+        logits = wrapped(points)
+        own = model.method.losses(model, points, targets.labels, logits, targets.weights)
+        return {"loss": cross_entropy(logits.flatten(0, 1), targets.labels.flatten(), targets.weights), **own}
+
+    @torch.no_grad()
+    def judge(self, model: PointModel, clouds: Rooms, batch_size: int, voting: Voting) -> SceneMetrics:
+        """Metrics for selection, on random columns: the sliding window would take longer than an epoch."""
+        model.eval()
+        device, classes = next(model.parameters()).device, len(clouds.classes)
+        total = clouds.num_blocks
+        columns = list(clouds.columns(total, derive_seed(voting.seed, "judge")))
+
+        def answer(batch: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, float]:
+            points, labels = (torch.stack(part) for part in zip(*batch, strict=True))
+            logits = model(points.to(device)).float().cpu().flatten(0, 1)
+            mean = float(cross_entropy(logits, labels.flatten()))
+            return confusion(labels.flatten(), logits.argmax(-1), classes), mean * len(batch)
+
+        answers = deal([columns[i : i + batch_size] for i in range(0, total, batch_size)], answer)
+        counts: Any = sum(count for count, _ in answers)
+        loss = sum(loss for _, loss in answers)
+        return SceneMetrics(counts, loss / total, len(clouds))
+
+    def test(
+        self, model: PointModel, clouds: Rooms, batch_size: int, voting: Voting, title: str | None = None
+    ) -> tuple[SceneMetrics, list[Tensor]]:
+        """Metrics over all points of all rooms, and their predicted classes, room by room."""
+        model.eval()
+        classes = len(clouds.classes)
+        counts, loss, answers = torch.zeros(classes, classes, dtype=torch.int64), 0.0, []
+
+        def answer(room: tuple[Tensor, Tensor]) -> tuple[Tensor, float]:
+            return classify_room(model, room[0], clouds.num_points, batch_size, voting, room[1])
+
+        rooms = list(zip(clouds.points, clouds.point_labels, strict=True))
+        for (xyz, labels), (said, mean) in zip(rooms, deal(rooms, answer, title, "room"), strict=True):
+            counts += confusion(labels, said, classes)
+            loss += mean * len(xyz)
+            answers.append(said)
+        return SceneMetrics(counts, loss / sum(clouds.sizes), len(clouds)), answers
+
+    def report(
+        self,
+        folder: Path,
+        clouds: Any,
+        answers: Any,
+        metrics: Any,
+        history: Sequence[dict[str, float]] = (),
+        selected: int | None = None,
+    ) -> None:
+        """Writes `rooms.png` (the rooms with most mistakes, true and predicted) and `curves.png`."""
+        from matplotlib.figure import Figure  # no pyplot: it would choose a window system
+
+        share = [float((s == t).float().mean()) for s, t in zip(answers, clouds.point_labels, strict=True)]
+        worst = sorted(range(len(share)), key=share.__getitem__)[:SHOWN]
+        figure = Figure(figsize=(10, 4 * len(worst)), layout="constrained")
+        handles: Any = ()
+        for row, i in enumerate(worst):
+            pick = torch.randperm(len(clouds.points[i]), generator=torch.Generator().manual_seed(0))[:DRAWN]
+            pick = pick[clouds.point_labels[i][pick] != 0]  # without the ceiling, which hides the room
+            sides = ((f"{clouds.names[i]} {share[i]:.0%}: true", clouds.point_labels[i]), ("predicted", answers[i]))
+            for column, (title, labels) in enumerate(sides):
+                axes = figure.add_subplot(len(worst), 2, 2 * row + column + 1, projection="3d")
+                every = range(len(clouds.classes))
+                handles = draw_cloud(axes, clouds.points[i][pick], labels[pick], every, clouds.up_axis)
+                axes.set_title(title, fontsize=9)
+        figure.legend(handles, clouds.classes, loc="outside right center", fontsize=8, markerscale=4)
+        figure.suptitle(f"mIoU {metrics.logged()['mIoU']:.1%}; {len(worst)} of {len(clouds)} rooms, worst first")
+        write_atomically(folder / "rooms.png", lambda path: figure.savefig(path, dpi=110, format="png"))
+        if history:
+            curves = Figure(figsize=(8, 3.2), layout="constrained")
+            draw_curves(curves, history, selected, "mIoU")
+            write_atomically(folder / "curves.png", lambda path: curves.savefig(path, dpi=110, format="png"))
+
+    def adopt(self, clouds: Any, metadata: dict[str, Any], data: str) -> None:
+        """Checks that other rooms have the adapter's classes.
+
+        Raises:
+            ValueError: They do not.
+        """
+        if tuple(metadata["classes"]) != tuple(clouds.classes):
+            raise ValueError(f"{data} has other classes than the adapter: {', '.join(clouds.classes)}")

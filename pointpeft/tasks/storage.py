@@ -1,0 +1,73 @@
+"""Whether the clouds of a run wait in memory or on disk."""
+
+import math
+import os
+import sys
+from typing import Any
+
+from pointpeft.data.loading import EMBEDDED, resolve
+from pointpeft.data.sets import modelnet40
+from pointpeft.data.sets.few_shot import PREFIX
+from pointpeft.runs.config import CloudsIn
+from pointpeft.tasks.batches import SPARE
+from pointpeft.training.memory import free_memory
+from pointpeft.training.processes import rank_and_world
+
+_POINT = 12  # bytes
+_MOST = 0.5  # of the free memory
+
+
+def stay_on_disk(source: str, clouds_in: CloudsIn, num_points: int, splits: tuple[str, ...], task: Any) -> bool:
+    """What `clouds_in` says, or for `auto` what the size of the data and the free memory ask for; that is printed.
+
+    Args:
+        source: The data set; it is listed, not read.
+        clouds_in: As a command's option.
+        num_points: N, points per cloud that the model sees.
+        splits: The parts of the data set that are wanted.
+        task: What the clouds are for.
+
+    Raises:
+        ValueError: Clouds on disk for a task that needs them in memory.
+    """
+    if not task.can_stay_on_disk:
+        if clouds_in == "disk":
+            raise ValueError(f"clouds_in must be auto or memory for {task.name}, which keeps its points in memory")
+        return False
+    if clouds_in != "auto":
+        return clouds_in == "disk"
+    if not task.can_be_left(source):
+        return False
+    count, needed = 0, 0
+    for split in splits:
+        dataset = task.load(source, split, None, lazy=True)
+        count += len(dataset)
+        needed += task.bytes_in_memory(dataset, num_points)
+    free = free_memory() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # of this machine's processes each has its own
+    if needed <= _MOST * free:
+        return False
+    if rank_and_world()[0] == 0:
+        print(
+            f"{count:,} clouds would take {needed / 2**30:.1f} GiB of {free / 2**30:.1f} GiB free memory: they stay on "
+            "disk and are read as they are needed (--clouds-in memory would keep them; for training, --workers 2 reads "
+            "ahead)",
+            file=sys.stderr,
+        )
+    return True
+
+
+def can_be_left(source: str) -> bool:
+    """Whether the form of a data set allows its clouds to be read one by one."""
+    if source.startswith(f"{PREFIX}:"):
+        return False
+    layout, path, _ = resolve(source)
+    return layout != EMBEDDED and not (layout == "modelnet40" and modelnet40.form(path) == "cache")
+
+
+def bytes_in_memory(dataset: Any, num_points: int) -> int:
+    """How much its clouds take in memory while they are read and cut: at most, where their sizes are not known."""
+    spare = math.ceil(SPARE * num_points)
+    if dataset.sizes is None:
+        return _POINT * spare * len(dataset)
+    # Files of many clouds are read whole before their clouds are cut.
+    return _POINT * sum(size + min(size, spare) for size in dataset.sizes)

@@ -1,0 +1,1 @@
+"""What people look at: pages, token maps, embeddings, the service."""

@@ -1,0 +1,219 @@
+"""Clouds coloured by what the adapted model makes of them."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pointpeft.drawing import viewer
+from pointpeft.files import write_atomically
+from pointpeft.runs.evaluate import Adapted, label_room
+from pointpeft.tasks.parts.metrics import predicted_parts
+from pointpeft.tasks.parts.report import draw_amounts, draw_cloud
+from pointpeft.training.run_folder import write_text
+from pointpeft.view import token_maps
+from pointpeft.view.token_maps import look
+
+DEPTH, CLASS, PART, TRUE_PART = "depth", "class", "part", "true part"
+POINT_CLASS, TRUE_POINT_CLASS = "class of each point", "true class of each point"
+ROOM_POINTS = 8000  # of a room that are shown; all are classified
+CEILING = "ceiling"  # left out, because it hides the room
+MEANING = {
+    DEPTH: "nearer points are lighter",
+    CLASS: "the class that the cloud is taken for",
+    PART: "the part that each point is taken for",
+    TRUE_PART: "the part that each point is",
+    POINT_CLASS: "the class that each point of the room is taken for; without the ceiling, which hides the room",
+    TRUE_POINT_CLASS: "the class that each point of the room is; without the ceiling",
+    **token_maps.MEANING,
+}
+
+
+@dataclass
+class Card:
+    """One cloud and what the model made of it.
+
+    Attributes:
+        name: Of the file or cloud.
+        xyz: [N, 3]
+        said: Class or category; of a room, how many points it has.
+        sure: Probability of `said`; the share of points of the right part or class where those are known; else None.
+        true: The true class, where it is known.
+        labels: By name the layers of names: class or part of each point, int64 [N], and the names by index.
+        amounts: By name the layers of numbers. [N] each
+        memory: See `Seen`.
+    """
+
+    name: str
+    xyz: Tensor
+    said: str
+    sure: float | None
+    true: str | None
+    labels: dict[str, tuple[Tensor, Sequence[str]]]
+    amounts: dict[str, Tensor]
+    memory: list[tuple[int, float]] = field(default_factory=list)
+
+
+def class_card(adapted: Adapted, xyz: Tensor, name: str, true: str | None = None) -> Card:
+    """A cloud for a classifier. [N, 3]"""
+    seen = look(adapted.model, xyz)
+    probability, predicted = seen.output.softmax(0).max(0)
+    labels = predicted.expand(len(xyz))
+    said = adapted.classes[int(predicted)]
+    named: dict[str, tuple[Tensor, Sequence[str]]] = {CLASS: (labels, adapted.classes)}
+    return Card(name, xyz, said, float(probability), true, named, seen.layers, seen.memory)
+
+
+def part_card(adapted: Adapted, xyz: Tensor, name: str, kind: int, true_parts: Tensor | None = None) -> Card:
+    """A cloud of the category with index `kind`, for a model of part segmentation. [N, 3], int64 [N]"""
+    index = torch.tensor([kind])
+    inputs = {"category": index} if adapted.model.num_categories else {}
+    parts = tuple(adapted.metadata["parts"])
+    allowed = torch.zeros(len(adapted.classes), len(parts), dtype=torch.bool)
+    allowed[kind, adapted.metadata["parts of"][kind]] = True
+    seen = look(adapted.model, xyz, **inputs)
+    labels = predicted_parts(seen.output[None], index, allowed)[0]
+    named: dict[str, tuple[Tensor, Sequence[str]]] = {PART: (labels, parts)}
+    right = None
+    if true_parts is not None:
+        named[TRUE_PART] = (true_parts, parts)
+        right = float((labels == true_parts).float().mean())
+    return Card(name, xyz, adapted.classes[kind], right, None, named, seen.layers, seen.memory)
+
+
+def room_card(adapted: Adapted, xyz: Tensor, name: str, true_labels: Tensor | None = None) -> Card:
+    """A room for a model of semantic segmentation, thinned and without what is, or is taken for, its ceiling.
+
+    Args:
+        adapted: A model of semantic segmentation.
+        xyz: In metres, z up. [n, 3]
+        name: Of the room.
+        true_labels: Class of each point, where it is known. int64, [n]
+    """
+    labels = label_room(adapted, xyz)
+    inner = torch.ones(len(xyz), dtype=torch.bool)
+    if CEILING in adapted.classes:
+        inner = (labels if true_labels is None else true_labels) != adapted.classes.index(CEILING)
+    kept = inner.nonzero().flatten() if inner.any() else torch.arange(len(xyz))
+    kept = kept[torch.randperm(len(kept), generator=torch.Generator().manual_seed(0))[:ROOM_POINTS]]
+    named: dict[str, tuple[Tensor, Sequence[str]]] = {POINT_CLASS: (labels[kept], adapted.classes)}
+    right = None
+    if true_labels is not None:
+        named[TRUE_POINT_CLASS] = (true_labels[kept], adapted.classes)
+        right = float((labels == true_labels).float().mean())
+    return Card(name, xyz[kept], f"room of {len(xyz)} points", right, None, named, {})
+
+
+def entry(card: Card) -> dict[str, Any]:
+    """A card for the script of a page, ready for JSON."""
+    named = {name: viewer.classes(labels, names) for name, (labels, names) in card.labels.items()}
+    return {
+        "name": card.name,
+        "true": card.true,
+        "said": card.said,
+        "sure": card.sure,
+        "memory": [f"{column} ({cosine:.2f})" for column, cosine in card.memory],
+        "points": viewer.quantised(card.xyz),
+        "layers": named | {name: viewer.amounts(values) for name, values in card.amounts.items()},
+    }
+
+
+def page(cards: Sequence[Card], up_axis: str) -> str:
+    """One HTML page without any outside reference: the clouds, and a choice of what colours them."""
+    entries = [entry(card) for card in cards]
+    known = [DEPTH, *dict.fromkeys(name for told in entries for name in told["layers"])]
+    # "<" is escaped so that no name of a file or class can end the script element.
+    data, told = (
+        json.dumps(value).replace("<", "\\u003c") for value in (entries, {name: MEANING[name] for name in known})
+    )
+    return (
+        PAGE.replace("@UP@", viewer.up_options(up_axis))
+        .replace("@STYLE@", viewer.STYLE)
+        .replace("@VIEWER@", viewer.SCRIPT)
+        .replace("@LAYERS@", viewer.LAYERS)
+        .replace("@MEANINGS@", told)
+        .replace("@DATA@", data)
+    )
+
+
+def picture(cards: Sequence[Card], up_axis: str) -> Any:
+    """A figure with a row per cloud and a column per layer."""
+    from matplotlib.figure import Figure  # no pyplot: it would choose a window system
+
+    columns = list(dict.fromkeys(name for card in cards for name in (*card.labels, *card.amounts)))
+    figure = Figure(figsize=(3.4 * len(columns), 3.4 * len(cards)), layout="constrained")
+    for i, card in enumerate(cards):
+        size = 4 if len(card.xyz) <= ROOM_POINTS // 2 else 1
+        for j, name in enumerate(columns):
+            axes = figure.add_subplot(len(cards), len(columns), i * len(columns) + j + 1, projection="3d")
+            axes.set_axis_off()
+            title = name if j else f"{card.said}{'' if card.sure is None else f' {card.sure:.0%}'}\n{card.name}"
+            axes.set_title(title, fontsize=8)
+            if name in card.labels:
+                labels, names = card.labels[name]
+                handles = draw_cloud(axes, card.xyz, labels, range(len(names)), up_axis, size=size)
+                if name != CLASS:
+                    own = labels.unique().tolist()
+                    axes.legend(
+                        [handles[part] for part in own], [names[part] for part in own], fontsize=6, markerscale=3
+                    )
+            elif name in card.amounts:
+                drawn = draw_amounts(axes, card.xyz, card.amounts[name], up_axis, size=size)
+                figure.colorbar(drawn, ax=axes, shrink=0.6)
+    return figure
+
+
+def write(folder: Path, cards: Sequence[Card], up_axis: str) -> tuple[Path, Path]:
+    """Writes show.html and show.png into a folder and returns their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "show.html", page(cards, up_axis))
+    figure = picture(cards, up_axis)
+    write_atomically(folder / "show.png", lambda path: figure.savefig(path, dpi=120, format="png"))
+    return folder / "show.html", folder / "show.png"
+
+
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>Clouds as the model sees them</title>
+<meta name="viewport" content="width=device-width">
+<style>
+@STYLE@#grid{grid-template-columns:repeat(auto-fill,minmax(340px,1fr))}
+</style></head><body>
+<h1>Clouds as the model sees them</h1>
+<p><label>Colour <select id="layer"></select></label> <label>Up axis <select id="up">@UP@</select></label>
+<small>drag to turn, wheel to zoom, double click to reset</small></p>
+<p id="meaning"></p>
+<div id="grid"></div>
+<script>
+"use strict";
+@VIEWER@
+@LAYERS@
+known(@MEANINGS@);
+const clouds = @DATA@;
+for (const cloud of clouds) {
+  const figure = document.createElement("figure"), canvas = document.createElement("canvas");
+  figure.appendChild(canvas);
+  const caption = document.createElement("figcaption");
+  const right = cloud.true === null || cloud.true === cloud.said;
+  text(caption, "span", cloud.said + (cloud.sure === null ? "" : ` ${(100 * cloud.sure).toFixed(0)}%`),
+    right ? "true" : "said");
+  if (!right) text(caption, "span", `, is ${cloud.true}`);
+  caption.appendChild(document.createElement("br"));
+  text(caption, "small", cloud.name);
+  if (cloud.memory.length) {
+    caption.appendChild(document.createElement("br"));
+    text(caption, "small", "recalls columns of the memory bank: " + cloud.memory.join(", "));
+  }
+  caption.appendChild(document.createElement("br"));
+  const legend = document.createElement("small");
+  caption.appendChild(legend);
+  figure.appendChild(caption);
+  document.getElementById("grid").appendChild(figure);
+  add(open(canvas, cloud.points), cloud.layers, legend);
+}
+choose(); // the grid is as wide as it will be
+</script></body></html>
+"""

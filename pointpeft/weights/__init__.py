@@ -1,0 +1,1 @@
+"""Parameter names, and pre-trained weights by name or file."""

@@ -1,0 +1,238 @@
+"""The cases of the adapters' operations and of the tokenizer."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pointpeft import ops
+from pointpeft.ops.frozen.attention import heads
+from tests.hardening.fuzz.case import CASES, Case, case_of, even, largest, layer, tame, tokens
+from tests.hardening.fuzz.draw import FLOATS, Draw
+
+
+def elementwise(draw: Draw) -> Case:
+    dtype, channels = draw.choice(FLOATS), draw.size(129)
+    x = tokens(draw, dtype, channels)
+    weights = layer(draw, dtype, {"gamma": (channels,), "beta": (channels,)})
+    return Case({"x": x, **weights}, (), None, ("x", "gamma", "beta"), tame(x))
+
+
+CASES["scale_shift"] = CASES["scale_shift_gelu"] = elementwise
+
+
+@case_of
+def layer_norm_scale_shift(draw: Draw) -> Case:
+    dtype, channels = draw.choice(FLOATS), draw.size(129)
+    names = ("weight", "bias", "gamma", "beta")
+    x = tokens(draw, dtype, channels)
+    calm = tame(x) and not even(x)
+    weights = layer(draw, dtype, dict.fromkeys(names, (channels,)))
+    if dtype.itemsize == 2 and draw.happens(0.4):  # as LayerNorm allows
+        weights = {name: weight.float() if draw.happens(0.5) else weight for name, weight in weights.items()}
+    if draw.happens(0.2):
+        weights = {name: weights[name] for name in names[:2]}
+    asked = {"dtype": draw.choice(FLOATS)} if draw.happens(0.3) else {}
+    return Case({"x": x, **weights, **asked}, (), None, ("x", *names), calm)
+
+
+def attended(y: Tensor, num_heads: int, nudge: Callable[[Tensor], Tensor], kept: Tensor | None) -> Tensor:
+    """Attention, whose backward takes from `kept` what the rounding of the result has changed.
+
+    The gradient of a score is share · (gradient · value - gradient · result). Where the values of all tokens are nearly
+    the same its two terms cancel, but for the rounding of their sums, and of the result that every fused attention
+    keeps for its backward. What more is wrong with a result is not taken over.
+    """
+    exact = ops.attention_reference(y, num_heads)
+    if not y.numel():
+        return exact
+    mixed = exact.detach()
+    error = nudge(mixed) - mixed
+    q, k, v = heads(y, num_heads)
+    if kept is not None:
+        rounding = torch.finfo(kept.dtype).eps + 8 * torch.finfo(torch.promote_types(kept.dtype, torch.float32)).eps
+        most = v.detach().abs().amax(-2, keepdim=True).expand(v.shape).transpose(1, 2).reshape(mixed.shape)
+        error = error + (kept.double() - mixed).clamp(-rounding * most, rounding * most)
+    total = (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).logsumexp(-1).transpose(1, 2)  # its gradient: the shares
+    nothing = (total - total.detach()).repeat_interleave(v.shape[-1], -1)
+    return exact - error * nothing
+
+
+def scaled_attended(z: Tensor, gamma: Tensor, beta: Tensor, kept: Tensor | None, stored: bool, **others: Any) -> Tensor:
+    y = gamma * z + beta
+    if kept is not None and stored:
+        y = y + (y.to(kept.dtype) - y).detach()
+    return attended(y, kept=kept, **others)
+
+
+@case_of
+def scale_shift_attention(draw: Draw) -> Case:
+    dtype = draw.choice(FLOATS)
+    num_heads = draw.choice([1, 2, 3, 6])
+    width = 3 * num_heads * draw.choice([1, 3, 8, 16])
+    z = tokens(draw, dtype, width, 3)
+    weights = layer(draw, dtype, {"gamma": (width,), "beta": (width,)})
+    learns = ("z", "gamma", "beta")
+    arguments = {"z": z, **weights, "num_heads": num_heads}
+    return Case(arguments, learns=learns, tame=tame(z), inside=scaled_attended)
+
+
+def projected(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    kept: Tensor | None,
+    stored: bool,
+    **others: Any,
+) -> Tensor:
+    z = ops.frozen_linear_reference(x, weight, bias)
+    if kept is not None and stored:
+        z = z + (z.to(kept.dtype) - z).detach()
+    if gamma is None or beta is None:
+        return attended(z, kept=kept, **others)
+    return scaled_attended(z, gamma, beta, kept, stored, **others)
+
+
+@case_of
+def frozen_attention(draw: Draw) -> Case:
+    dtype, c = draw.choice(FLOATS), draw.size(33)
+    num_heads = draw.choice([1, 2, 3, 6])
+    rows = 3 * num_heads * draw.choice([1, 3, 8, 16])
+    shapes = {"weight": (rows, c), "bias": (rows,), "gamma": (rows,), "beta": (rows,)}
+    arguments = {"x": tokens(draw, dtype, c, 3), **layer(draw, dtype, shapes), "num_heads": num_heads}
+    for names in (["bias"], ["gamma", "beta"]):
+        if draw.happens(0.3):
+            arguments |= dict.fromkeys(names)
+    learns = ("x", "gamma", "beta") if draw.happens(0.5) else ()
+    return Case(arguments, learns=learns, tame=tame(arguments["x"]), inside=projected)
+
+
+@case_of
+def attention(draw: Draw) -> Case:
+    dtype = draw.choice(FLOATS)
+    num_heads = draw.choice([1, 2, 3, 6])
+    z = tokens(draw, dtype, 3 * num_heads * draw.choice([1, 3, 8, 16]), 3)
+    learns = ("z",) if draw.happens(0.5) else ()
+
+    def inside(z: Tensor, stored: bool, **others: Any) -> Tensor:  # z is stored as it is
+        return attended(z, **others)
+
+    return Case({"z": z, "num_heads": num_heads}, learns=learns, tame=tame(z), inside=inside)
+
+
+@case_of
+def scale_shift_mlp(draw: Draw) -> Case:
+    dtype, c, h = draw.choice(FLOATS), draw.size(33), draw.size(65)
+    shapes = {"w1": (h, c), "b1": (h,), "gamma1": (h,), "beta1": (h,)}
+    shapes |= {"w2": (c, h), "b2": (c,), "gamma2": (c,), "beta2": (c,)}
+    x = tokens(draw, dtype, c)
+    learns = ("x", "gamma1", "beta1", "gamma2", "beta2")
+    return Case({"x": x, **layer(draw, dtype, shapes)}, (), None, learns, tame(x))
+
+
+@case_of
+def frozen_mlp(draw: Draw) -> Case:
+    dtype, c, h = draw.choice(FLOATS), draw.size(33), draw.size(65)
+    x = tokens(draw, dtype, c)
+    maps = layer(draw, dtype, {"w1": (h, c), "b1": (h,), "w2": (c, h), "b2": (c,)})
+    return Case({"x": x, **maps}, (), None, ("x",) if draw.happens(0.5) else (), tame(x))
+
+
+@case_of
+def frozen_linear(draw: Draw) -> Case:
+    dtype, c, o = draw.choice(FLOATS), draw.size(129), draw.size(129)
+    shapes = {"weight": (o, c), "bias": (o,), "gamma": (o,), "beta": (o,)}
+    arguments = {"x": tokens(draw, dtype, c), **layer(draw, dtype, shapes)}
+    for names in (["bias"], ["gamma", "beta"]):
+        if draw.happens(0.3):
+            arguments |= dict.fromkeys(names)
+    x = arguments["x"]
+    return Case(arguments, (), None, ("x", "gamma", "beta"), tame(x))
+
+
+@case_of
+def adapted_mlp(draw: Draw) -> Case:
+    dtype, c, h, r = draw.choice(FLOATS), draw.size(33), draw.size(65), draw.size(17)
+    arguments, calm = adapter(draw, {}, c, dtype)
+    mixed = dtype.itemsize == 2 and draw.happens(0.3)
+    shapes = {
+        "norm": [(c,)] * 4,
+        "mlp": [(h, c), (h,), (h,), (h,), (c, h), (c,), (c,), (c,)],
+        "adapter": [(c,), (c,), (1, c), (1,), (r, c), (r,), (c, r), (c,)],
+    }
+    for name, each in shapes.items():
+        made = layer(draw, dtype, dict(enumerate(each))).values()
+        arguments[name] = tuple(t.float() if mixed and name == "norm" and draw.happens(0.6) else t for t in made)
+    arguments |= {"norm_eps": draw.choice([1e-5, 1e-3]), "eps": draw.choice([1e-5, 1e-3])}
+    learns = [f"{name}[{i}]" for name in ("norm", "adapter") for i in range(len(shapes[name]))]
+    learns += ["x", "branch", "mlp[2]", "mlp[3]", "mlp[6]", "mlp[7]"]
+    x = arguments["x"]
+    for name, at in (("norm", 2), ("mlp", 2), ("mlp", 6)):
+        if draw.happens(0.2):  # folded into what stands before them
+            arguments[name] = (*arguments[name][:at], None, None, *arguments[name][at + 2 :])
+    if draw.happens(0.4):
+        arguments["branch"] = draw.floats(*x.shape, dtype=dtype, kind="normal")
+        calm = calm and not even(x + arguments["branch"])
+    # The scale's ReLU may fall to either side in a short dtype, and u = γ ⊙ LN(x) + β may be even where γ is.
+    calm = calm and dtype.itemsize > 2 and c > 3 and not even(x)
+    return Case(arguments, (), None, tuple(learns), calm)
+
+
+def adapter(draw: Draw, shapes: dict[str, tuple[int, ...]], c: int, dtype: torch.dtype) -> tuple[dict[str, Any], bool]:
+    x = tokens(draw, dtype, c, 3)
+    seed = torch.tensor(draw.getrandbits(62)) if draw.happens(0.7) else None
+    training = draw.happens(0.5) and seed is not None  # without a seed no two calls drop alike
+    dropout = draw.choice([0.0, 0.1, 0.9])
+    arguments = {"x": x, **layer(draw, dtype, shapes), "dropout_p": dropout, "training": training, "seed": seed}
+    return arguments, tame(x)
+
+
+@case_of
+def bottleneck_adapter(draw: Draw) -> Case:
+    dtype, c, r = draw.choice(FLOATS), draw.size(65), draw.size(33)
+    shapes = {"down_weight": (r, c), "down_bias": (r,), "up_weight": (c, r), "up_bias": (c,)}
+    arguments, calm = adapter(draw, shapes, c, dtype)
+    arguments |= {"multiplier": draw.choice([1.0, 0.1, 0.0, -2.0]), "activation": draw.choice(["gelu", "relu"])}
+    return Case(arguments, (), None, ("x", *shapes), calm and arguments["activation"] == "gelu")
+
+
+@case_of
+def dynamic_adapter(draw: Draw) -> Case:
+    dtype, c, r = draw.choice(FLOATS), draw.size(65), draw.size(33)
+    shapes = {"ln_weight": (c,), "ln_bias": (c,), "scale_weight": (1, c), "scale_bias": (1,)}
+    shapes |= {"down_weight": (r, c), "down_bias": (r,), "up_weight": (c, r), "up_bias": (c,)}
+    arguments, calm = adapter(draw, shapes, c, dtype)
+    arguments["with_prompt"] = draw.happens(0.4)
+    x = arguments["x"]
+    # The scale's ReLU may fall to either side in a short dtype.
+    calm = calm and dtype.itemsize > 2 and not even(x)
+    return Case(arguments, (), None, ("x", *shapes), calm)
+
+
+@case_of
+def patch_embed(draw: Draw) -> Case:
+    dtype = draw.choice(FLOATS)
+    h1, h2, h3, c = (draw.size(33) for _ in range(4))
+    shapes = [(h1, 3), (h1,), (h2, h1), (h2,), (h3, 2 * h2), (h3,), (c, h3), (c,)]
+    weights = ops.PatchEmbedWeights(*layer(draw, dtype, dict(enumerate(shapes))).values())
+    patches = draw.floats(draw.choice([0, 1, 2]), draw.size(17), draw.size(33), 3, dtype=dtype, nonfinite=0.05)
+    return Case(
+        {"patches": patches, "weights": weights},
+        tame=tame(patches),
+        size=max(1.0, largest(patches)),  # biases are of that size
+    )
+
+
+@case_of
+def patch_embed_statistics(draw: Draw) -> Case:
+    dtype = draw.choice(FLOATS)
+    h1, h2, h3 = (draw.size(33, 1) for _ in range(3))
+    patches = draw.floats(draw.choice([0, 1, 2]), draw.size(17), draw.size(33), 3, dtype=dtype, kind="normal")
+    first = layer(draw, dtype, {"w1": (h1, 3), "b1": (h1,), "gamma1": (h1,), "beta1": (h1,)})
+    second = layer(draw, dtype, {"w2": (h2, h1), "b2": (h2,), "w3": (h3, 2 * h2), "b3": (h3,)})
+    # Over few points a first variance near zero divides by its own rounding.
+    calm = patches.numel() > 3 * 64
+    return Case({"patches": patches, **first, "eps1": 1e-5, **second}, tame=calm, size=1.0)

@@ -1,0 +1,110 @@
+import csv
+import json
+import os
+
+import pytest
+
+from pointpeft.runs.compare import compare
+from pointpeft.runs.comparison_report import caption, latex
+from pointpeft.runs.config import CompareConfig
+from tests.training.conftest import TINY_MODEL, write_parts
+
+BACKBONE = tuple(pair for pair in TINY_MODEL if not pair.startswith("rank"))
+
+
+def config(folder, output, **changes):
+    options = {
+        "methods": ("linear", "dapt:rank=4"),
+        "seeds": 2,
+        "epochs": 2,
+        "batch_size": 8,
+        "num_points": 64,
+        "set": BACKBONE,
+        "checkpoint": "none",
+        "device": "cpu",
+        "quiet": True,
+    }
+    return CompareConfig(data=str(folder), output=output, **{**options, **changes})
+
+
+def test_a_comparison_is_completed_not_repeated(clouds_folder, tmp_path):
+    output = tmp_path / "compare"
+    first = compare(config(clouds_folder, output, seeds=1))
+    assert not first["failures"]
+    assert [row["method"] for row in first["rows"]] == ["linear", "dapt:rank=4"]
+    assert first["rows"][0]["trained"] < first["rows"][1]["trained"]
+    for row in first["rows"]:
+        seed = output / row["method"].replace(":", "_") / "seed-0"
+        kept = json.loads((seed / "result.json").read_text())["selection"]["epoch"]
+        with open(seed / "log.csv") as file:
+            losses = [float(line["loss"]) for line in csv.DictReader(file)]
+        assert row["training loss"] == round(losses[kept], 3)
+    done = sorted(output.rglob("seed-0/result.json"))
+    assert len(done) == 2
+    times = [path.stat().st_mtime_ns for path in done]
+    os.remove(output / "result.json")
+    second = compare(config(clouds_folder, output))
+    assert [row["seeds"] for row in second["rows"]] == [2, 2]
+    assert [path.stat().st_mtime_ns for path in done] == times
+    with open(output / "table.csv") as file:
+        assert [row["method"] for row in csv.DictReader(file)] == ["linear", "dapt:rank=4"]
+    assert json.loads((output / "result.json").read_text())["rows"] == second["rows"]
+    assert second["rows"][0]["p against the first"] is None
+    assert 0 < second["rows"][1]["p against the first"] <= 1
+    assert "dapt:rank=4" in (output / "table.md").read_text()
+    assert (output / "table.tex").read_text().count("\\\\") == 3  # the headings and two rows
+    page = (output / "table.html").read_text()
+    assert "data:image/png;base64," in page
+    assert "http" not in page
+    with pytest.raises(ValueError, match="holds a comparison with other options"):
+        compare(config(clouds_folder, output, epochs=3))
+
+
+def test_a_failing_method_does_not_keep_the_others_from_their_result(clouds_folder, tmp_path):
+    facts = compare(config(clouds_folder, tmp_path / "c", methods=("nope", "linear"), seeds=1))
+    assert [row["method"] for row in facts["rows"]] == ["linear"]
+    assert "unknown method 'nope'" in facts["failures"]["nope seed 0"]
+
+
+def test_parts_are_compared_by_their_iou(tmp_path):
+    wanted = config(
+        write_parts(tmp_path / "parts.h5"), tmp_path / "c", task="part_segmentation", methods=("linear",), seeds=1
+    )
+    facts = compare(wanted)
+    assert not facts["failures"]
+    assert 0 < facts["rows"][0]["instance mIoU"] < 1
+    text = (tmp_path / "c" / "table.md").read_text()
+    assert "| instance mIoU | class mIoU |" in text
+    assert f"{facts['rows'][0]['class mIoU']:.1%} ± 0.0%" in text
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seeds": 0}, "seeds must be at least 1"),
+        ({"methods": ("dapt", "dapt")}, "name each method once"),
+        ({"methods": ()}, "name each method once"),
+        ({"methods": ("dapt:rank",)}, "METHOD:NAME=VALUE"),
+        ({"methods": ("dapt:lr=fast",)}, "lr in 'dapt:lr=fast' must be a number"),
+    ],
+)
+def test_wrong_arguments_are_named(change, message, clouds_folder, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        compare(config(clouds_folder, tmp_path / "c", **change))
+
+
+def test_numbers_chosen_on_the_test_set_are_marked(clouds_folder, tmp_path):
+    facts = compare(config(clouds_folder, tmp_path / "c", methods=("linear",), seeds=1, select="test-best"))
+    assert "TEST SET CHOSE" in caption(facts["rows"], "test-best")
+    for name in ("table.md", "table.tex", "table.html"):
+        assert "TEST SET CHOSE" in (tmp_path / "c" / name).read_text()
+
+
+def test_latex_escapes_what_it_must():
+    row = {
+        "method": "a_b:lr=1e-3", "trained": 1234, "trained %": 1.5, "overall accuracy": 0.5, "std": 0.1,
+        "mean class accuracy": 0.25, "class std": 0.0, "seeds": 2, "peak memory MiB": 10, "clouds per second": 1.5,
+        "training seconds": 3.0, "training loss": None, "p against the first": None,
+    }  # fmt: skip
+    text = latex([row], "val-best")
+    assert r"a\_b:lr=1e-3 & 1,234 & 1.5 \% & 50.0\% $\pm$ 10.0\%" in text

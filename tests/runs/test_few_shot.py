@@ -1,0 +1,80 @@
+from dataclasses import replace
+
+import pytest
+
+from pointpeft.cli.main import main
+from pointpeft.runs.config import FewShotConfig
+from pointpeft.runs.few_shot import few_shot
+from tests.training.conftest import TINY_MODEL, write_clouds
+
+
+@pytest.fixture
+def config(tmp_path):
+    return FewShotConfig(
+        data=str(write_clouds(tmp_path / "scans", per_class=6)),
+        ways=2,
+        shots=3,
+        folds=2,
+        methods=("linear", "dapt:rank=4"),
+        checkpoint="none",
+        set=TINY_MODEL[:-1],
+        epochs=2,
+        num_points=64,
+        device="cpu",
+        quiet=True,
+        output=tmp_path / "few",
+    )
+
+
+def test_every_method_sees_every_fold_and_the_table_is_their_mean(config):
+    facts = few_shot(config)
+    assert not facts["failures"]
+    assert [row["method"] for row in facts["rows"]] == ["linear", "dapt:rank=4"]
+    for row in facts["rows"]:
+        each = list(facts["accuracies"][row["method"]].values())
+        assert len(each) == row["folds"] == 2
+        assert row["overall accuracy"] == pytest.approx(sum(each) / 2, abs=1e-4)
+        assert row["std"] == pytest.approx(abs(each[0] - each[1]) / 2**0.5, abs=1e-4)
+    assert facts["protocol"]["test set used to select"] is False
+    text = (config.output / "table.md").read_text()
+    assert "2-way 3-shot accuracy" in text
+    assert "TEST SET" not in text
+
+
+def test_the_same_command_completes_and_another_recipe_is_refused(config):
+    few_shot(replace(config, methods=("linear",), folds=1))
+    first = config.output / "linear" / "fold-0" / "result.json"
+    written = first.stat().st_mtime_ns
+    (config.output / "linear" / "fold-1").mkdir()
+    facts = few_shot(replace(config, methods=("linear",)))
+    assert facts["rows"][0]["folds"] == 2
+    assert first.stat().st_mtime_ns == written
+    with pytest.raises(ValueError, match="holds a comparison with other options"):
+        few_shot(replace(config, methods=("linear",), epochs=3))
+
+
+def test_selection_on_the_test_set_is_marked(config):
+    facts = few_shot(replace(config, methods=("linear",), folds=1, select="test-best"))
+    assert facts["protocol"]["test set used to select"] is True
+    assert "ON THE TEST SET" in (config.output / "table.md").read_text()
+
+
+def test_a_fold_that_fails_is_reported_and_the_others_count(config, capsys):
+    facts = few_shot(replace(config, methods=("linear", "nothing"), folds=1))
+    assert list(facts["failures"]) == ["nothing fold 0"]
+    assert [row["method"] for row in facts["rows"]] == ["linear"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"), [({"folds": 0}, "folds must be"), ({"methods": ("dapt", "dapt")}, "name each method once")]
+)
+def test_wrong_options(config, change, message):
+    with pytest.raises(ValueError, match=message):
+        few_shot(replace(config, **change))
+
+
+def test_command(config, capsys):
+    arguments = ["few-shot", config.data, "--ways=2", "--shots=3", "--folds=1", "--methods", "linear"]
+    options = [f"--set={pair}" for pair in config.set] + ["--checkpoint=none", "--epochs=1", "--num-points=64"]
+    assert main([*arguments, *options, "--device=cpu", "--quiet", f"--output={config.output}"]) == 0
+    assert "| linear |" in capsys.readouterr().out
