@@ -48,7 +48,7 @@ def load_dataset(
     if num_points is not None and num_points < 1:
         raise ValueError(f"num_points must be at least 1, got {num_points}")
     if str(source).startswith(f"{few_shot.PREFIX}:"):
-        return few_shot.load_word(str(source), split, up_axis)
+        return few_shot.load_word(str(source), split, load_dataset, up_axis)
     layout, path, variant = resolve(source)
     if layout == EMBEDDED:
         return _embedded(split, num_points, up_axis)

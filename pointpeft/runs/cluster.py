@@ -3,7 +3,6 @@
 import logging
 import os
 import time
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -88,17 +87,10 @@ def _gpus(device: str, room: dict[str, float]) -> int:
 
 def _finetune_in(folder: str, run: FinetuneConfig) -> str | None:
     """Completes a run, whose paths are relative to a folder; what went wrong, or None."""
-    from pointpeft.runs.compare import resumed
-    from pointpeft.runs.finetune import finetune
+    from pointpeft.runs.complete import complete  # on the worker, so that this file needs no torch
 
     os.chdir(folder)
-    try:
-        finetune(resumed(run))
-    except (ValueError, OSError, ImportError) as error:
-        return str(error)
-    except Exception:
-        return traceback.format_exc()
-    return None
+    return complete(run)
 
 
 def predict_on_cluster(

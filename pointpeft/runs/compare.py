@@ -1,10 +1,8 @@
 """Methods side by side: the same data, the same recipe, several seeds, one table."""
 
 import csv
-import multiprocessing
 import re
 import statistics
-import traceback
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +13,7 @@ import numpy as np
 from pointpeft.files import write_json
 from pointpeft.runs.cluster import complete_all
 from pointpeft.runs.comparison_report import SCORES, as_csv, caption, latex, markdown, page
+from pointpeft.runs.complete import complete_in_process, result_path
 from pointpeft.runs.config import CompareConfig, FinetuneConfig
 from pointpeft.runs.paired import paired_p_value
 from pointpeft.training.run_folder import RunFolder, read_json, write_text
@@ -43,16 +42,19 @@ def compare(config: CompareConfig) -> dict[str, Any]:
     }
     same_recipe(config, folder, "compare", ("methods", "seeds", "seed", "output", "quiet", "device", "ray", "ray_cpus"))
     missing = {
-        f"{entry} seed {run.seed}": run for entry, wanted in runs.items() for run in wanted if not _result(run).exists()
+        f"{entry} seed {run.seed}": run
+        for entry, wanted in runs.items()
+        for run in wanted
+        if not result_path(run).exists()
     }
     if config.ray is not None and missing:
         failures = complete_all(missing, config.ray, config.ray_cpus)
     else:
-        failures = {name: error for name, run in missing.items() if (error := _complete(run)) is not None}
+        failures = {name: error for name, run in missing.items() if (error := complete_in_process(run)) is not None}
     rows = [
         _row(entry, wanted, tuple(SCORES[config.task]))
         for entry, wanted in runs.items()
-        if any(_result(run).exists() for run in wanted)
+        if any(result_path(run).exists() for run in wanted)
     ]
     for row in rows:
         row["p against the first"] = None if row is rows[0] else _p_value(runs[rows[0]["method"]], runs[row["method"]])
@@ -107,11 +109,6 @@ def run_config(config: Any, entry: str, seed: int, output: Path) -> FinetuneConf
     )
 
 
-def _result(run: FinetuneConfig) -> Path:
-    assert run.output is not None
-    return run.output / "result.json"
-
-
 def same_recipe(config: Any, folder: RunFolder, command: str, free: Sequence[str]) -> None:
     """A folder holds runs of one recipe; what is `free`, such as methods and seeds, may be added to it.
 
@@ -132,45 +129,9 @@ def _plain(config: Any) -> dict[str, Any]:
     return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(config).items()}
 
 
-def resumed(run: FinetuneConfig) -> FinetuneConfig:
-    """The run, from where it was stopped if it was started."""
-    started = (run.output / "config.json").exists()  # type: ignore[operator]
-    return replace(run, resume=run.output, output=None) if started else run
-
-
-def _complete(run: FinetuneConfig) -> str | None:
-    """Makes sure that the run's result is there; what went wrong, or None."""
-    config = resumed(run)
-    # A process of its own: its peak memory is its own, and a crash takes nothing with it.
-    context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_finetune, args=(config, sender))
-    process.start()
-    sender.close()
-    try:
-        error = receiver.recv()
-    except EOFError:
-        process.join()
-        error = f"the process ended with code {process.exitcode}"
-    process.join()
-    return error
-
-
-def _finetune(config: FinetuneConfig, sender: Any) -> None:
-    try:
-        from pointpeft.runs.finetune import finetune
-
-        finetune(config)
-        sender.send(None)
-    except (ValueError, OSError, ImportError) as error:
-        sender.send(str(error))
-    except Exception:
-        sender.send(traceback.format_exc())
-
-
 def _row(entry: str, runs: list[FinetuneConfig], scores: tuple[str, ...]) -> dict[str, Any]:
-    runs = [run for run in runs if _result(run).exists()]
-    found = [read_json(_result(run), "no result") for run in runs]
+    runs = [run for run in runs if result_path(run).exists()]
+    found = [read_json(result_path(run), "no result") for run in runs]
     overall, by_class = ([facts["test"][name] for facts in found] for name in scores)
     first = found[0]
     losses = [loss for run, facts in zip(runs, found, strict=True) if (loss := _training_loss(run, facts)) is not None]
@@ -193,7 +154,7 @@ def _row(entry: str, runs: list[FinetuneConfig], scores: tuple[str, ...]) -> dic
 
 def _training_loss(run: FinetuneConfig, facts: dict[str, Any]) -> float | None:
     """Of the epoch kept, from the run's log; above the others' it tells of too little training, not of too much."""
-    path, epoch = _result(run).with_name("log.csv"), facts["selection"]["epoch"]
+    path, epoch = result_path(run).with_name("log.csv"), facts["selection"]["epoch"]
     if not path.exists() or epoch is None:
         return None
     with open(path, newline="") as file:
@@ -205,7 +166,7 @@ def _p_value(first: list[FinetuneConfig], second: list[FinetuneConfig]) -> float
     pairs = [
         (_right(a), _right(b))
         for a, b in zip(first, second, strict=True)
-        if _result(a).exists() and _result(b).exists()
+        if result_path(a).exists() and result_path(b).exists()
     ]
     if not pairs or any(one is None or other is None for one, other in pairs):
         return None
@@ -215,7 +176,7 @@ def _p_value(first: list[FinetuneConfig], second: list[FinetuneConfig]) -> float
 
 def _right(run: FinetuneConfig) -> np.ndarray | None:
     """Whether each test cloud was classified rightly, from the file that the run left; None without that file."""
-    path = _result(run).with_name("predictions.csv")
+    path = result_path(run).with_name("predictions.csv")
     if not path.exists():
         return None
     with open(path, newline="") as file:

@@ -3,16 +3,15 @@
 import csv
 import io
 import statistics
-import traceback
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pointpeft.data.sets.few_shot import source_of
 from pointpeft.files import write_json
-from pointpeft.runs.compare import plain_name, resumed, run_config, same_recipe
+from pointpeft.runs.compare import plain_name, run_config, same_recipe
+from pointpeft.runs.complete import complete, result_path
 from pointpeft.runs.config import FewShotConfig, FinetuneConfig
-from pointpeft.runs.finetune import finetune
 from pointpeft.training.run_folder import RunFolder, read_json, write_text
 from pointpeft.training.selection import MEANING
 
@@ -44,7 +43,7 @@ def few_shot(config: FewShotConfig) -> dict[str, Any]:
     # Fold by fold, so that a stopped comparison has all methods on the same folds.
     for fold in range(config.folds):
         for entry in config.methods:
-            error = _complete(runs[entry][fold])
+            error = complete(runs[entry][fold])
             if error:
                 failures[f"{entry} fold {fold}"] = error
     results = {entry: _results(wanted) for entry, wanted in runs.items()}
@@ -94,23 +93,9 @@ def _run(config: FewShotConfig, entry: str, fold: int, folder: Path) -> Finetune
     return replace(run, data=source_of(config.data, config.ways, config.shots, fold, config.seed))
 
 
-def _complete(run: FinetuneConfig) -> str | None:
-    """Makes sure that the run's result is there; what went wrong, or None."""
-    assert run.output is not None
-    if (run.output / "result.json").exists():
-        return None
-    try:
-        finetune(resumed(run))
-    except (ValueError, OSError, ImportError) as error:
-        return str(error)
-    except Exception:
-        return traceback.format_exc()
-    return None
-
-
 def _results(runs: list[FinetuneConfig]) -> dict[int, dict[str, Any]]:
     """The results that are there, by fold."""
-    paths = {fold: run.output / "result.json" for fold, run in enumerate(runs) if run.output is not None}
+    paths = {fold: result_path(run) for fold, run in enumerate(runs)}
     return {fold: read_json(path, "no result") for fold, path in paths.items() if path.exists()}
 
 

@@ -4,8 +4,9 @@ from dataclasses import fields
 from typing import Any
 
 from pointpeft.backbones import backbone_config
+from pointpeft.create import create_model
 from pointpeft.methods import method_class
-from pointpeft.model import PointModel, create_model
+from pointpeft.model import PointModel
 from pointpeft.runs.config import FinetuneConfig, PretrainConfig
 from pointpeft.runs.options import parse_options
 from pointpeft.weights.pretrained import pretrained_names

@@ -3,16 +3,16 @@
 import math
 import os
 import sys
-from typing import Any
+from typing import Any, Literal
 
 from pointpeft.data.loading import EMBEDDED, resolve
 from pointpeft.data.sets import modelnet40
 from pointpeft.data.sets.few_shot import PREFIX
-from pointpeft.runs.config import CloudsIn
 from pointpeft.tasks.batches import SPARE
 from pointpeft.training.memory import free_memory
 from pointpeft.training.processes import rank_and_world
 
+CloudsIn = Literal["auto", "memory", "disk"]
 _POINT = 12  # bytes
 _MOST = 0.5  # of the free memory
 

@@ -11,8 +11,8 @@ from pointpeft.cli.main import main
 from pointpeft.runs.cluster import connected
 from pointpeft.runs.compare import compare
 from pointpeft.runs.predict import units
+from tests.clouds import TINY, TINY_MODEL
 from tests.runs.test_compare import config
-from tests.training.conftest import TINY, TINY_MODEL
 
 MEASURED = ("peak memory MiB", "clouds per second", "training seconds")
 

@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from tests.training.conftest import TINY, TINY_MODEL
+from tests.clouds import TINY, TINY_MODEL
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 COMMAND = (sys.executable, "-m", "pointpeft")

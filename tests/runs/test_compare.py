@@ -7,7 +7,7 @@ import pytest
 from pointpeft.runs.compare import compare
 from pointpeft.runs.comparison_report import caption, latex
 from pointpeft.runs.config import CompareConfig
-from tests.training.conftest import TINY_MODEL, write_parts
+from tests.clouds import TINY_MODEL, write_parts
 
 BACKBONE = tuple(pair for pair in TINY_MODEL if not pair.startswith("rank"))
 

@@ -9,7 +9,7 @@ from pointpeft.cli.main import main
 from pointpeft.runs.config import EvaluateConfig, FinetuneConfig
 from pointpeft.runs.evaluate import evaluate
 from pointpeft.runs.finetune import finetune
-from tests.training.conftest import TINY, TINY_MODEL, write_clouds
+from tests.clouds import TINY, TINY_MODEL, write_clouds
 
 
 @pytest.fixture(scope="module")

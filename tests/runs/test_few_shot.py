@@ -5,7 +5,7 @@ import pytest
 from pointpeft.cli.main import main
 from pointpeft.runs.config import FewShotConfig
 from pointpeft.runs.few_shot import few_shot
-from tests.training.conftest import TINY_MODEL, write_clouds
+from tests.clouds import TINY_MODEL, write_clouds
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from pointpeft.runs.config import EvaluateConfig, FinetuneConfig
 from pointpeft.runs.evaluate import evaluate, load_run
 from pointpeft.runs.finetune import finetune, summarise
-from tests.training.conftest import TINY, TINY_MODEL, write_clouds
+from tests.clouds import TINY, TINY_MODEL, write_clouds
 
 
 @pytest.fixture

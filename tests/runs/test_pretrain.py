@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from pointpeft.runs.config import FinetuneConfig, PretrainConfig
 from pointpeft.runs.finetune import finetune
 from pointpeft.runs.pretrain import pretrain
-from tests.training.conftest import TINY, TINY_MODEL
+from tests.clouds import TINY, TINY_MODEL
 
 BACKBONE = tuple(pair for pair in TINY_MODEL if not pair.startswith("rank"))
 

@@ -1,5 +1,6 @@
 """Few-shot folds: W classes with S training clouds each, as published or drawn from any data set."""
 
+from collections.abc import Callable
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,11 @@ def source_of(source: str, ways: int, shots: int, fold: int, seed: int = 0) -> s
     return f"{PREFIX}:{source}:{ways}way{shots}shot:{fold}@{seed}"
 
 
-def load_word(word: str, split: str, up_axis: str | None = None) -> PointCloudDataset:
-    """One part of the fold that a word of `source_of`'s form names.
+Loader = Callable[..., PointCloudDataset]
+
+
+def load_word(word: str, split: str, load_source: Loader, up_axis: str | None = None) -> PointCloudDataset:
+    """One part of the fold that a word of `source_of`'s form names; arguments as in `load`.
 
     Raises:
         DataError: Another form, or what `load` raises.
@@ -38,7 +42,7 @@ def load_word(word: str, split: str, up_axis: str | None = None) -> PointCloudDa
         numbers = ways, shots, int(fold), int(seed or 0)
     except ValueError:
         raise DataError(f"a few-shot fold is {FORM}, got {word!r}") from None
-    return load(source, *numbers, split, up_axis)
+    return load(source, *numbers, split, up_axis, load_source=load_source)
 
 
 def load(
@@ -49,6 +53,8 @@ def load(
     seed: int = 0,
     split: str = "train",
     up_axis: str | None = None,
+    *,
+    load_source: Loader,
 ) -> PointCloudDataset:
     """One part of a fold.
 
@@ -66,6 +72,7 @@ def load(
         seed: Of drawn folds.
         split: "train" or "test".
         up_axis: The axis that points up; None: "y" for published folds, else the data set's own.
+        load_source: `load_dataset`, which stands above this file; called for sources that hold no published folds.
 
     Raises:
         DataError: The fold is missing or broken, or the data set has too few classes.
@@ -77,7 +84,7 @@ def load(
     folder = published_folder(Path(source).expanduser(), ways, shots)
     if folder is not None:
         return _published(folder / f"{fold}.pkl", ways, split, up_axis or UP_AXIS)
-    train, test = (_whole(str(source), part, up_axis) for part in ("train", "test"))
+    train, test = (_whole(load_source, str(source), part, up_axis) for part in ("train", "test"))
     return _drawn(train, test, ways, shots, fold, seed, split)
 
 
@@ -100,10 +107,8 @@ def published_folder(root: Path, ways: int, shots: int) -> Path | None:
 
 
 @lru_cache(maxsize=4)  # ten folds and several methods ask for the same two parts
-def _whole(source: str, split: str, up_axis: str | None) -> PointCloudDataset:
-    from pointpeft.data.loading import load_dataset
-
-    return load_dataset(source, split, up_axis=up_axis, lazy=True)
+def _whole(load_source: Loader, source: str, split: str, up_axis: str | None) -> PointCloudDataset:
+    return load_source(source, split, up_axis=up_axis, lazy=True)
 
 
 def _drawn(

@@ -1,4 +1,5 @@
 import pickle
+from functools import partial
 
 import h5py
 import numpy as np
@@ -6,10 +7,13 @@ import pytest
 import torch
 
 from pointpeft.data import DataError, load_dataset
-from pointpeft.data.sets.few_shot import load, source_of
-from tests.training.conftest import write_clouds
+from pointpeft.data.sets import few_shot
+from pointpeft.data.sets.few_shot import source_of
+from tests.clouds import write_clouds
 
 SHAPES = {name: (1.0, 0.2 * i + 0.1, 1.0) for i, name in enumerate("abcd")}
+
+load = partial(few_shot.load, load_source=load_dataset)
 
 
 def write_folds(root, ways=3, shots=2, folds=2, spelling="{}way_{}shot", classes=(7, 30, 2)):
