@@ -1,17 +1,14 @@
 """A backbone, a method that adapts it and a head, as one module from points to logits."""
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from pointpeft.backbones import backbone_config
 from pointpeft.heads import ClassificationHead, DenseFeatures, DenseHead, Pool, UpsamplingHead, tapped_blocks
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from pointpeft.methods.base import Method
     from pointpeft.weights.names import LoadReport
 
@@ -226,25 +223,6 @@ class PointModel(nn.Module):
         self.merged = True
         return self.requires_grad_(False)
 
-    def save_pretrained(self, folder: "str | Path", metadata: dict[str, Any] | None = None) -> None:
-        """Writes the adapter; see `pointpeft.checkpoints.save_adapter`."""
-        from pointpeft.checkpoints.adapter import save_adapter
-
-        save_adapter(self, folder, metadata)
-
-    @staticmethod
-    def from_pretrained(name: "str | Path", checkpoint: "str | Path | None" = None, **options: Any) -> "PointModel":
-        """The model of an adapter in a folder or on the hub; see `pointpeft.checkpoints.hub.from_pretrained`."""
-        from pointpeft.checkpoints.hub import from_pretrained
-
-        return from_pretrained(name, checkpoint, **options)
-
-    def push_to_hub(self, repo_id: str, metadata: dict[str, Any] | None = None, **options: Any) -> Any:
-        """Uploads the adapter with its model card; see `pointpeft.checkpoints.hub.push_to_hub`."""
-        from pointpeft.checkpoints.hub import push_to_hub
-
-        return push_to_hub(self, repo_id, metadata, **options)
-
     def config(self) -> dict[str, Any]:
         """What `create_from_config` needs to build this model again, ready for JSON."""
         return {
@@ -254,83 +232,3 @@ class PointModel(nn.Module):
             "task": self.task,
             "num_categories": self.num_categories,
         }
-
-
-def create_model(
-    backbone: str,
-    method: "str | Method" = "dapt",
-    num_classes: int | None = None,
-    checkpoint: "str | Path | None" = None,
-    *,
-    task: str = "classification",
-    num_categories: int = 0,
-    device: Any = None,
-    dtype: torch.dtype | None = None,
-    **options: Any,
-) -> PointModel:
-    """A backbone with a method attached.
-
-    Args:
-        backbone: A name from `pointpeft.backbones.backbone_names()`.
-        method: A name from `pointpeft.methods.method_names()`, or a `Method`.
-        num_classes: Number of logits.
-        checkpoint: Pre-trained weights of the backbone: a .pth or .safetensors file, or the name of one that the
-            package ships. None for fresh ones.
-        task: classification of clouds; part_segmentation or semantic_segmentation, of their points.
-        num_categories: Kinds of clouds in part segmentation, whose index the call takes as `category`; 0 for none.
-        device: Where the weights live; "meta" for no weights at all.
-        dtype: Of the weights.
-        options: Fields of the backbone's configuration and of the method, by name.
-
-    Returns:
-        The model in training mode.
-
-    Raises:
-        ValueError: An unknown name or option (the message lists the known ones), a value out of range, or a checkpoint
-            that does not fit.
-
-    Example:
-        >>> model = create_model("point_mae_tiny", "dapt", 10, rank=16)
-        >>> model(torch.rand(2, 1024, 3)).shape
-        torch.Size([2, 10])
-    """
-    from pointpeft.methods import Method, create_method, method_class
-
-    config = backbone_config(backbone)
-    backbone_fields = {f.name for f in fields(config)}
-    kind = type(method) if isinstance(method, Method) else method_class(method)
-    method_fields = {f.name for f in fields(kind)}
-    for key in options:
-        if key not in backbone_fields | method_fields:
-            known = f"backbone {', '.join(sorted(backbone_fields))}; method {', '.join(sorted(method_fields))}"
-            raise ValueError(f"unknown option {key!r} for {backbone!r} with {kind.name!r}; known: {known}")
-    if isinstance(method, Method):
-        given = sorted(method_fields & set(options))
-        if given:
-            raise ValueError(f"set {', '.join(given)} on the method object itself, not as an option beside it")
-    else:
-        method = create_method(method, **{key: options[key] for key in options if key in method_fields})
-    config = backbone_config(backbone, **{key: options[key] for key in options if key in backbone_fields})
-    built = config.build(device=device, dtype=dtype)
-    source = None
-    if checkpoint is not None:
-        from pointpeft.weights.pretrained import load_backbone
-
-        source = load_backbone(built, checkpoint)
-    # A method takes the loaded parameters over as they are, perhaps under another name: they are known by identity.
-    loaded = {id(p) for name, p in built.named_parameters() if source is not None and name in source.loaded}
-    model = PointModel(backbone, built, method, num_classes, task, num_categories)  # type: ignore[arg-type]
-    if source is not None:
-        names = frozenset(name for name, p in model.named_parameters() if id(p) in loaded)
-        model.origin = Origin(str(checkpoint), source.sha256, names)
-    return model
-
-
-def create_from_config(config: dict[str, Any], checkpoint: "str | Path | None" = None, **where: Any) -> PointModel:
-    """The model that `PointModel.config` describes, with fresh weights around the checkpoint's."""
-    from pointpeft.methods import create_method
-
-    method = create_method(config["method"]["name"], **config["method"]["fields"])
-    name, values = config["backbone"]["name"], config["backbone"]["fields"]
-    task = {key: config[key] for key in ("task", "num_categories") if key in config}  # older adapters classify
-    return create_model(name, method, config["num_classes"], checkpoint, **task, **where, **values)

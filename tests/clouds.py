@@ -1,8 +1,7 @@
-"""A tiny labelled folder of clouds, and the arguments that make a run of seconds."""
+"""Tiny labelled clouds on disk, and the arguments that make a run of seconds."""
 
 import h5py
 import numpy as np
-import pytest
 
 SHAPES = {"ball": (1.0, 1.0, 1.0), "disc": (1.0, 0.1, 1.0), "rod": (0.1, 1.0, 0.1)}
 # A run small enough for a test: 1 or 2 steps per epoch on a model of 2 blocks.
@@ -37,11 +36,6 @@ def write_parts(path, clouds=24, points=90, seed=0):
         file["classes"] = [b"ball", b"disc"]
         file["part_names"] = [b"ball/low", b"ball/high", b"disc/low", b"disc/high"]
     return path
-
-
-@pytest.fixture
-def clouds_folder(tmp_path):
-    return write_clouds(tmp_path / "scans")
 
 
 class FakeDataset:

@@ -10,6 +10,7 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read once, when Triton is imported
 
 from pointpeft.ops.core import library
+from tests.clouds import write_clouds
 
 # Processes of pytest-xdist share the cores among them.
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else min(2, os.cpu_count() or 1))
@@ -35,6 +36,11 @@ def pytest_collection_modifyitems(config, items):
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request):
     return torch.device(request.param)
+
+
+@pytest.fixture
+def clouds_folder(tmp_path):
+    return write_clouds(tmp_path / "scans")
 
 
 @pytest.fixture

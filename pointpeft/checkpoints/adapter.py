@@ -11,8 +11,9 @@ from torch import Tensor
 
 from pointpeft import __version__
 from pointpeft.checkpoints.card import model_card
+from pointpeft.create import create_from_config
 from pointpeft.files import sha256, write_atomically, write_json
-from pointpeft.model import PointModel, create_from_config
+from pointpeft.model import PointModel
 from pointpeft.weights.pretrained import find
 
 WEIGHTS, CONFIG, CARD = "adapter_model.safetensors", "adapter_config.json", "README.md"

@@ -80,7 +80,7 @@ def folded(model: PointModel) -> PointModel:
     """The model merged, in a copy; the model itself where it is merged already or its method has nothing to fold."""
     if model.merged or not model.method.mergeable:
         return model
-    from pointpeft.model import create_from_config
+    from pointpeft.create import create_from_config
 
     copy = create_from_config(model.config(), device=next(model.parameters()).device)
     copy.load_state_dict(model.state_dict())

@@ -1,7 +1,7 @@
 """Adapters on the Hugging Face hub, pushed through the mixin of its client.
 
-`PointModel` does not inherit the mixin: its saving removes a `config.json` of the folder, which may be a run's, and its
-loading asks the service for one, which fails offline.
+`PointModel` does not inherit that mixin: its saving removes a `config.json` of the folder, which may be a run's, and
+its loading asks the service for one, which fails offline.
 """
 
 from pathlib import Path
@@ -19,7 +19,7 @@ def from_pretrained(
     """The model of an adapter in a folder or on the hub, in evaluation mode.
 
     Args:
-        name: A folder that `save_pretrained` wrote, or "owner/name" on the hub.
+        name: A folder that `save_adapter` wrote, or "owner/name" on the hub.
         checkpoint: The backbone's pre-training, where the adapter names one that is not found.
         device: Where the weights live.
         dtype: Of the weights.

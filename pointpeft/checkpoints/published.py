@@ -10,9 +10,10 @@ from torch import Tensor
 
 from pointpeft.backbones import backbone_config, backbone_families
 from pointpeft.backbones.patch_embed import PatchEmbed
+from pointpeft.create import create_model
 from pointpeft.files import tensors_of, write_atomically
 from pointpeft.methods import Method, create_method, method_class, method_names
-from pointpeft.model import PointModel, create_model
+from pointpeft.model import PointModel
 from pointpeft.weights.names import LoadReport, load, logger, published_names, strip_prefixes
 
 # Every backbone here starts with this tokenizer: what lacks it is not one of ours.

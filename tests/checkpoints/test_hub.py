@@ -6,9 +6,8 @@ import pytest
 import torch
 import yaml
 
-from pointpeft import create_model
+from pointpeft import create_model, from_pretrained, push_to_hub, save_adapter
 from pointpeft.checkpoints.adapter import CARD, CONFIG, WEIGHTS, read_config
-from pointpeft.model import PointModel
 
 huggingface_hub = pytest.importorskip("huggingface_hub")
 FACTS = {
@@ -50,36 +49,36 @@ def hub(tmp_path, monkeypatch):
 
 
 def test_what_is_pushed_comes_back_with_its_logits(model, hub):
-    assert model.push_to_hub("me/adapter", FACTS) == "commit of me/adapter"
+    assert push_to_hub(model, "me/adapter", FACTS) == "commit of me/adapter"
     assert {path.name for path in (hub / "me/adapter").iterdir()} == {CARD, CONFIG, WEIGHTS}
-    again = PointModel.from_pretrained("me/adapter")
+    again = from_pretrained("me/adapter")
     xyz = torch.rand(2, 128, 3)
     assert torch.equal(model(xyz), again(xyz))
-    again.push_to_hub("me/copy")
+    push_to_hub(again, "me/copy")
     assert read_config(hub / "me/copy")["metadata"] == FACTS
 
 
 def test_a_folder_needs_no_hub_and_keeps_the_facts(model, tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "config.json").write_text("a run's")
-    model.save_pretrained(tmp_path / "a", FACTS)
+    save_adapter(model, tmp_path / "a", FACTS)
     assert (tmp_path / "a" / "config.json").read_text() == "a run's"
-    loaded = PointModel.from_pretrained(tmp_path / "a")
-    loaded.save_pretrained(tmp_path / "b")
+    loaded = from_pretrained(tmp_path / "a")
+    save_adapter(loaded, tmp_path / "b")
     assert read_config(tmp_path / "b")["metadata"] == FACTS
 
 
 def test_the_facts_of_other_weights_are_not_kept(model, tmp_path):
-    model.save_pretrained(tmp_path / "a", FACTS)
-    loaded = PointModel.from_pretrained(tmp_path / "a")
+    save_adapter(model, tmp_path / "a", FACTS)
+    loaded = from_pretrained(tmp_path / "a")
     with torch.no_grad():
         next(p for p in loaded.parameters() if p.requires_grad).add_(1)
-    loaded.save_pretrained(tmp_path / "b")
+    save_adapter(loaded, tmp_path / "b")
     assert read_config(tmp_path / "b")["metadata"] == {}
 
 
 def test_the_card_tells_numbers_and_how_they_were_measured(model, tmp_path):
-    model.save_pretrained(tmp_path, FACTS)
+    save_adapter(model, tmp_path, FACTS)
     card = huggingface_hub.ModelCard.load(tmp_path / CARD)
     result = card.data.eval_results[0]
     assert (result.dataset_name, result.metric_type, result.metric_value) == ("furniture", "accuracy", 0.8125)
@@ -92,7 +91,7 @@ def test_the_card_tells_numbers_and_how_they_were_measured(model, tmp_path):
 
 
 def test_a_card_without_facts_claims_no_numbers(model, tmp_path):
-    model.save_pretrained(tmp_path)
+    save_adapter(model, tmp_path)
     text = (tmp_path / CARD).read_text()
     assert set(yaml.safe_load(text.split("---")[1])) == {"library_name", "tags"}
     assert "Results" not in text
@@ -101,12 +100,12 @@ def test_a_card_without_facts_claims_no_numbers(model, tmp_path):
 
 def test_a_merged_model_and_a_wrong_name_are_refused(model, tmp_path):
     with pytest.raises(ValueError, match="'owner/name' on the hub, got 'nowhere'"):
-        PointModel.from_pretrained("nowhere")
+        from_pretrained("nowhere")
     with pytest.raises(ValueError, match="a merged model cannot be pushed"):
-        model.merge().push_to_hub("me/merged")
+        push_to_hub(model.merge(), "me/merged")
 
 
 def test_without_the_client_the_remedy_is_named(model, monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(ImportError, match=r"pip install 'pointpeft\[hub\]'"):
-        model.push_to_hub("me/adapter")
+        push_to_hub(model, "me/adapter")

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from pointpeft.cli.main import COMMANDS, STOPPED, main
+from tests.clouds import TINY, TINY_MODEL, write_clouds
 from tests.hardening.faults.runs import interrupt_imports
-from tests.training.conftest import TINY, TINY_MODEL, write_clouds
 
 QUICK = [
     *(f"--set={pair}" for pair in TINY_MODEL),

@@ -22,7 +22,7 @@ from pointpeft.runs.finetune import finetune
 from pointpeft.runs.pretrain import pretrain
 from pointpeft.tasks.batches import Clouds
 from pointpeft.tasks.inference import Voting
-from tests.training.conftest import TINY, TINY_MODEL, write_clouds, write_parts
+from tests.clouds import TINY, TINY_MODEL, write_clouds, write_parts
 
 
 def write_shards(root, train=24, test=12, points=90, seed=0):

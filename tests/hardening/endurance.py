@@ -20,8 +20,8 @@ from pointpeft import create_model
 from pointpeft.data.formats.readers import read_points
 from pointpeft.training.loop import Recipe, make_accelerator, train
 from pointpeft.training.run_folder import RunFolder
+from tests.clouds import TINY_MODEL, write_clouds
 from tests.hardening.fuzz.driver import write
-from tests.training.conftest import TINY_MODEL, write_clouds
 
 SAMPLES = 20
 MOST_GROWTH = 16 << 20  # bytes; allocators settle

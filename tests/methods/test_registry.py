@@ -104,7 +104,7 @@ def test_nothing_to_merge_is_said(name):
 def test_configurations_survive_json(name):
     import json
 
-    from pointpeft.model import create_from_config
+    from pointpeft.create import create_from_config
 
     model = make(name)
     config = json.loads(json.dumps(model.config()))

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from pointpeft.tasks.batches import Clouds, draw, fit, spread
-from tests.training.conftest import FakeDataset
+from tests.clouds import FakeDataset
 
 
 def rows(points):

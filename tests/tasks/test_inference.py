@@ -4,7 +4,7 @@ from torch import nn
 
 from pointpeft.tasks.batches import Clouds
 from pointpeft.tasks.inference import Voting, forward_all, voted_logits
-from tests.training.conftest import FakeDataset
+from tests.clouds import FakeDataset
 
 
 class Mean(nn.Module):

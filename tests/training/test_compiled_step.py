@@ -9,7 +9,7 @@ from pointpeft.training.compiled_step import check_compiled, compiled_step
 from pointpeft.training.loop import Recipe, make_accelerator, train, trained_state
 from pointpeft.training.run_folder import RunFolder
 from pointpeft.training.seeds import derive_seed
-from tests.training.conftest import FakeDataset
+from tests.clouds import FakeDataset
 
 SMALL = {"width": 32, "depth": 1, "num_heads": 2, "num_groups": 8, "group_size": 4}
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pointpeft.training.determinism import determinism
-from tests.training.conftest import TINY, TINY_MODEL
+from tests.clouds import TINY, TINY_MODEL
 
 
 @pytest.mark.parametrize("command", ["finetune", "pretrain"])

@@ -20,7 +20,7 @@ from pointpeft.training.loop import (
 )
 from pointpeft.training.run_folder import RunFolder
 from pointpeft.training.seeds import derive_seed
-from tests.training.conftest import FakeDataset
+from tests.clouds import FakeDataset
 
 
 class Small(nn.Module):

@@ -4,7 +4,7 @@ import torch
 from pointpeft.runs.config import FinetuneConfig
 from pointpeft.runs.finetune import finetune
 from pointpeft.training.out_of_memory import named_out_of_memory
-from tests.training.conftest import TINY, TINY_MODEL
+from tests.clouds import TINY, TINY_MODEL
 
 
 def test_a_run_out_of_memory_names_batch_size_and_method(clouds_folder, tmp_path, monkeypatch):

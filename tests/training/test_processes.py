@@ -19,7 +19,7 @@ from pointpeft.runs.finetune import finetune
 from pointpeft.runs.plan import build
 from pointpeft.training.processes import share, sum_gradients
 from pointpeft.training.sync_batch_norm import sync_batch_norm
-from tests.training.conftest import TINY, TINY_MODEL
+from tests.clouds import TINY, TINY_MODEL
 
 # Processes add the same numbers in another order. In float64 that is all: measured up to 2e-11. In float32 AdamW makes
 # more of it, as it divides by the size of the gradient: that of a bias before a BatchNorm is nothing but rounding.

@@ -12,7 +12,7 @@ from pointpeft.runs.config import FinetuneConfig
 from pointpeft.runs.finetune import finetune
 from pointpeft.training.run_folder import RunFolder
 from pointpeft.training.tracking import Board
-from tests.training.conftest import TINY, TINY_MODEL
+from tests.clouds import TINY, TINY_MODEL
 
 
 def run(data, output, **changes):

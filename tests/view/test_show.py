@@ -10,7 +10,7 @@ from pointpeft.cli.main import main
 from pointpeft.runs.evaluate import Adapted
 from pointpeft.view import show
 from pointpeft.view.token_maps import ATTENTION, PROMPTS, SCALE
-from tests.training.conftest import TINY, TINY_MODEL, write_parts
+from tests.clouds import TINY, TINY_MODEL, write_parts
 
 SMALL = {"depth": 2, "num_groups": 16, "group_size": 8}
 

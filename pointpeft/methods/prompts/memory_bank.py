@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +11,6 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from pointpeft.backbones.context import Context
-from pointpeft.methods.prompts.point_peft import PointPEFT, PointPrior
 from pointpeft.model import PointModel
 
 TENSOR = "memory_bank"  # its name in a file
@@ -90,7 +90,8 @@ def load_memory_bank(path: Path, model: PointModel) -> Tensor:
     return bank
 
 
-def _prior(model: PointModel) -> PointPrior:
-    if not isinstance(model.method, PointPEFT):
+def _prior(model: PointModel) -> Any:
+    """The `PointPrior` that Point-PEFT put into the backbone; that class stands above this file."""
+    if model.method.name != "point_peft":
         raise ValueError(f"the model must be adapted by 'point_peft', got {model.method.name!r}")
     return model.backbone.prior

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from pointpeft.backbones.context import Context
 from pointpeft.backbones.layers import Block, linear
 from pointpeft.methods.base import Method, register_method, where
+from pointpeft.methods.prompts.memory_bank import build_memory_bank, load_memory_bank, set_memory_bank
 from pointpeft.model import PointModel
 from pointpeft.ops import frozen_linear, furthest_point_sample, gather, interpolate, knn
 
@@ -347,8 +348,6 @@ class PointPEFT(Method):
         Raises:
             ValueError: The published mode, whose frozen features come from outside; or a file that does not fit.
         """
-        from pointpeft.methods.prompts.memory_bank import build_memory_bank, load_memory_bank, set_memory_bank
-
         if self.bank == "none":
             return
         bank = build_memory_bank(model, clouds) if self.bank == "train" else load_memory_bank(Path(self.bank), model)

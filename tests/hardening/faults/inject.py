@@ -29,6 +29,7 @@ from accelerate import Accelerator
 torch.set_num_threads(1)  # a fork keeps one thread only
 
 from pointpeft import files  # noqa: E402
+from tests.clouds import write_clouds  # noqa: E402
 from tests.hardening.faults.runs import (  # noqa: E402
     EPOCHS,
     OPTIONS,
@@ -43,7 +44,6 @@ from tests.hardening.faults.runs import (  # noqa: E402
     together,
 )
 from tests.hardening.fuzz.driver import write  # noqa: E402
-from tests.training.conftest import write_clouds  # noqa: E402
 
 MOST_RESTARTS = 6
 STEPS = 2 * EPOCHS  # of a run: its 11 training clouds are two batches

@@ -18,7 +18,7 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from pointpeft.cli.main import main as command_line
-from tests.training.conftest import TINY, TINY_MODEL
+from tests.clouds import TINY, TINY_MODEL
 
 EPOCHS = 8
 OPTIONS = [

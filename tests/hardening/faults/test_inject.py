@@ -15,8 +15,8 @@ import torch
 
 from pointpeft.runs.finetune import finetune
 from pointpeft.training.run_folder import RunFolder
+from tests.clouds import write_clouds
 from tests.hardening.faults.runs import EPOCHS, OPTIONS, end, lost_with_partner, run, together
-from tests.training.conftest import write_clouds
 
 ROOT = Path(__file__).resolve().parents[3]
 KILLS = int(os.environ.get("POINTPEFT_FAULT_KILLS", "3"))

@@ -8,9 +8,9 @@ from pointpeft.methods import TrainingClouds
 from pointpeft.methods.adapters.sct import salience
 from pointpeft.runs.config import FinetuneConfig
 from pointpeft.runs.finetune import finetune
+from tests.clouds import TINY, TINY_MODEL
 from tests.data.sets.test_s3dis import write_rooms
 from tests.methods.tools import block_input, cloud, make, stirred
-from tests.training.conftest import TINY, TINY_MODEL, clouds_folder  # noqa: F401  the fixture is shared
 
 SIZES = tuple(pair for pair in TINY_MODEL if not pair.startswith("rank"))
 QUICK = {"checkpoint": "none", "device": "cpu", "quiet": True, "probe": False}
@@ -82,7 +82,7 @@ def channels_of(folder):
     return [block.salient.channels for block in load_adapter(folder / "adapter").backbone.blocks]
 
 
-def test_training_chooses_the_channels_and_the_adapter_holds_them(clouds_folder, tmp_path):  # noqa: F811
+def test_training_chooses_the_channels_and_the_adapter_holds_them(clouds_folder, tmp_path):
     config = FinetuneConfig(data=str(clouds_folder), method="sct", set=SIZES, output=tmp_path / "run", **QUICK, **TINY)
     channels = channels_of(finetune(config).folder)
     assert all(len(chosen) == 8 for chosen in channels)  # a quarter of 32

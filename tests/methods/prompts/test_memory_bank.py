@@ -14,9 +14,9 @@ from pointpeft.methods import build_memory_bank, load_memory_bank
 from pointpeft.runs.compare import compare
 from pointpeft.runs.config import CompareConfig, FinetuneConfig
 from pointpeft.runs.finetune import finetune
+from tests.clouds import TINY, TINY_MODEL
 from tests.data.sets.test_s3dis import write_rooms
 from tests.methods.tools import cloud, make
-from tests.training.conftest import TINY, TINY_MODEL, clouds_folder  # noqa: F401  the fixture is shared
 
 SIZES = tuple(pair for pair in TINY_MODEL if not pair.startswith("rank"))
 QUICK = {"checkpoint": "none", "device": "cpu", "quiet": True, "probe": False}
@@ -27,7 +27,7 @@ def bank_of(folder):
     return load_adapter(folder / "adapter").backbone.prior.memory_bank
 
 
-def test_training_fills_the_bank_with_the_training_clouds(clouds_folder, tmp_path):  # noqa: F811
+def test_training_fills_the_bank_with_the_training_clouds(clouds_folder, tmp_path):
     config = FinetuneConfig(
         data=str(clouds_folder), method="point_peft", set=PEFT, output=tmp_path / "run", **QUICK, **TINY
     )
@@ -38,14 +38,14 @@ def test_training_fills_the_bank_with_the_training_clouds(clouds_folder, tmp_pat
     assert result.facts["model"]["method"]["fields"]["bank_size"] == 18
 
 
-def test_an_empty_bank_is_asked_for(clouds_folder, tmp_path):  # noqa: F811
+def test_an_empty_bank_is_asked_for(clouds_folder, tmp_path):
     config = FinetuneConfig(
         data=str(clouds_folder), method="point_peft", set=(*PEFT, "bank=none"), output=tmp_path / "run", **QUICK, **TINY
     )
     assert bank_of(finetune(config).folder).shape == (32, 0)
 
 
-def test_a_stopped_run_goes_on_with_its_bank(clouds_folder, tmp_path, monkeypatch):  # noqa: F811
+def test_a_stopped_run_goes_on_with_its_bank(clouds_folder, tmp_path, monkeypatch):
     import pointpeft.runs.finetune as finetuning
 
     config = FinetuneConfig(
@@ -67,7 +67,7 @@ def test_a_stopped_run_goes_on_with_its_bank(clouds_folder, tmp_path, monkeypatc
     assert all(torch.equal(whole[key], again[key]) for key in whole)
 
 
-def test_compare_fills_the_bank(clouds_folder, tmp_path):  # noqa: F811
+def test_compare_fills_the_bank(clouds_folder, tmp_path):
     entry = "point_peft:attention_rank=4,prompt_blocks=1"
     config = CompareConfig(
         data=str(clouds_folder), methods=(entry,), seeds=1, epochs=1, batch_size=8, num_points=64, set=SIZES,
@@ -79,7 +79,7 @@ def test_compare_fills_the_bank(clouds_folder, tmp_path):  # noqa: F811
     assert bank_of(folder).shape[1] == json.loads((folder / "result.json").read_text())["clouds"]["train"] > 0
 
 
-def test_a_bank_in_a_file_is_taken(clouds_folder, tmp_path, capsys):  # noqa: F811
+def test_a_bank_in_a_file_is_taken(clouds_folder, tmp_path, capsys):
     file = tmp_path / "banks" / "bank.safetensors"
     sizes = [f"--set={pair}" for pair in SIZES]
     attention = ["--set=attention_rank=4"]

@@ -8,8 +8,8 @@ from pointpeft import load_adapter
 from pointpeft.methods.reparameterized.adalora import SVDLinear
 from pointpeft.runs.config import FinetuneConfig
 from pointpeft.runs.finetune import finetune
+from tests.clouds import TINY, TINY_MODEL
 from tests.methods.tools import cloud, make, stirred
-from tests.training.conftest import TINY, TINY_MODEL, clouds_folder  # noqa: F401  the fixture is shared
 
 
 def layers(model):
@@ -88,7 +88,7 @@ def test_wrong_options_are_named(options, message):
         make("adalora", **options)
 
 
-def test_a_run_allocates_after_every_step(clouds_folder, tmp_path):  # noqa: F811
+def test_a_run_allocates_after_every_step(clouds_folder, tmp_path):
     schedule = ("rank=4", "target_rank=2", "warmup_steps=1", "decay_steps=2", "interval=1")
     config = FinetuneConfig(
         data=str(clouds_folder), method="adalora", set=(*TINY_MODEL[:-1], *schedule), output=tmp_path / "run",

@@ -7,7 +7,7 @@ import torch
 from pointpeft.tasks.batches import Clouds
 from pointpeft.tasks.classification.metrics import measure
 from pointpeft.tasks.classification.report import page
-from tests.training.conftest import FakeDataset
+from tests.clouds import FakeDataset
 
 
 def test_the_page_holds_the_misclassified_clouds_the_surest_first():

@@ -15,7 +15,7 @@ from pointpeft.runs.evaluate import evaluate, load_run, predict_points
 from pointpeft.runs.finetune import finetune
 from pointpeft.tasks.parts.batches import PartClouds, random_order
 from pointpeft.training.run_folder import RunFolder
-from tests.training.conftest import TINY, TINY_MODEL, write_parts
+from tests.clouds import TINY, TINY_MODEL, write_parts
 
 
 @pytest.fixture

@@ -20,8 +20,8 @@ from pointpeft.tasks.inference import Voting
 from pointpeft.tasks.scenes.batches import BLOCK, Rooms, windows
 from pointpeft.tasks.scenes.task import SceneMetrics, SemanticSegmentation, classify_room, confusion
 from pointpeft.view import show
+from tests.clouds import TINY_MODEL
 from tests.data.sets.test_s3dis import write_rooms
-from tests.training.conftest import TINY_MODEL
 
 
 @pytest.fixture
