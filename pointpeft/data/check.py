@@ -167,7 +167,10 @@ def _check_folder(path: Path, findings: _Findings) -> None:
     for split in SPLITS:
         findings.counts(split, [label for _, label in listing.parts[split]], listing.classes)
         if not listing.parts[split] and not listing.problems:
-            findings.lines.append(f"note: it has no {split} clouds")
+            if split == "train":
+                findings.lines.append("note: it has no train clouds: it is good for evaluation alone")
+            else:
+                findings.problems.append(f"{path}: has no test clouds; a class needs at least two for one to be tested")
     if path.is_dir() and (others := folder.other_files(path)):
         findings.lines.append(
             f"note: {len(others)} files of other kinds are passed over, the first is {folder.relative(others[0], path)}"

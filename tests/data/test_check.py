@@ -38,6 +38,7 @@ def test_every_broken_file_of_a_folder_is_listed(tmp_path):
     np.save(root / "train/a/01.npy", np.full((9, 3), np.nan))
     np.save(root / "train/a/02.npy", np.ones((9, 3)))
     (root / "train/b/notes.json").write_text("{}")
+    (root / "train/none/scan.e57").write_text("of a kind that is not read")
     truncate(root / "test/a/00.npy")
     report = check(root)
     assert not report.ok
@@ -48,7 +49,7 @@ def test_every_broken_file_of_a_folder_is_listed(tmp_path):
     assert len(problems) == 6
     assert report.lines[-1] == "6 problems: not usable as it is"
     assert any(
-        "1 files of other kinds are passed over, the first is train/b/notes.json" in line for line in report.lines
+        "2 files of other kinds are passed over, the first is train/b/notes.json" in line for line in report.lines
     )
     assert any("train: 6 clouds: a 4, b 2" in line for line in report.lines)
 
@@ -93,6 +94,13 @@ def test_a_variant_that_is_half_there_is_broken_and_a_chosen_one_is_looked_at_al
     assert not check(scan_root).ok
     assert not check(f"scanobjectnn:{scan_root}:obj_bg").ok
     assert check(f"scanobjectnn:{scan_root}:obj_only").ok
+
+
+def test_what_training_would_refuse_is_no_usable_data_set(tmp_path):
+    root = write_folder(tmp_path / "one", {"a": 1, "b": 1})  # no cloud can be set aside for testing
+    assert any("has no test clouds" in line for line in broken(check(root)))
+    (root / "list.csv").write_text("path,label\na/00.npy,0.25\nb/00.npy,0.75\n")
+    assert any("are measurements" in line for line in broken(check(root / "list.csv")))
 
 
 def test_a_csv_file_is_checked(tmp_path):

@@ -107,6 +107,17 @@ def read_text(path: Path) -> np.ndarray:
     return _numbers(rows, form, columns)
 
 
+def holds_rows(path: Path) -> bool:
+    """Whether the beginning of a text has a row of numbers, as a cloud has and a document has not."""
+    with open(path, "rb") as file:
+        head = file.read(1 << 16)
+    try:
+        lines = split_lines(decode(head))[:_MOST_HEADER]
+    except DataError:  # no text: it is for the reader to say why
+        return True
+    return any(_is_row(line) for line in lines if line.strip())
+
+
 def _split(lines: list[str]) -> tuple[list[tuple[bool, str]], list[tuple[int, str]]]:
     """The lines before the first point, each with whether it is a comment, and the numbered lines of points."""
     header: list[tuple[bool, str]] = []

@@ -91,8 +91,7 @@ def test_a_broken_cloud_is_named_when_it_is_read(tmp_path):
     ("sizes", "words"),
     [
         ({"train/a": 1, "test/a": 1, "test/rod": 1}, "classes only in the test part: rod"),
-        ({"train/a": 1, "train/empty": 0, "test/a": 1}, "empty: has no clouds; known kinds: .npy"),
-        ({"a": 1, "b": 0}, "b: has no clouds"),
+        ({"a": 1, "Train/y": 1}, "Train: holds folders of clouds, as a split does, but beside it are 1"),
         ({"a/train": 1, "a/test": 1, "b": 1}, "b: has no train/ and test/"),
         ({"train": 2, "test/a": 1}, "00.npy: lies in no class"),
         ({".": 2}, "00.npy: lies in no class; clouds belong into a sub-folder per class"),
@@ -143,6 +142,58 @@ def test_a_csv_file_gives_paths_labels_and_splits(listed, text):
     assert train.notes == (("1 clouds of split val are not used",) if "val" in text else ())
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "path;label\nx/00.npy;a\nx/01.npy;b\nx/02.npy;a\n",
+        "sep=;\nx/00.npy;a\nx/01.npy;b\nx/02.npy;a\n",
+        "path\tlabel\nx/00.npy\ta\nx/01.npy\tb\nx/02.npy\ta\n",
+        "# made by hand\npath,label\n# more\nx/00.npy,a\nx/01.npy,b\nx/02.npy,a\n",
+        "path,label\r\nx\\00.npy,a\r\nx\\01.npy,b\r\nx\\02.npy,a\r\n",
+        "{root}/set/x/00.npy,a\n{root}/set/x/01.npy,b\n{root}/set/x/02.npy,a\n",
+        "label,path,size\na,x/00.npy,9\nb,x/01.npy,9\na,x/02.npy,9\n",
+    ],
+)
+def test_a_csv_file_may_be_written_otherwise(listed, tmp_path, text):
+    listing = folder.scan(listed(text.format(root=tmp_path)))
+    assert listing.problems == ()
+    found = sorted((path.name, listing.classes[label]) for part in listing.parts.values() for path, label in part)
+    assert found == [("00.npy", "a"), ("01.npy", "b"), ("02.npy", "a")]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "cp1252", "utf-8"])
+def test_class_names_may_be_in_any_encoding(listed, encoding):
+    path = listed("")
+    path.write_bytes("path;label\nx/00.npy;stühle\nx/01.npy;stühle\n".encode(encoding))
+    assert folder.scan(path).classes == ("stühle",)
+
+
+def test_documents_and_folders_of_systems_are_no_classes_and_no_clouds(tmp_path):
+    root = write_folder(tmp_path, {"a": 6, "b": 6, "__MACOSX/a": 1, "empty": 0})
+    (root / "README.txt").write_text("Scanned by hand in 2024.")
+    (root / "a" / "License.txt").write_text("Free.\n\n1. Copy it\n")
+    (root / "b" / "readme_scan.txt").write_text("0.5 0.5 0.5\n1 2 3\n")  # points, whatever its name
+    (root / "a" / "scan.glb").write_bytes(b"glTF")
+    (root / "b" / "old.e57").write_bytes(b"ASTM-E57")
+    listing = folder.scan(root)
+    assert listing.problems == ()
+    assert listing.classes == ("a", "b")
+    assert sum(len(part) for part in listing.parts.values()) == 13
+    notes = "\n".join(folder.load(root, "train").notes)
+    assert "empty/ is empty and no class" in notes
+    # What cannot be read is said wherever the notes of a data set are, not by its check alone.
+    assert "4 files are not read as clouds and passed over (2 .txt, 1 .e57, 1 .glb), the first is README.txt" in notes
+
+
+@pytest.mark.parametrize("name", ["Train", "test", "TESTING"])
+def test_a_class_named_as_a_split_is_a_class_among_others(tmp_path, name):
+    root = write_folder(tmp_path, {f"class{i:02}": 3 for i in range(5)} | {name: 3})
+    listing = folder.scan(root)
+    assert listing.problems == ()
+    assert len(listing.classes) == 6
+    assert name in listing.classes
+
+
 def test_a_csv_file_without_splits_is_divided(listed):
     path = listed("path,label\nx/00.npy,a\nx/01.npy,a\nx/02.npy,a\nx/03.npy,a\n")
     assert len(folder.load(path, "train")) == 3
@@ -154,7 +205,16 @@ def test_a_csv_file_without_splits_is_divided(listed):
     [
         ("../secret.npy,a\n", r"line 1: \.\./secret\.npy lies outside"),
         ("x/../../secret.npy,a\n", "lies outside"),
-        ("{root}/set/x/00.npy,a\n", "lies outside"),
+        ("{root}/secret.npy,a\n", "lies outside"),
+        ("C:\\x\\00.npy,a\n", "lies outside the folder of the list: paths must be relative"),
+        ("\\..\\secret.npy,a\n", "lies outside"),
+        ("filename,class\nx/00.npy,a\n", r"first line names filename, class: its columns must be path,label"),
+        ("file;label\nx/00.npy;a\n", r"first line names file, label: its columns must be path,label"),
+        ("x,y,z\n1,2,3\n", "is a table of points, not a list"),
+        ("1.5,2,3\n1,2,3\n", "is a table of points, not a list"),
+        ("x/00.npy a\nx/01.npy a\n", "its lines have one column, 'x/00.npy a'"),
+        ("x/00.npy,0.0\nx/01.npy,0.37\n", "got 0.37: 2 different numbers for 2 clouds are measurements"),
+        ("a.npy,a\nb.npy,a\nc.npy,a\nd.npy,b\n", "line 1: a.npy: no such file; so are all 4 lines"),
         ("link.npy,a\n", "link.npy lies outside"),
         ("x/00.npy,a\nx/09.npy,a\n", r"line 2: x/09\.npy: no such file"),
         ("x/00.npy,a\nx/./00.npy,b\n", "line 2: .* is already in line 1"),

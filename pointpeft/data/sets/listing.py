@@ -1,0 +1,62 @@
+"""The clouds of a data set before any is read."""
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from pointpeft.data.splits import split_validation
+
+LEVELS = {"train": ("train", "training"), "test": ("test", "testing")}
+UNUSED = ("val", "valid", "validation")
+TEST_FRACTION = 0.2
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The files of a data set before any is read.
+
+    Attributes:
+        root: The folder that names are relative to.
+        classes: Class names, sorted.
+        parts: (file, label) of "train" and "test".
+        notes: What the user should know.
+        problems: What makes the data set unusable.
+    """
+
+    root: Path
+    classes: tuple[str, ...]
+    parts: dict[str, list[tuple[Path, int]]]
+    notes: tuple[str, ...]
+    problems: tuple[str, ...]
+
+
+def make_listing(
+    root: Path, found: dict[str, list[tuple[Path, str]]], notes: list[str], problems: list[str]
+) -> Listing:
+    """Numbers the classes of the files found, and draws a test part where there is none."""
+    seen = {split: {name for _, name in part} for split, part in found.items()}
+    if found["train"] and (unseen := sorted(seen["test"] - seen["train"])):
+        problems.append(f"{root}: classes only in the test part: {', '.join(unseen)}; nothing can be learnt about them")
+    classes = tuple(sorted(seen["train"] or seen["test"]))
+    number = {name: i for i, name in enumerate(classes)}
+    parts = {s: [(path, number[name]) for path, name in found[s] if name in number] for s in ("train", "test")}
+    if parts["train"] and not parts["test"]:
+        parts, note = _draw_test(parts["train"], classes)
+        notes.append(note)
+    return Listing(root, classes, parts, tuple(notes), tuple(problems))
+
+
+def _draw_test(
+    clouds: list[tuple[Path, int]], classes: tuple[str, ...]
+) -> tuple[dict[str, list[tuple[Path, int]]], str]:
+    """Sets a part of every class aside."""
+    train, test = split_validation(torch.tensor([label for _, label in clouds]), TEST_FRACTION, SEED)
+    note = f"no test part is given: {len(test)} of {len(clouds)} clouds were drawn as one, class by class, seed {SEED}"
+    counts = Counter(clouds[i][1] for i in test.tolist())
+    untested = [name for label, name in enumerate(classes) if not counts[label]]
+    if untested:
+        note += f"; none of {', '.join(untested)}"
+    return {"train": [clouds[i] for i in train.tolist()], "test": [clouds[i] for i in test.tolist()]}, note
