@@ -182,7 +182,7 @@ def test_documents_and_folders_of_systems_are_no_classes_and_no_clouds(tmp_path)
     notes = "\n".join(folder.load(root, "train").notes)
     assert "empty/ is empty and no class" in notes
     # What cannot be read is said wherever the notes of a data set are, not by its check alone.
-    assert "4 files are not read as clouds and passed over (2 .txt, 1 .e57, 1 .glb), the first is README.txt" in notes
+    assert "4 files are not read as clouds and passed over (2 .txt, 1 .glb, 1 .e57), the first is README.txt" in notes
 
 
 @pytest.mark.parametrize("name", ["Train", "test", "TESTING"])
