@@ -30,7 +30,8 @@ def check_num_heads(name: str, what: str, shape: torch.Size, count: int, num_hea
         raise ValueError(f"{name} must have a multiple of 3 * num_heads = {3 * num_heads} {what}, got {tuple(shape)}")
 
 
-def _by_pytorch(z, num_heads):
+def by_pytorch(z: Tensor, num_heads: int) -> Tensor:
+    """Attention by whichever of PyTorch's kernels takes the dtype and the width of a head. [B, T, 3C] -> [B, T, C]"""
     batch, tokens, width = z.shape
     y = F.scaled_dot_product_attention(*heads(z.contiguous(), num_heads))
     return y.transpose(1, 2).reshape(batch, tokens, width // 3)
@@ -41,7 +42,7 @@ def _cpu(z, num_heads):
 
 
 def _cuda(z, num_heads):
-    return _by_pytorch(z, num_heads), z.new_empty(0)
+    return by_pytorch(z, num_heads), z.new_empty(0)
 
 
 def _cpu_backward(grad, z, out, lse, num_heads):
@@ -51,7 +52,7 @@ def _cpu_backward(grad, z, out, lse, num_heads):
 def _cuda_backward(grad, z, out, lse, num_heads):
     with torch.enable_grad():
         z = z.detach().requires_grad_()
-        return torch.autograd.grad(_by_pytorch(z, num_heads), z, grad)[0]
+        return torch.autograd.grad(by_pytorch(z, num_heads), z, grad)[0]
 
 
 def fake(z: Tensor, num_heads: int) -> tuple[Tensor, Tensor]:
@@ -108,7 +109,7 @@ def attention(z: Tensor, num_heads: int) -> Tensor:
     if not z.numel() or library.reference_is_asked():  # the fused attention divides by the number of tokens
         return attention_reference(z, num_heads)
     if torch.compiler.is_compiling() or z.device.type != "cpu" or not library.compiled():
-        return _by_pytorch(z, num_heads)
+        return by_pytorch(z, num_heads)
     if torch.is_grad_enabled() and z.requires_grad:
         return _Attention.apply(z, num_heads)
     return _op(z, num_heads)[0]

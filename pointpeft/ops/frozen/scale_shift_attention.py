@@ -7,9 +7,7 @@ from torch import Tensor
 
 from pointpeft.ops.core import checks, library, rows
 from pointpeft.ops.frozen import scale_shift as _scale_shift  # noqa: F401  declares what ends the backward on CUDA
-from pointpeft.ops.frozen.attention import attention_reference, check_heads, fake, heads
-
-_ATEN = torch.ops.aten
+from pointpeft.ops.frozen.attention import attention_reference, by_pytorch, check_heads, fake
 
 
 def _adapted(z: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
@@ -30,28 +28,17 @@ def _cpu_backward(grad, z, gamma, beta, out, lse, num_heads):
     return dz, d_gamma.to(gamma.dtype), d_beta.to(gamma.dtype)
 
 
-def _attend(q, k, v):
-    """Mixed values, and what their backward needs."""
-    out, *facts = _ATEN._scaled_dot_product_efficient_attention(q, k, v, None, True)
-    return out, facts
-
-
 def _cuda(z, gamma, beta, num_heads):
-    batch, tokens, width = z.shape
-    out, _ = _attend(*heads(_adapted(z, gamma, beta), num_heads))
-    return out.transpose(1, 2).reshape(batch, tokens, width // 3), z.new_empty(0)
+    return by_pytorch(_adapted(z, gamma, beta), num_heads), z.new_empty(0)
 
 
 def _cuda_backward(grad, z, gamma, beta, _out, _lse, num_heads):
-    batch, tokens, width = z.shape
-    q, k, v = heads(_adapted(z, gamma, beta), num_heads)
-    out, facts = _attend(q, k, v)
-    grad = grad.view(batch, tokens, num_heads, -1).transpose(1, 2)
-    grads = _ATEN._scaled_dot_product_efficient_attention_backward(
-        grad, q, k, v, None, out, *facts, 0.0, [True, True, True, False]
-    )[:3]
-    dy = torch.stack(grads).permute(1, 3, 0, 2, 4).reshape(batch * tokens, width)
-    dz, d_gamma, d_beta = torch.ops.pointpeft.scale_shift_backward(dy, z.reshape(-1, width), gamma)
+    width = z.shape[-1]
+    with torch.enable_grad():
+        y = _adapted(z, gamma, beta).detach().requires_grad_()
+        (dy,) = torch.autograd.grad(by_pytorch(y, num_heads), y, grad)
+    values = z.reshape(-1, width)
+    dz, d_gamma, d_beta = torch.ops.pointpeft.scale_shift_backward(dy.reshape(-1, width), values, gamma)
     return dz.view(z.shape), d_gamma, d_beta
 
 

@@ -1,4 +1,5 @@
 import re
+import sys
 from functools import partial
 
 import pytest
@@ -126,3 +127,13 @@ def test_bad_input_names_the_argument(index, value, heads, message, generator):
     inputs[index] = value
     with pytest.raises(ValueError, match=re.escape(message)):
         scale_shift_attention(*inputs, heads)
+
+
+@pytest.mark.parametrize("size", [*SIZES, *ODD])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_answers_on_cuda_takes_any_width_of_a_head(size, dtype, generator):
+    module = sys.modules["pointpeft.ops.frozen.scale_shift_attention"]
+    with torch.library._scoped_library("pointpeft", "IMPL") as library:
+        library.impl("scale_shift_attention", module._cuda, "CPU", allow_override=True)
+        library.impl("scale_shift_attention_backward", module._cuda_backward, "CPU", allow_override=True)
+        fused.assert_equals_reference(*pair(size), *case(size, generator), dtype, "cpu")
