@@ -1,92 +1,158 @@
-"""Compiles the Triton kernels that an operation launches, for GPUs that need not be there.
+"""Compiles the Triton kernels that operations launch, for GPUs that need not be there, and bounds what they take.
 
-python -m tests.ops.compile_kernels NAME [--all]: calls NAME's launcher on CPU tensors, with compiling in the place of
-launching; bfloat16 and the first configuration of each kernel, or with --all every type and configuration (minutes).
+`python -m tests.ops.compile_kernels adapters` launches them on CPU tensors through Triton's own autotuner with a driver
+that only compiles (`tests.ops.stub_gpu`): every configuration, for a few shapes and flags on one architecture.
+Shapes, flags, dtypes and architectures are chosen by options; `--all` takes the whole product (hours).
 A process of its own, because Triton once imported as an interpreter cannot compile.
 """
 
+import argparse
+import itertools
 import os
 import sys
-from collections.abc import Iterator
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import torch
 
-from pointpeft.ops.core import triton_launch
+from tests.ops.stub_gpu import SHARED_LIMIT, Built, StubGpu
 
-ARCHS = (80, 90, 100)
-DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int64: "i64"}
-SHARED_LIMIT = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}  # bytes a program may use
-
-
-def patch_embed(dtype: torch.dtype) -> Iterator[None]:
-    import pointpeft.ops.frozen.patch_embed  # noqa: F401  the name in the package is the function
-
-    h1, h2, h3, c = 128, 256, 512, 384
-    shapes = [(2, 8, 32, 3), (h1, 3), (h1,), (h2, h1), (h2,), (h3, 2 * h2), (h3,), (c, h3), (c,)]
-    yield sys.modules["pointpeft.ops.frozen.patch_embed"]._launch(*(torch.zeros(s, dtype=dtype) for s in shapes))
+ARCHS = (80, 90, 100, 120)
+RANKS = (1, 3, 8, 16, 64, 128, 256)
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+FLAGS = ("norm", "gate", "prompt", "dropout", "relu")
+MAX_STACK = 64
+"""Bytes a thread: a kernel that spills more than sixteen registers is slower than its memory traffic makes it."""
 
 
-def adapters(dtype: torch.dtype) -> Iterator[None]:
-    from pointpeft.ops.frozen import _adapter_triton
+class Case(NamedTuple):
+    """One call of a launcher, and what it is called with."""
 
-    c, r = 384, 64
-    sizes = [(2, 129, c), (c,), (c,), (1, c), (1,), (r, c), (r,), (c, r), (c,)]
-    x, *weights = (torch.zeros(s, dtype=dtype) for s in sizes)
-    seed, prompt = torch.tensor(1), torch.zeros(2, c, dtype=dtype)
-    for given, gradient in (((x, *weights, seed), prompt), ((x, *[None] * 4, *weights[4:], None), None)):
-        yield _adapter_triton.launch(*given, 1e-5, 1.0, 0.1, False, gradient is not None)
-        yield _adapter_triton.launch_backward(x, gradient, *given, 1e-5, 1.0, 0.1, False)
+    name: str
+    call: Callable[[], object]
 
 
-def scale_shift(dtype: torch.dtype) -> Iterator[None]:
+def patch_embed(dtype: torch.dtype, asked: argparse.Namespace) -> Iterator[Case]:
     import pointpeft.ops  # noqa: F401
 
-    x, gamma = torch.zeros(100, 384, dtype=dtype), torch.zeros(384, dtype=dtype)
-    for name, saved in (("scale_shift", (x, gamma)), ("scale_shift_gelu", (x, gamma, gamma))):
-        module = sys.modules[f"pointpeft.ops.frozen.{name}"]
-        yield module._launch(x, gamma, gamma)
-        yield module._launch_backward(x, *saved)
+    if dtype == torch.float32:
+        return  # composed of PyTorch's operations
+    module = sys.modules["pointpeft.ops.frozen.patch_embed"]
+    widths = [(128, 256, 512, 384), (20, 33, 40, 30), (256, 512, 1024, 768)] if asked.all else [(128, 256, 512, 384)]
+    for (h1, h2, h3, c), size in itertools.product(widths, (1, 7, 32, 33, 64, 128) if asked.all else (32,)):
+        if not module._held(size, h1):
+            continue
+        shapes = [(2, 8, size, 3), (h1, 3), (h1,), (h2, h1), (h2,), (h3, 2 * h2), (h3,), (c, h3), (c,)]
+        tensors = [torch.zeros(s, dtype=dtype) for s in shapes]
+        yield Case(f"patch_embed S={size} H1={h1}", lambda tensors=tensors: module._launch(*tensors))
+
+
+def adapters(dtype: torch.dtype, asked: argparse.Namespace) -> Iterator[Case]:
+    from pointpeft.ops.frozen import _adapter_triton
+
+    some = [(True, True, True, True, False), (False, False, False, False, True), (True, False, False, False, False)]
+    flags = [*itertools.product([True, False], repeat=len(FLAGS))] if asked.all else some[: asked.flags]
+    c = 384
+    limit = _adapter_triton.MAX_RANK_FLOAT32 if dtype == torch.float32 else _adapter_triton.MAX_RANK
+    ranks = [rank for rank in asked.ranks if rank <= limit]
+    for rank, (norm, gate, prompt, dropout, relu) in itertools.product(ranks, flags):
+        sizes = [(c,), (c,), (1, c), (1,), (rank, c), (rank,), (c, rank), (c,)]
+        present = [norm, norm, gate, gate, True, True, True, True]
+        weights = [torch.zeros(s, dtype=dtype) if there else None for s, there in zip(sizes, present, strict=True)]
+        x, grad_prompt = torch.zeros(2, 129, c, dtype=dtype), torch.zeros(2, c, dtype=dtype) if prompt else None
+        given = (x, *weights, torch.tensor(1) if dropout else None, 1e-5, 1.0, 0.1, relu)
+
+        def call(given=given, prompt=prompt, grad_prompt=grad_prompt):
+            _adapter_triton.launch(*given, prompt)
+            _adapter_triton.launch_backward(given[0], grad_prompt, *given)
+
+        on = [flag for flag, there in zip(FLAGS, (norm, gate, prompt, dropout, relu), strict=True) if there]
+        yield Case(f"adapter R={rank} {'+'.join(on)}", call)
+
+
+def scale_shift(dtype: torch.dtype, asked: argparse.Namespace) -> Iterator[Case]:
+    import pointpeft.ops  # noqa: F401
+
+    for c in (1, 33, 384) if asked.all else (384,):
+        x, gamma = torch.zeros(100, c, dtype=dtype), torch.zeros(c, dtype=dtype)
+        for name, saved in (("scale_shift", (x, gamma)), ("scale_shift_gelu", (x, gamma, gamma))):
+            module = sys.modules[f"pointpeft.ops.frozen.{name}"]
+            yield Case(f"{name} C={c}", lambda m=module, x=x, g=gamma: m._launch(x, g, g))
+            yield Case(f"{name} C={c} backward", lambda m=module, x=x, s=saved: m._launch_backward(x, *s))
 
 
 CASES = {case.__name__: case for case in [patch_embed, adapters, scale_shift]}
 
 
-def _argument(value: object) -> str:
-    if isinstance(value, torch.Tensor):
-        return "*" + DTYPES[value.dtype]
-    return "fp32" if isinstance(value, float) else "i32"
+def check(built: Built) -> str:
+    """What is wrong with a compiled kernel; nothing where it is within the bounds."""
+    if built.stack > MAX_STACK:
+        return f"has a stack of {built.stack} bytes, more than {MAX_STACK}"
+    if built.registers * built.warps * 32 > 65536:
+        return f"needs {built.registers} registers in each of {built.warps * 32} threads, more than there are"
+    return ""
 
 
-def _compile(kernel: triton_launch.Kernel, grid: object, *args: object, **constants: object) -> None:
-    """Takes the place of `Kernel.launch`."""
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
+def _written(arch: int) -> Iterator[tuple[str, str]]:
+    """Name and PTX of all kernels that were compiled for an architecture."""
+    from pointpeft.ops.core import triton_launch
 
-    names = kernel.jitted.arg_names
-    pointers = {(i,): [["tt.divisibility", 16]] for i, value in enumerate(args) if isinstance(value, torch.Tensor)}
-    for values, warps, stages in kernel.configs if "--all" in sys.argv else kernel.configs[:1]:
-        constexprs = constants | values
-        signature = dict(zip(names, map(_argument, args), strict=False)) | dict.fromkeys(constexprs, "constexpr")
-        assert set(signature) == set(names)
-        source = ASTSource(kernel.jitted, signature, {(names.index(k),): v for k, v in constexprs.items()}, pointers)
-        for arch in ARCHS:
-            options = {"num_warps": warps, "num_stages": stages}
-            built = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
-            assert len(built.asm["cubin"]) > 0
-            shared = built.metadata.shared
-            assert shared <= SHARED_LIMIT[arch]
-            types = ",".join(sorted({t for t in signature.values() if t.startswith("*")}))
-            print(f"{kernel.function.__name__} {values} {types} sm_{arch}: {shared} bytes shared", flush=True)
+    modules = [module for name, module in sys.modules.items() if name.startswith("pointpeft.ops.frozen.")]
+    for kernel in {v for m in modules for v in vars(m).values() if isinstance(v, triton_launch.Kernel) and v.chosen}:
+        for compiled in kernel.jitted.device_caches[arch][0].values():
+            yield kernel.function.__name__, compiled.asm["ptx"]
 
 
-def main(name: str) -> None:
-    assert os.environ.get("TRITON_INTERPRET") != "1"
-    triton_launch.Kernel.launch = _compile  # type: ignore[method-assign]
-    for dtype in (torch.bfloat16, torch.float32, torch.float16) if "--all" in sys.argv else (torch.bfloat16,):
-        for _ in CASES[name](dtype):
-            pass
+def compile_case(case: Case, arch: int) -> int:
+    """Compiles for an architecture whatever a call may launch; gives the number of faults, each printed."""
+    from triton.runtime import driver
+
+    from pointpeft.ops.core import triton_launch
+
+    gpu = StubGpu(arch)
+    gpu.device = arch  # Triton and pointpeft keep what they compiled by device
+    driver.set_active(gpu)
+    begin = time.perf_counter()
+    case.call()
+    assert gpu.launches, f"{case.name} launched nothing"
+    faults = 0
+    for built in gpu.built:
+        fault = check(built)
+        faults += bool(fault)
+        seconds = time.perf_counter() - begin
+        print(f"{case.name} sm_{arch}: {built} {fault and 'FAULT: ' + fault} {seconds:.1f}", flush=True)
+    for kernel, ptx in _written(arch):
+        if "max.f32" in ptx:
+            faults += 1
+            print(f"{case.name} sm_{arch}: {kernel} FAULT: a maximum that passes NaN over", flush=True)
+    for kernel, shared in gpu.refused:
+        print(f"{case.name} sm_{arch}: {kernel} wants {shared} bytes, there are {SHARED_LIMIT[arch]}", flush=True)
+    assert not triton_launch.interpreted()
+    return faults
+
+
+def main() -> None:
+    """Compiles; ends with 1 where something is beyond its bounds."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("names", nargs="+", choices=CASES)
+    parser.add_argument("--archs", nargs="+", type=int, default=[90], choices=SHARED_LIMIT)
+    parser.add_argument("--ranks", nargs="+", type=int, default=[16, 64])
+    parser.add_argument("--dtypes", nargs="+", default=["bf16"], choices=DTYPES)
+    parser.add_argument("--flags", type=int, default=2, help="how many sets of the adapters' flags")
+    parser.add_argument("--all", action="store_true", help="everything")
+    asked = parser.parse_args()
+    if asked.all:
+        asked.archs, asked.ranks, asked.dtypes = ARCHS, RANKS, DTYPES
+    faults = 0
+    with tempfile.TemporaryDirectory() as cache:
+        os.environ["TRITON_CACHE_DIR"] = cache
+        for name, dtype, arch in itertools.product(asked.names, asked.dtypes, asked.archs):
+            for case in CASES[name](DTYPES[dtype], asked):
+                faults += compile_case(Case(f"{case.name} {dtype}", case.call), arch)
+    sys.exit(1 if faults else 0)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main()

@@ -119,6 +119,12 @@ def _say_once(kind: str, reason: str, remedy: str) -> None:
     warnings.warn(f"pointpeft runs plain PyTorch on {kind}: {reason}; {remedy}", RuntimeWarning, stacklevel=4)
 
 
+@cache
+def warn_composed(case: str, limit: str) -> None:
+    """Says once that an operation on CUDA is composed of PyTorch's, being too large for the Triton kernels."""
+    warnings.warn(f"{case} runs in plain PyTorch on CUDA: the Triton kernels {limit}", RuntimeWarning, stacklevel=4)
+
+
 def use_reference(tensor: torch.Tensor) -> bool:
     """Whether an operation on `tensor` takes the reference; says once why, where that was not asked for."""
     # A call on small clouds takes some 0.1 ms, and each look at the environment 0.001: one look.

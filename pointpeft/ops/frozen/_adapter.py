@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pointpeft.ops.core import dropout, library, products, rows
-from pointpeft.ops.frozen import _adapter_triton
+from pointpeft.ops.frozen import _adapter_composed, _adapter_triton
 
 
 def _bottleneck_cpu(x, nw, nb, gw, gb, dw, db, seed, eps, multiplier, dropout_p, relu):
@@ -68,6 +68,24 @@ def _cpu_backward(grad, grad_prompt, x, nw, nb, gw, gb, dw, db, uw, ub, seed, ep
     return du.view(shape), *(none.clone() if t is none else t.to(x.dtype) for t in grads)
 
 
+def _held(down_weight: Tensor) -> bool:
+    """Whether the Triton kernels hold the rank; says once where they do not."""
+    rank, dtype = down_weight.shape[0], down_weight.dtype
+    limit = _adapter_triton.MAX_RANK_FLOAT32 if dtype == torch.float32 else _adapter_triton.MAX_RANK
+    if rank > limit:
+        library.warn_composed(f"an adapter of rank {rank} in {dtype}", f"hold ranks up to {limit}")
+    return rank <= limit
+
+
+def _cuda(x, nw, nb, gw, gb, dw, *rest):
+    return (_adapter_triton.launch if _held(dw) else _adapter_composed.forward)(x, nw, nb, gw, gb, dw, *rest)
+
+
+def _cuda_backward(grad, grad_prompt, x, nw, nb, gw, gb, dw, *rest):
+    answer = _adapter_triton.launch_backward if _held(dw) else _adapter_composed.backward
+    return answer(grad, grad_prompt, x, nw, nb, gw, gb, dw, *rest)
+
+
 def _fake(x, nw, nb, gw, gb, dw, db, uw, ub, seed, eps, multiplier, dropout_p, relu, with_prompt):
     return x.new_empty(x.shape), x.new_empty((x.shape[0], x.shape[2]) if with_prompt else (0,))
 
@@ -83,13 +101,11 @@ _WEIGHTS = (
     "Tensor down_bias, Tensor up_weight, Tensor up_bias, Tensor? seed, float eps, float multiplier, float dropout_p, "
     "bool relu"
 )
-_op = library.define(
-    f"adapter({_WEIGHTS}, bool with_prompt) -> (Tensor, Tensor)", cpu=_cpu, cuda=_adapter_triton.launch, fake=_fake
-)
+_op = library.define(f"adapter({_WEIGHTS}, bool with_prompt) -> (Tensor, Tensor)", cpu=_cpu, cuda=_cuda, fake=_fake)
 _backward_op = library.define(
     f"adapter_backward(Tensor grad, Tensor? grad_prompt, {_WEIGHTS}) -> ({', '.join(['Tensor'] * 9)})",
     cpu=_cpu_backward,
-    cuda=_adapter_triton.launch_backward,
+    cuda=_cuda_backward,
     fake=_fake_backward,
 )
 

@@ -9,11 +9,16 @@ from torch import Tensor
 
 from pointpeft.ops.core import triton_launch
 from pointpeft.ops.core.dropout import kept
+from pointpeft.ops.core.triton_math import gelu, gelu_slope, relu
+from pointpeft.ops.frozen import _adapter_composed
 
 if TYPE_CHECKING:
     import triton.language as tl
 
 PROMPT_ROWS = 16  # tokens whose GELU(a) one row of partial sums holds; the least BLOCK_M
+MAX_RANK = 256  # whose bottleneck a program holds in registers; beyond it PyTorch's operations answer
+MAX_RANK_FLOAT32 = 64
+MAX_RANK_SUMS = 128  # for which a program holds sums of the weights' gradients; beyond it PyTorch multiplies
 SPLITS = 24  # parts of the tokens that the weights' gradients are summed over, each by its own program
 
 # A program of the forward and of the first backward kernel owns BLOCK_M tokens of one cloud and walks their C
@@ -22,13 +27,21 @@ SPLITS = 24  # parts of the tokens that the weights' gradients are summed over, 
 
 
 @triton_launch.device_function
-def _activate(z, RELU: tl.constexpr):
-    """act(z) and its derivative."""
+def _activation(z, RELU: tl.constexpr):
+    """act(z)."""
     if RELU:
-        return tl.maximum(z, 0.0), tl.where(z > 0, 1.0, 0.0)
+        return relu(z)
     else:
-        below = 0.5 * (1.0 + tl.erf(z * 0.7071067811865476))
-        return z * below, below + z * tl.exp(-0.5 * z * z) * 0.3989422804014327
+        return gelu(z)
+
+
+@triton_launch.device_function
+def _activation_slope(z, RELU: tl.constexpr):
+    """The derivative of act at z, of ReLU as PyTorch defines it: 1 where z is NaN."""
+    if RELU:
+        return tl.where(z <= 0, 0.0, 1.0)
+    else:
+        return gelu_slope(z)
 
 
 @triton_launch.device_function
@@ -50,16 +63,23 @@ def _row_statistics(x, start, inside, C, eps, BLOCK_M: tl.constexpr, BLOCK_C: tl
 
 
 @triton_launch.device_function
-def _input(x, norm_weight, norm_bias, start, columns, there, C, mean, rstd, NORM: tl.constexpr):
-    """The input u and the normalised x of a block of channels, 0 outside. [BLOCK_M, BLOCK_C] each"""
+def _normal(x, start, columns, there, mean, rstd, NORM: tl.constexpr):
+    """The normalised x of a block of channels, or x itself; 0 outside. [BLOCK_M, BLOCK_C]"""
     value = tl.load(x + start[:, None] + columns[None], there, 0.0).to(tl.float32)
     if NORM:
-        value = (value - mean[:, None]) * rstd[:, None]
+        value = tl.where(there, (value - mean[:, None]) * rstd[:, None], 0.0)
+    return value
+
+
+@triton_launch.device_function
+def _input(normal, norm_weight, norm_bias, columns, there, C, NORM: tl.constexpr):
+    """The input u from the normalised x; 0 outside. [BLOCK_M, BLOCK_C]"""
+    if NORM:
         weight = tl.load(norm_weight + columns, columns < C, 0.0).to(tl.float32)
         bias = tl.load(norm_bias + columns, columns < C, 0.0).to(tl.float32)
-        return tl.where(there, value * weight[None] + bias[None], 0.0), tl.where(there, value, 0.0)
+        return tl.where(there, normal * weight[None] + bias[None], 0.0)
     else:
-        return value, value
+        return normal
 
 
 @triton_launch.device_function
@@ -75,7 +95,8 @@ def _bottleneck(
     for begin in range(0, C, BLOCK_C):
         columns = begin + tl.arange(0, BLOCK_C)
         there = inside[:, None] & (columns < C)[None]
-        u, _ = _input(x, norm_weight, norm_bias, start, columns, there, C, mean, rstd, NORM)
+        normal = _normal(x, start, columns, there, mean, rstd, NORM)
+        u = _input(normal, norm_weight, norm_bias, columns, there, C, NORM)
         if GATE:
             gate += tl.sum(u * tl.load(gate_weight + columns, columns < C, 0.0).to(tl.float32)[None], 1)
         weight = tl.load(
@@ -98,24 +119,35 @@ def _survivors(seed, tokens, ranks, R, dropout_p, DROPOUT: tl.constexpr, BLOCK_M
         return tl.full((BLOCK_M, RP), 1.0, tl.float32)
 
 
+def _fits_registers(of: dict[str, Any]) -> bool:
+    """At rank 64 two programs' worth of tokens fit in short types (sm_90: 244 registers, none spilled); in float32,
+    where a block of weights is there as two TF32 terms, 16 tokens do, and 32 spill 320 bytes.
+    """
+    if of["PRECISION"] == "ieee":
+        return of["BLOCK_M"] * of["RP"] <= 512 * of["warps"]
+    return of["BLOCK_M"] == 16
+
+
 _CONFIGS = [
+    ({"BLOCK_M": 16, "BLOCK_C": 64}, 4, 2),
     ({"BLOCK_M": 32, "BLOCK_C": 64}, 4, 2),
-    ({"BLOCK_M": 16, "BLOCK_C": 128}, 4, 2),
-    ({"BLOCK_M": 32, "BLOCK_C": 128}, 8, 2),
-    ({"BLOCK_M": 64, "BLOCK_C": 64}, 8, 2),
+    ({"BLOCK_M": 16, "BLOCK_C": 64}, 8, 2),
+    ({"BLOCK_M": 32, "BLOCK_C": 64}, 8, 2),
 ]
 
 
-@triton_launch.kernel(_CONFIGS, key=["T", "C", "R"])
+@triton_launch.kernel(_CONFIGS, key=["bucket", "C", "R"], suits=_fits_registers)
 def _forward_kernel(
     x, norm_weight, norm_bias, gate_weight, gate_bias, down_weight, down_bias, up_weight, up_bias, seed, out, partial,
-    T, C, R, eps, multiplier, dropout_p,
+    T, bucket, C, R, eps, multiplier, dropout_p,
     NORM: tl.constexpr, GATE: tl.constexpr, DROPOUT: tl.constexpr, RELU: tl.constexpr, PROMPT: tl.constexpr,
     RP: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """a, and sums of GELU(a) over 16 tokens each; program (cloud, tokens). Moves 2 T C values and 2 C R weights."""
-    cloud = tl.program_id(0).to(tl.int64)
-    rows = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
+    blocks = tl.cdiv(T, BLOCK_M)
+    cloud = (tl.program_id(0) // blocks).to(tl.int64)
+    block = tl.program_id(0) % blocks
+    rows = block * BLOCK_M + tl.arange(0, BLOCK_M)
     inside = rows < T
     tokens = cloud * T + rows
     start = tokens * C
@@ -128,11 +160,11 @@ def _forward_kernel(
         x, norm_weight, norm_bias, gate_weight, gate_bias, down_weight, down_bias, start, inside, C, R, mean, rstd,
         NORM, GATE, RP, PRECISION, BLOCK_M, BLOCK_C,
     )  # fmt: skip
-    h, _ = _activate(z, RELU)
+    h = _activation(z, RELU)
     h *= _survivors(seed, tokens, ranks, R, dropout_p, DROPOUT, BLOCK_M, RP)
     s = tl.full((BLOCK_M,), 1.0, tl.float32) * multiplier
     if GATE:
-        s *= tl.maximum(gate, 0.0)
+        s *= relu(gate)
     h = h.to(up_weight.dtype.element_ty)
     for begin in range(0, C, BLOCK_C):
         columns = begin + tl.arange(0, BLOCK_C)
@@ -144,9 +176,8 @@ def _forward_kernel(
         a = s[:, None] * (a + tl.load(up_bias + columns, columns < C, 0.0).to(tl.float32)[None])
         tl.store(out + start[:, None] + columns[None], a.to(out.dtype.element_ty), there)
         if PROMPT:
-            g, _ = _activate(a, False)
-            sums = tl.sum(tl.reshape(tl.where(there, g, 0.0), (BLOCK_M // 16, 16, BLOCK_C)), 1)
-            parts = tl.program_id(1) * (BLOCK_M // 16) + tl.arange(0, BLOCK_M // 16)
+            sums = tl.sum(tl.reshape(tl.where(there, gelu(a), 0.0), (BLOCK_M // 16, 16, BLOCK_C)), 1)
+            parts = block * (BLOCK_M // 16) + tl.arange(0, BLOCK_M // 16)
             num_parts = (T + 15) // 16
             place = partial + (cloud * num_parts + parts[:, None]) * C + columns[None]
             tl.store(place, sums, (parts < num_parts)[:, None] & (columns < C)[None])
@@ -164,23 +195,24 @@ def _gradient(grad, grad_prompt, up_weight, up_bias, hs, s, cloud, start, column
         )
         a = tl.dot(hs, weight, input_precision=PRECISION)
         a += s[:, None] * tl.load(up_bias + columns, columns < C, 0.0).to(tl.float32)[None]
-        _, slope = _activate(a, False)
-        g += slope * tl.load(grad_prompt + cloud[:, None] * C + columns[None], there, 0.0).to(tl.float32) / T
+        g += gelu_slope(a) * tl.load(grad_prompt + cloud[:, None] * C + columns[None], there, 0.0).to(tl.float32) / T
     return g
 
 
-@triton_launch.kernel(_CONFIGS, key=["T", "C", "R"])
+@triton_launch.kernel(_CONFIGS, key=["bucket", "C", "R"], suits=_fits_registers)
 def _backward_kernel(
     x, norm_weight, norm_bias, gate_weight, gate_bias, down_weight, down_bias, up_weight, up_bias, seed,
-    grad, grad_prompt, grad_x, out_hs, out_dz, out_rows, T, C, R, eps, multiplier, dropout_p,
+    grad, grad_prompt, grad_x, out_hs, out_dz, out_rows, T, bucket, C, R, eps, multiplier, dropout_p,
     NORM: tl.constexpr, GATE: tl.constexpr, DROPOUT: tl.constexpr, RELU: tl.constexpr, PROMPT: tl.constexpr,
     RP: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Computes the bottleneck again, then the gradient of x; leaves s ⊙ h and the gradient of z (T x R each) and per
     token (mean, 1 / deviation, s, gradient of the gate) for the weights' kernel. Program (cloud, tokens).
     """
-    cloud = tl.program_id(0).to(tl.int64)
-    rows = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
+    blocks = tl.cdiv(T, BLOCK_M)
+    cloud = (tl.program_id(0) // blocks).to(tl.int64)
+    block = tl.program_id(0) % blocks
+    rows = block * BLOCK_M + tl.arange(0, BLOCK_M)
     inside = rows < T
     tokens = cloud * T + rows
     clouds = tokens * 0 + cloud
@@ -194,12 +226,13 @@ def _backward_kernel(
         x, norm_weight, norm_bias, gate_weight, gate_bias, down_weight, down_bias, start, inside, C, R, mean, rstd,
         NORM, GATE, RP, PRECISION, BLOCK_M, BLOCK_C,
     )  # fmt: skip
-    h, slope = _activate(z, RELU)
+    h = _activation(z, RELU)
+    slope = _activation_slope(z, RELU)
     survivors = _survivors(seed, tokens, ranks, R, dropout_p, DROPOUT, BLOCK_M, RP)
     h *= survivors
     s = tl.full((BLOCK_M,), 1.0, tl.float32) * multiplier
     if GATE:
-        s *= tl.maximum(gate, 0.0)
+        s *= relu(gate)
     hs = (h * s[:, None]).to(up_weight.dtype.element_ty)
 
     back = tl.zeros((BLOCK_M, RP), tl.float32)  # g W_up
@@ -217,7 +250,7 @@ def _backward_kernel(
         to_bias += tl.sum(g * tl.load(up_bias + columns, columns < C, 0.0).to(tl.float32)[None], 1)
     dgate = tl.zeros((BLOCK_M,), tl.float32)
     if GATE:
-        dgate = tl.where(gate > 0, multiplier * (tl.sum(back * h, 1) + to_bias), 0.0)
+        dgate = tl.where(gate <= 0, 0.0, multiplier * (tl.sum(back * h, 1) + to_bias))
     dz = back * s[:, None] * survivors * slope
     small = dz.to(down_weight.dtype.element_ty)
 
@@ -233,7 +266,7 @@ def _backward_kernel(
             du = tl.dot(small, weight, input_precision=PRECISION)
             if GATE:
                 du += dgate[:, None] * tl.load(gate_weight + columns, columns < C, 0.0).to(tl.float32)[None]
-            _, normal = _input(x, norm_weight, norm_bias, start, columns, there, C, mean, rstd, NORM)
+            normal = _normal(x, start, columns, there, mean, rstd, NORM)
             dn = du * tl.load(norm_weight + columns, columns < C, 0.0).to(tl.float32)[None]
             inner += tl.sum(dn, 1)
             outer += tl.sum(dn * normal, 1)
@@ -249,7 +282,7 @@ def _backward_kernel(
         if GATE:
             du += dgate[:, None] * tl.load(gate_weight + columns, columns < C, 0.0).to(tl.float32)[None]
         if NORM:
-            _, normal = _input(x, norm_weight, norm_bias, start, columns, there, C, mean, rstd, NORM)
+            normal = _normal(x, start, columns, there, mean, rstd, NORM)
             dn = du * tl.load(norm_weight + columns, columns < C, 0.0).to(tl.float32)[None]
             du = rstd[:, None] * (dn - inner[:, None] - normal * outer[:, None])
         tl.store(grad_x + start[:, None] + columns[None], du.to(grad_x.dtype.element_ty), there)
@@ -263,14 +296,21 @@ def _backward_kernel(
     tl.store(out_rows + tokens * 4 + 3, dgate, inside)
 
 
+def _sums_fit_registers(of: dict[str, Any]) -> bool:
+    """A thread holds at most 16 values of each of the two sums, and 8 of each bottleneck that it reads: with four warps
+    in the place of eight at rank 64 the kernel spills 192 bytes (sm_90).
+    """
+    return of["BLOCK_C"] * of["RP"] <= 512 * of["warps"] and of["BLOCK_M"] * of["RP"] <= 256 * of["warps"]
+
+
 _WEIGHT_CONFIGS = [
-    ({"BLOCK_M": 32, "BLOCK_C": 64}, 4, 2),
-    ({"BLOCK_M": 64, "BLOCK_C": 64}, 8, 2),
+    ({"BLOCK_M": 32, "BLOCK_C": 64}, 8, 2),
     ({"BLOCK_M": 32, "BLOCK_C": 32}, 4, 2),
+    ({"BLOCK_M": 16, "BLOCK_C": 32}, 8, 2),
 ]
 
 
-@triton_launch.kernel(_WEIGHT_CONFIGS, key=["N", "C", "R"])
+@triton_launch.kernel(_WEIGHT_CONFIGS, key=["C", "R"], suits=_sums_fit_registers)
 def _weight_kernel(
     x, norm_weight, norm_bias, gate_weight, down_weight, up_weight, up_bias, grad, grad_prompt, hs, dz, rows_facts,
     up_parts, down_parts, channel_parts, rank_parts, N, T, C, R, per_split,
@@ -310,7 +350,8 @@ def _weight_kernel(
             PRECISION,
         )  # fmt: skip
         g = tl.where(there, g, 0.0)
-        u, normal = _input(x, norm_weight, norm_bias, start, columns, there, C, mean, rstd, NORM)
+        normal = _normal(x, start, columns, there, mean, rstd, NORM)
+        u = _input(normal, norm_weight, norm_bias, columns, there, C, NORM)
         d_up = tl.dot(tl.trans(g.to(scaled.dtype)), scaled, d_up, input_precision=PRECISION)
         d_down = tl.dot(tl.trans(u.to(slopes.dtype)), slopes, d_down, input_precision=PRECISION)
         d_up_bias += tl.sum(g * s[:, None], 0)
@@ -346,9 +387,9 @@ def launch(x, nw, nb, gw, gb, dw, db, uw, ub, seed, eps, multiplier, dropout_p, 
     partial = x.new_empty((batch, parts, c) if with_prompt else (0,), dtype=torch.float32)
     if x.numel():
         _forward_kernel.launch(
-            lambda meta: (batch, -(-t // meta["BLOCK_M"])),
-            x, *_pointers(x, nw, nb, gw, gb, dw, db, uw, ub, seed), out, partial, t, c, r,
-            float(eps), float(multiplier), float(dropout_p),
+            lambda meta: (batch * -(-t // meta["BLOCK_M"]),),
+            x, *_pointers(x, nw, nb, gw, gb, dw, db, uw, ub, seed), out, partial,
+            t, triton_launch.power_of_two(t), c, r, float(eps), float(multiplier), float(dropout_p),
             PROMPT=with_prompt, **_constants(x, nw, gw, seed, r, relu),
         )  # fmt: skip
     prompt = (partial.sum(1) / t).to(x.dtype) if with_prompt else x.new_empty(0)
@@ -363,25 +404,36 @@ def launch_backward(grad, grad_prompt, x, nw, nb, gw, gb, dw, db, uw, ub, seed, 
     grad_x = torch.empty_like(x)
     hs, dz = x.new_empty(n, r), x.new_empty(n, r)
     facts = x.new_empty(n, 4, dtype=torch.float32)
+    prompt = grad if grad_prompt is None else grad_prompt.contiguous()
+    pointers = _pointers(x, nw, nb, gw, gb, dw, db, uw, ub, seed)
+    constants = _constants(x, nw, gw, seed, r, relu) | {"PROMPT": grad_prompt is not None}
+    if x.numel():
+        _backward_kernel.launch(
+            lambda meta: (batch * -(-t // meta["BLOCK_M"]),),
+            x, *pointers, grad, prompt, grad_x, hs, dz, facts, t, triton_launch.power_of_two(t), c, r,
+            float(eps), float(multiplier), float(dropout_p), **constants,
+        )  # fmt: skip
+    weights = (nw, nb, gw, gb, dw, db, uw, ub)
+    if x.dtype == torch.float32 or r > MAX_RANK_SUMS:
+        return grad_x, *_adapter_composed.weight_gradients(grad, grad_prompt, x, weights, hs, dz, facts)
+    return grad_x, *_weight_gradients(grad, prompt, x, weights, pointers, constants, hs, dz, facts)
+
+
+def _weight_gradients(grad, prompt, x, weights, pointers, constants, hs, dz, facts):
+    """Gradients of the eight weights, summed by a kernel over parts of the tokens, then over the parts."""
+    nw, _, gw, _, dw, *_ = weights
+    batch, t, c = x.shape
+    r, n = dw.shape[0], batch * t
     splits = max(1, min(SPLITS, -(-n // 16)))
-    per_split = -(-n // splits)
     sizes = [(splits, c, r), (splits, c, r), (splits, 4, c), (splits, r + 1)]
     up_parts, down_parts, channel_parts, rank_parts = (x.new_zeros(s, dtype=torch.float32) for s in sizes)
     if x.numel():
-        pointers = _pointers(x, nw, nb, gw, gb, dw, db, uw, ub, seed)
-        prompt = grad if grad_prompt is None else grad_prompt.contiguous()
-        constants = _constants(x, nw, gw, seed, r, relu) | {"PROMPT": grad_prompt is not None}
-        _backward_kernel.launch(
-            lambda meta: (batch, -(-t // meta["BLOCK_M"])),
-            x, *pointers, grad, prompt, grad_x, hs, dz, facts, t, c, r, float(eps), float(multiplier), float(dropout_p),
-            **constants,
-        )  # fmt: skip
         constants = {name: constants[name] for name in ("NORM", "GATE", "PROMPT", "RP", "PRECISION")}
         nw_, nb_, gw_, _, dw_, _, uw_, ub_, _ = pointers
         _weight_kernel.launch(
             lambda meta: (-(-c // meta["BLOCK_C"]), splits),
             x, nw_, nb_, gw_, dw_, uw_, ub_, grad, prompt, hs, dz, facts, up_parts, down_parts, channel_parts,
-            rank_parts, n, t, c, r, per_split, **constants,
+            rank_parts, n, t, c, r, -(-n // splits), **constants,
         )  # fmt: skip
     d_ub, d_nw, d_nb, d_gw = channel_parts.sum(0).to(x.dtype)
     ranks = rank_parts.sum(0).to(x.dtype)
@@ -389,7 +441,7 @@ def launch_backward(grad, grad_prompt, x, nw, nb, gw, gb, dw, db, uw, ub, seed, 
     none = x.new_empty(0)
     norm = (none, none) if nw is None else (d_nw.clone(), d_nb.clone())
     gate = (none, none) if gw is None else (d_gw.view(1, c).clone(), ranks[r:].clone())
-    return grad_x, *norm, *gate, d_dw, ranks[:r].clone(), up_parts.sum(0).to(x.dtype), d_ub.clone()
+    return *norm, *gate, d_dw, ranks[:r].clone(), up_parts.sum(0).to(x.dtype), d_ub.clone()
 
 
 def _pointers(x: Tensor, *tensors: Tensor | None) -> list[Tensor]:

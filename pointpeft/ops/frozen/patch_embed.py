@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -10,11 +10,15 @@ from torch import Tensor
 
 from pointpeft.ops.core import checks, library, products, triton_launch
 from pointpeft.ops.core import rows as _rows
+from pointpeft.ops.core.triton_math import max_over, relu
 
 if TYPE_CHECKING:
     import triton.language as tl
 
 ROWS_PER_CHUNK = 4096  # CPU: points whose intermediates (17 MB in float32 at the published size) are in one place
+COMPOSED_ROWS = 32768  # CUDA without the fused kernels: points whose intermediates (170 MB) are in memory at a time
+MAX_POINTS = 128  # of a patch that the fused kernels hold
+MAX_VALUES = 128 * 128  # of the first layer's output that a program of theirs keeps in registers
 
 
 class PatchEmbedWeights(NamedTuple):
@@ -65,17 +69,29 @@ def _first_layer(
     h += y * tl.load(w1 + columns * 3 + 1, inside, 0.0).to(tl.float32)[None]
     h += z * tl.load(w1 + columns * 3 + 2, inside, 0.0).to(tl.float32)[None]
     h += tl.load(b1 + columns, inside, 0.0).to(tl.float32)[None]
-    return tl.maximum(h, 0.0), there
+    return relu(h), there
+
+
+def _first_layer_fits(of: dict[str, Any]) -> bool:
+    """The first layer's output stays in registers: at most 64 values of it a thread, beside as many of a sum."""
+    rows = of["GROUPS"] * of["SP"]
+    return rows <= 16 * of["warps"] and rows * of["HP"] <= MAX_VALUES // 8 * of["warps"]
+
+
+def _held(size: int, h1: int) -> bool:
+    """Whether a program of the kernels holds a patch."""
+    return size <= MAX_POINTS and triton_launch.power_of_two(size) * triton_launch.power_of_two(h1) <= MAX_VALUES
 
 
 _TOP_CONFIGS = [
     ({"GROUPS": 2, "BLOCK": 64}, 4, 2),
     ({"GROUPS": 4, "BLOCK": 64}, 8, 2),
-    ({"GROUPS": 2, "BLOCK": 128}, 8, 2),
+    ({"GROUPS": 1, "BLOCK": 64}, 4, 2),
+    ({"GROUPS": 1, "BLOCK": 64}, 8, 2),
 ]
 
 
-@triton_launch.kernel(_TOP_CONFIGS, key=["S", "H1", "H2"])
+@triton_launch.kernel(_TOP_CONFIGS, key=["S", "H1", "H2"], suits=_first_layer_fits)
 def _top_kernel(
     patches, w1, b1, w2, top, num_groups, S, H1, H2,
     SP: tl.constexpr, HP: tl.constexpr, PRECISION: tl.constexpr, GROUPS: tl.constexpr, BLOCK: tl.constexpr,
@@ -91,7 +107,7 @@ def _top_kernel(
         weight = tl.load(w2 + columns[None] * H1 + inner[:, None], (columns < H2)[None] & (inner < H1)[:, None], 0.0)
         x = tl.dot(h, weight, input_precision=PRECISION)  # [GROUPS * SP, BLOCK]
         x = tl.where(there[:, None], x, float("-inf"))
-        best = tl.max(tl.reshape(x, (GROUPS, SP, BLOCK)), 1)
+        best = max_over(tl.reshape(x, (GROUPS, SP, BLOCK)), 1)
         inside = (groups < num_groups)[:, None] & (columns < H2)[None]
         tl.store(top + groups[:, None].to(tl.int64) * H2 + columns[None], best.to(top.dtype.element_ty), inside)
 
@@ -99,12 +115,12 @@ def _top_kernel(
 _TOKEN_CONFIGS = [
     ({"GROUPS": 2, "BLOCK": 32, "BLOCK_C": 128}, 4, 2),
     ({"GROUPS": 4, "BLOCK": 32, "BLOCK_C": 128}, 8, 2),
-    ({"GROUPS": 2, "BLOCK": 64, "BLOCK_C": 256}, 8, 2),
-    ({"GROUPS": 2, "BLOCK": 32, "BLOCK_C": 512}, 8, 2),
+    ({"GROUPS": 1, "BLOCK": 32, "BLOCK_C": 128}, 4, 2),
+    ({"GROUPS": 1, "BLOCK": 32, "BLOCK_C": 128}, 8, 2),
 ]
 
 
-@triton_launch.kernel(_TOKEN_CONFIGS, key=["S", "H1", "H3", "C"])
+@triton_launch.kernel(_TOKEN_CONFIGS, key=["S", "H1", "H3", "C"], suits=_first_layer_fits)
 def _token_kernel(
     patches, w1, b1, a, shift, w4, b4, tokens, num_groups, S, H1, H3, C,
     SP: tl.constexpr, HP: tl.constexpr, PRECISION: tl.constexpr, GROUPS: tl.constexpr, BLOCK: tl.constexpr,
@@ -130,11 +146,11 @@ def _token_kernel(
             (group_of_row < num_groups)[:, None] & inside[None],
             0.0,
         ).to(tl.float32)
-        y = tl.maximum(y, 0.0).to(w4.dtype.element_ty)
+        y = relu(y).to(w4.dtype.element_ty)
         weight = tl.load(w4 + channels[None] * H3 + columns[:, None], (channels < C)[None] & inside[:, None], 0.0)
         total = tl.dot(y, weight, total, input_precision=PRECISION)  # [GROUPS * SP, BLOCK_C]
     total = tl.where(there[:, None], total, float("-inf"))
-    best = tl.max(tl.reshape(total, (GROUPS, SP, BLOCK_C)), 1) + tl.load(b4 + channels, channels < C, 0.0).to(
+    best = max_over(tl.reshape(total, (GROUPS, SP, BLOCK_C)), 1) + tl.load(b4 + channels, channels < C, 0.0).to(
         tl.float32
     )
     inside = (groups < num_groups)[:, None] & (channels < C)[None]
@@ -164,6 +180,37 @@ def _launch(patches, w1, b1, w2, b2, w3, b3, w4, b4):
         patches, w1, b1, a, shift, w4, b4, tokens, n, size, h1, h3, c, **common,
     )  # fmt: skip
     return tokens
+
+
+def _composed(patches, w1, b1, w2, b2, w3, b3, w4, b4):
+    """The same formulas as the kernels', in PyTorch's products of matrices."""
+    batch, groups, size, _ = patches.shape
+    n, h2, (c, h3) = batch * groups, w2.shape[0], w4.shape
+    points = patches.reshape(n, size, 3)
+    tokens = points.new_empty(n, c)
+    a, w3g, constant = _second_layer(w2, b2, w3, b3)
+    step = max(1, COMPOSED_ROWS // size)
+    for begin in range(0, n, step):
+        h = F.linear(points[begin : begin + step].reshape(-1, 3), w1, b1).relu_()
+        top = torch.mm(h, w2.t()).view(-1, size, h2).amax(1)
+        y = torch.mm(h, a.t()).view(-1, size, h3)
+        y += F.linear(top, w3g, constant)[:, None]
+        tokens[begin : begin + step] = torch.mm(y.relu_().view(-1, h3), w4.t()).view(-1, size, c).amax(1)
+    tokens += b4
+    return tokens.view(batch, groups, c)
+
+
+def _cuda(*tensors):
+    """In float32 PyTorch's products, whose tiles fit into registers as the kernels' would not; else the kernels."""
+    patches, w1 = tensors[:2]
+    if patches.dtype == torch.float32:
+        return _composed(*tensors)
+    size, h1 = patches.shape[2], w1.shape[0]
+    if not _held(size, h1):
+        limit = f"hold patches of {MAX_POINTS} points, and {MAX_VALUES} values of the first layer"
+        library.warn_composed(f"patch_embed of {size} points and {h1} hidden channels", limit)
+        return _composed(*tensors)
+    return _launch(*tensors)
 
 
 def _second_layer(w2: Tensor, b2: Tensor, w3: Tensor, b3: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -216,7 +263,7 @@ _op = library.define(
     "patch_embed(Tensor patches, Tensor w1, Tensor b1, Tensor w2, Tensor b2, Tensor w3, Tensor b3, Tensor w4, "
     "Tensor b4) -> Tensor",
     cpu=_cpu,
-    cuda=_launch,
+    cuda=_cuda,
     fake=_fake,
 )
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pointpeft.ops.core import checks, library, triton_launch
 from pointpeft.ops.core import rows as _rows
+from pointpeft.ops.core.triton_math import gelu, gelu_slope
 
 if TYPE_CHECKING:
     import triton.language as tl
@@ -17,13 +18,6 @@ if TYPE_CHECKING:
 SPLITS = 64  # parts of the rows that the gradients of γ and β are summed over, each by its own program
 
 _CONFIGS = [({"ROWS": 16, "BLOCK": 128}, 4, 2), ({"ROWS": 8, "BLOCK": 256}, 4, 2), ({"ROWS": 32, "BLOCK": 128}, 8, 2)]
-
-
-@triton_launch.device_function
-def _gelu(y):
-    """GELU of y and its derivative."""
-    below = 0.5 * (1.0 + tl.erf(y * 0.7071067811865476))
-    return y * below, below + y * tl.exp(-0.5 * y * y) * 0.3989422804014327
 
 
 @triton_launch.kernel(_CONFIGS, key=["C"])
@@ -36,8 +30,7 @@ def _forward_kernel(x, gamma, beta, out, N, C, ROWS: tl.constexpr, BLOCK: tl.con
     y = tl.load(x + place, there, 0.0).to(tl.float32)
     y = y * tl.load(gamma + columns, columns < C, 0.0).to(tl.float32)[None]
     y += tl.load(beta + columns, columns < C, 0.0).to(tl.float32)[None]
-    value, _ = _gelu(y)
-    tl.store(out + place, value.to(out.dtype.element_ty), there)
+    tl.store(out + place, gelu(y).to(out.dtype.element_ty), there)
 
 
 @triton_launch.kernel(_CONFIGS, key=["C"])
@@ -55,8 +48,7 @@ def _backward_kernel(grad, x, gamma, beta, grad_x, parts, N, C, per_split, ROWS:
         there = ((rows < N) & (offset < per_split))[:, None] & (columns < C)[None]
         place = rows[:, None] * C + columns[None]
         value = tl.load(x + place, there, 0.0).to(tl.float32)
-        _, slope = _gelu(value * scale + shift)
-        g = tl.load(grad + place, there, 0.0).to(tl.float32) * slope
+        g = tl.load(grad + place, there, 0.0).to(tl.float32) * gelu_slope(value * scale + shift)
         d_gamma += tl.sum(g * value, 0)
         d_beta += tl.sum(g, 0)
         tl.store(grad_x + place, (g * scale).to(grad_x.dtype.element_ty), there)

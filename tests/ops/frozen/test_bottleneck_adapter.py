@@ -39,18 +39,33 @@ def test_results_and_gradients_equal_the_reference(shape, dtype, activation, dev
 
 
 @pytest.mark.parametrize("shape", SHAPES[:3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("relu", [False, True])
-@pytest.mark.triton
-def test_kernels_equal_the_reference(shape, relu, generator):
-    inputs, grad = case(shape, generator)
-    seed = torch.tensor(99)
+def test_kernels_equal_the_reference(shape, dtype, relu, triton_device, generator):
+    inputs, grad = case(shape, generator, dtype, triton_device)
+    seed = torch.tensor(99, device=triton_device)
     options = {"multiplier": 0.7, "activation": "relu" if relu else "gelu", "dropout_p": 0.2, "training": True}
-    expected = results(bottleneck_adapter_reference, inputs, grad, **options, seed=seed)
+    expected = results(bottleneck_adapter_reference, doubled(inputs), grad.double(), **options, seed=seed)
+    rough = results(bottleneck_adapter_reference, inputs, grad, **options, seed=seed) if dtype.itemsize == 2 else None
     x, *weights = inputs
     given = (x, None, None, None, None, *weights, seed, 0.0, 0.7, 0.2, relu)
     a, _ = _adapter_triton.launch(*given, False)
     grad_x, *back = _adapter_triton.launch_backward(grad, None, *given)
-    assert_all_close([a, grad_x, *back[4:]], expected, torch.float32)
+    assert_all_close([a, grad_x, *back[4:]], expected, dtype, rough)
+
+
+@pytest.mark.parametrize("relu", [False, True])
+def test_nan_of_a_token_stays_in_it(relu, triton_device, generator):
+    (x, *weights), grad = case(SHAPES[0], generator, device=triton_device)
+    x[1, 2, 5] = float("nan")
+    expected = results(bottleneck_adapter_reference, [x, *weights], grad, activation="relu" if relu else "gelu")
+    given = (x, None, None, None, None, *weights, None, 0.0, 1.0, 0.0, relu)
+    a, _ = _adapter_triton.launch(*given, False)
+    grad_x, *back = _adapter_triton.launch_backward(grad, None, *given)
+    for ours, theirs in zip([a, grad_x, *back[4:]], expected, strict=True):
+        assert torch.equal(ours.isnan(), theirs.isnan())
+    assert a[1, 2].isnan().all()
+    assert int(a.isnan().sum()) == a.shape[2]
 
 
 def test_gradients_are_those_of_finite_differences(generator):

@@ -5,7 +5,7 @@ import torch
 
 from pointpeft.ops import dynamic_adapter, dynamic_adapter_reference
 from pointpeft.ops.core import dropout
-from pointpeft.ops.frozen import _adapter, _adapter_triton
+from pointpeft.ops.frozen import _adapter, _adapter_composed, _adapter_triton
 from tests.conftest import cut
 from tests.ops.frozen.fused import TOLERANCE, assert_all_close
 
@@ -69,20 +69,15 @@ def test_results_and_gradients_equal_the_reference(shape, dtype, with_prompt, de
 @pytest.mark.parametrize("shape", SHAPES[:3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("with_prompt", [False, True])
-@pytest.mark.triton
-def test_kernels_equal_the_reference(shape, dtype, with_prompt, generator):
-    inputs, grads = case(shape, generator, dtype)
+def test_kernels_equal_the_reference(shape, dtype, with_prompt, triton_device, generator):
+    inputs, grads = case(shape, generator, dtype, triton_device)
     expected = results(dynamic_adapter_reference, doubled(inputs), doubled(grads), with_prompt)
     rough = results(dynamic_adapter_reference, inputs, grads, with_prompt) if dtype.itemsize == 2 else None
     assert_close(kernels(inputs, grads, with_prompt), expected, dtype, rough)
 
 
-@pytest.mark.parametrize(
-    "function", [_adapter._cpu_backward, pytest.param(_adapter_triton.launch_backward, marks=pytest.mark.triton)]
-)
-def test_a_scale_at_the_edge_of_its_relu_gives_no_gradient(function, generator):
-    # As PyTorch has it: the derivative of ReLU at 0 is 0.
-    inputs, grads = case(SHAPES[0], generator)
+def assert_edge_gives_no_gradient(function, inputs, grads):
+    """As PyTorch has it: the derivative of ReLU at 0 is 0."""
     inputs[3:5] = torch.zeros_like(inputs[3]), torch.zeros_like(inputs[4])
     back = function(grads[0], None, *inputs, None, 1e-5, 1.0, 0.0, False)
     expected = results(dynamic_adapter_reference, inputs, grads, False)[1:]
@@ -91,9 +86,65 @@ def test_a_scale_at_the_edge_of_its_relu_gives_no_gradient(function, generator):
         assert not ours.any()
 
 
-@pytest.mark.triton
-def test_kernels_at_the_published_size(generator):
-    inputs, grads = case(SHAPES[3], generator)
+def test_a_scale_at_the_edge_of_its_relu_gives_no_gradient(generator):
+    assert_edge_gives_no_gradient(_adapter._cpu_backward, *case(SHAPES[0], generator))
+
+
+@pytest.mark.parametrize("function", [_adapter_triton.launch_backward, _adapter_composed.backward])
+def test_a_scale_at_the_edge_of_its_relu_gives_no_gradient_on_cuda(function, triton_device, generator):
+    assert_edge_gives_no_gradient(function, *case(SHAPES[0], generator, device=triton_device))
+
+
+@pytest.mark.parametrize("function", [kernels, None])
+def test_nan_of_a_token_stays_in_it(function, triton_device, generator):
+    inputs, grads = case(SHAPES[0], generator, device=triton_device)
+    inputs[0][1, 2, 5] = float("nan")
+    expected = results(dynamic_adapter_reference, inputs, grads, False)
+    actual = function(inputs, grads, False) if function else results(composed, inputs, grads, False)
+    for ours, theirs in zip(actual, expected, strict=True):
+        assert torch.equal(ours.isnan(), theirs.isnan())
+    assert int(actual[0].isnan().sum()) == actual[0].shape[2]
+
+
+def composed(*inputs, with_prompt, dropout_p=0.0, seed=None, training=False):
+    """The adapter as CUDA composes it, through the registered operation."""
+    with torch.library._scoped_library("pointpeft", "IMPL") as library:
+        library.impl("adapter", _adapter_composed.forward, "CPU", allow_override=True)
+        out = _Composed.apply(seed, dropout_p, with_prompt, *inputs)
+    return out if with_prompt else out[0]
+
+
+class _Composed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, seed, dropout_p, with_prompt, *inputs):
+        ctx.save_for_backward(*inputs)
+        ctx.options = (seed, 1e-5, 1.0, dropout_p, False)
+        ctx.with_prompt = with_prompt
+        return torch.ops.pointpeft.adapter(*inputs, *ctx.options, with_prompt)
+
+    @staticmethod
+    def backward(ctx, grad, grad_prompt):
+        with torch.library._scoped_library("pointpeft", "IMPL") as library:
+            library.impl("adapter_backward", _adapter_composed.backward, "CPU", allow_override=True)
+            grads = torch.ops.pointpeft.adapter_backward(
+                grad, grad_prompt if ctx.with_prompt else None, *ctx.saved_tensors, *ctx.options
+            )
+        return None, None, None, *grads
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("with_prompt", [False, True])
+def test_what_is_composed_on_cuda_equals_the_reference(shape, dtype, with_prompt, generator):
+    inputs, grads = case(shape, generator, dtype)
+    options = {"dropout_p": 0.4, "training": True, "seed": torch.tensor(-(2**61) + 12345)}
+    expected = results(dynamic_adapter_reference, doubled(inputs), doubled(grads), with_prompt, **options)
+    rough = results(dynamic_adapter_reference, inputs, grads, with_prompt, **options) if dtype.itemsize == 2 else None
+    assert_close(results(composed, inputs, grads, with_prompt, **options), expected, dtype, rough)
+
+
+def test_kernels_at_the_published_size(triton_device, generator):
+    inputs, grads = case(SHAPES[3], generator, device=triton_device)
     expected = results(dynamic_adapter_reference, inputs, grads, True)
     assert_close(kernels(inputs, grads, True), expected, torch.float32)
 
@@ -105,10 +156,9 @@ def test_dropout_in_forward_and_backward_is_the_reference_s(device, generator):
     assert_close(results(dynamic_adapter, inputs, grads, True, **options), expected, torch.float32)
 
 
-@pytest.mark.triton
-def test_dropout_of_the_kernels_is_the_reference_s(generator):
-    inputs, grads = case(SHAPES[1], generator)
-    seed = torch.tensor(-(2**61) + 12345)
+def test_dropout_of_the_kernels_is_the_reference_s(triton_device, generator):
+    inputs, grads = case(SHAPES[1], generator, device=triton_device)
+    seed = torch.tensor(-(2**61) + 12345, device=triton_device)
     options = {"dropout_p": 0.4, "training": True, "seed": seed}
     expected = results(dynamic_adapter_reference, inputs, grads, True, **options)
     assert_close(kernels(inputs, grads, True, seed, 0.4), expected, torch.float32)

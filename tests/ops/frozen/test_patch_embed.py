@@ -56,10 +56,34 @@ def test_equals_the_reference(shape, dtype, device, generator):
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-@pytest.mark.triton
-def test_kernels_equal_the_reference(shape, dtype, generator):
-    patches, w = case(shape, generator, dtype)
+def test_kernels_equal_the_reference(shape, dtype, triton_device, generator):
+    patches, w = case(shape, generator, dtype, triton_device)
     assert_close(module._launch(patches, *w), patches, w)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_what_is_composed_on_cuda_equals_the_reference(shape, dtype, generator, monkeypatch):
+    patches, w = case(shape, generator, dtype)
+    monkeypatch.setattr(module, "COMPOSED_ROWS", 40)
+    assert_close(module._composed(patches, *w), patches, w)
+
+
+def test_patches_that_no_program_holds_are_composed_and_said_once(generator):
+    patches, w = case((1, 2, 129, (8, 8, 9, 3)), generator, torch.bfloat16)
+    with pytest.warns(RuntimeWarning, match="patch_embed of 129 points and 8 hidden channels runs in plain PyTorch"):
+        assert_close(module._cuda(patches, *w), patches, w)
+
+
+@pytest.mark.parametrize("function", ["_launch", "_composed"])
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_nan_of_a_coordinate_stays_in_the_token(function, axis, triton_device, generator):
+    patches, w = case(SHAPES[0], generator, device=triton_device)
+    patches[1, 3, 2, axis] = float("nan")
+    tokens = getattr(module, function)(patches, *w)
+    assert torch.equal(tokens.isnan(), patch_embed_reference(patches, w).isnan())
+    assert tokens[1, 3].isnan().all()
+    assert int(tokens.isnan().sum()) == tokens.shape[2]
 
 
 def test_chunks_do_not_matter(generator, monkeypatch):

@@ -26,10 +26,9 @@ def test_result_and_gradients_equal_the_reference(size, dtype, device, generator
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 7), (70, 130)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-@pytest.mark.triton
-def test_kernels_equal_the_reference(size, dtype, generator):
+def test_kernels_equal_the_reference(size, dtype, triton_device, generator):
     inputs, grad = case(size, generator)
-    inputs, grad = [t.to(dtype) for t in inputs], grad.to(dtype)
+    inputs, grad = [t.to(triton_device, dtype) for t in inputs], grad.to(triton_device, dtype)
     expected = fused.results(scale_shift_gelu_reference, [t.double() for t in inputs], grad.double())
     actual = [module._launch(*inputs), *module._launch_backward(grad, *inputs)]
     fused.assert_all_close(actual, expected, dtype)
