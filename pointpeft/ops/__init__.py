@@ -1,5 +1,6 @@
 """Point operations: on the CPU and CUDA, under autograd, autocast, torch.compile and export."""
 
+from pointpeft.ops.core import derivatives, library
 from pointpeft.ops.core.library import backend
 from pointpeft.ops.frozen.adapted_mlp import adapted_mlp, adapted_mlp_reference
 from pointpeft.ops.frozen.attention import attention, attention_reference
@@ -74,3 +75,5 @@ __all__ = [
     "scale_shift_mlp_reference",
     "scale_shift_reference",
 ]
+
+derivatives.refuse_the_rest(library.FUSED)

@@ -68,10 +68,25 @@ def same(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
 
 
 def looks_at_values(tensor: Tensor) -> bool:
-    """Whether checks may read values: on the CPU always, on a GPU under POINTPEFT_CHECK=1, while tracing never."""
+    """Whether checks may read values: on the CPU always, on a GPU under POINTPEFT_CHECK=1, while tracing never.
+
+    Nor under vmap, where a tensor has other values in each row.
+    """
     if torch.compiler.is_compiling() or tensor.device.type == "meta" or is_fake(tensor):
         return False
+    if torch._C._are_functorch_transforms_active() and not _is_concrete(tensor):
+        return False
     return tensor.device.type == "cpu" or os.environ.get("POINTPEFT_CHECK") == "1"
+
+
+def _is_concrete(tensor: Tensor) -> bool:
+    """Whether no transform of torch.func that wraps `tensor` is a vmap."""
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(tensor):
+        if functorch.is_batchedtensor(tensor):
+            return False
+        tensor = functorch.get_unwrapped(tensor)
+    return True
 
 
 def is_fake(tensor: Tensor) -> bool:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.weak import WeakIdKeyDictionary
 
-from pointpeft.ops.core import triton_launch
+from pointpeft.ops.core import derivatives, triton_launch
 
 _PACKAGE = Path(__file__).resolve().parents[2]
 _BAD_ARGUMENT = "pointpeft: "  # prefix of the compiled kernels' argument errors, as in csrc/common/pointpeft.h
@@ -137,6 +137,18 @@ def use_reference(tensor: torch.Tensor) -> bool:
     return True
 
 
+def is_transformed(tensor: torch.Tensor) -> bool:
+    """Whether the reference takes the place of a fused operation because of how it is differentiated; says so once.
+
+    The fused operations have a reverse mode of the first order alone; the reference has every derivative.
+    """
+    if torch.compiler.is_compiling() or not derivatives.is_transformed():
+        return False
+    reason = "its fused operations have no forward-mode derivatives and no transforms of torch.func"
+    _say_once(tensor.device.type, reason, "differentiate with torch.autograd's reverse mode to run them")
+    return True
+
+
 def use_fused_reference(tensor: torch.Tensor) -> bool:
     """As `use_reference`, for operations that are written in Triton for CUDA: in float64 they take the reference there.
 
@@ -144,6 +156,8 @@ def use_fused_reference(tensor: torch.Tensor) -> bool:
     """
     kind = tensor.device.type
     if _asked() == "reference" or (kind == "cuda" and tensor.dtype == torch.float64):
+        return True
+    if is_transformed(tensor):
         return True
     if kind == "cpu":
         return use_reference(tensor)
@@ -178,7 +192,7 @@ def define(
     FUSED.impl(name, cpu, "CPU")
     FUSED.impl(name, cuda, "CUDA")
     torch.library.register_fake(f"pointpeft::{name}", fake, lib=FUSED)
-    return getattr(torch.ops.pointpeft, name).default
+    return derivatives.operation(getattr(torch.ops.pointpeft, name).default)
 
 
 def autocast_kind(tensor: torch.Tensor) -> str:
@@ -259,7 +273,7 @@ def call(op: Callable[..., Any], *args: Any) -> Any:
     if torch.compiler.is_compiling():
         return op(*args)
     try:
-        return op(*args)
+        return derivatives.call(op, *args)
     except RuntimeError as error:
         text = str(error)
         if text.startswith(_BAD_ARGUMENT):
@@ -272,7 +286,18 @@ def register_fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any
     return torch.library.register_fake(f"pointpeft::{name}") if compiled() else lambda function: function
 
 
-def register_autograd(name: str, backward: Callable[..., Any], setup_context: Callable[..., Any]) -> None:
-    """`torch.library.register_autograd("pointpeft::NAME")`, where the operation is compiled."""
+def register_autograd(
+    name: str,
+    formula: derivatives.Formula,
+    backward: Callable[..., Any] | None = None,
+    setup_context: Callable[..., Any] | None = None,
+) -> None:
+    """Registers the derivatives of `pointpeft::NAME`, where it is compiled; arguments as in `derivatives.register`."""
     if compiled():
-        torch.library.register_autograd(f"pointpeft::{name}", backward, setup_context=setup_context)
+        derivatives.register(FUSED, name, formula, backward, setup_context)
+
+
+def returns_indices(name: str) -> None:
+    """Declares that all results of `pointpeft::NAME` are indices, which have no derivative."""
+    if compiled():
+        FUSED.impl(name, torch.library.fallthrough_kernel, "Autograd")

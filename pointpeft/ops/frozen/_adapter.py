@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pointpeft.ops.core import dropout, library, products, rows
+from pointpeft.ops.core import derivatives, dropout, library, products, rows
 from pointpeft.ops.frozen import _adapter_composed, _adapter_triton
 
 
@@ -121,7 +121,7 @@ class _Adapter(torch.autograd.Function):
         return _op(x, nw, nb, gw, gb, dw, db, uw, ub, seed, eps, multiplier, dropout_p, relu, with_prompt)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @derivatives.once_differentiable("pointpeft.ops.dynamic_adapter or bottleneck_adapter")
     def backward(ctx, grad, grad_prompt):
         saved = ctx.saved_tensors
         grads = _backward_op(grad, grad_prompt if ctx.with_prompt else None, *saved, *ctx.options)

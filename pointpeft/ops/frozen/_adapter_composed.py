@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pointpeft.ops.core import dropout
+from pointpeft.ops.core import derivatives, dropout
 
 
 def forward(x, nw, nb, gw, gb, dw, db, uw, ub, seed, eps, multiplier, dropout_p, relu, with_prompt):
@@ -24,7 +24,7 @@ def forward(x, nw, nb, gw, gb, dw, db, uw, ub, seed, eps, multiplier, dropout_p,
 def backward(grad, grad_prompt, x, nw, nb, gw, gb, dw, db, uw, ub, seed, eps, multiplier, dropout_p, relu):
     """As `_adapter_triton.launch_backward`: computes the forward pass again."""
     tensors = (x, nw, nb, gw, gb, dw, db, uw, ub)
-    with torch.enable_grad():
+    with derivatives.recording(), torch.enable_grad():
         leaves = [None if t is None else t.detach().requires_grad_() for t in tensors]
         a, prompt = forward(*leaves, seed, eps, multiplier, dropout_p, relu, grad_prompt is not None)
         outputs, grads = ([a], [grad]) if grad_prompt is None else ([a, prompt], [grad, grad_prompt])

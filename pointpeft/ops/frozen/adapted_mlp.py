@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pointpeft.ops.core import checks, library, products
+from pointpeft.ops.core import checks, derivatives, library, products
 from pointpeft.ops.core import rows as _rows
 from pointpeft.ops.frozen import _adapter
 from pointpeft.ops.frozen.dynamic_adapter import dynamic_adapter_reference
@@ -89,7 +89,7 @@ class _AdaptedMlp(torch.autograd.Function):
         return y, prompt
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @derivatives.once_differentiable("pointpeft.ops.adapted_mlp")
     def backward(ctx, grad, grad_prompt):
         x, norm_weight, norm_bias, seed, z, *weights = ctx.saved_tensors
         norm_eps, eps, dropout_p, dtype = ctx.options

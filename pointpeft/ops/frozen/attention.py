@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pointpeft.ops.core import checks, library, rows
+from pointpeft.ops.core import checks, derivatives, library, rows
 
 
 def heads(y: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -50,7 +50,7 @@ def _cpu_backward(grad, z, out, lse, num_heads):
 
 
 def _cuda_backward(grad, z, out, lse, num_heads):
-    with torch.enable_grad():
+    with derivatives.recording(), torch.enable_grad():
         z = z.detach().requires_grad_()
         return torch.autograd.grad(by_pytorch(z, num_heads), z, grad)[0]
 
@@ -83,7 +83,7 @@ class _Attention(torch.autograd.Function):
         return out
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @derivatives.once_differentiable("pointpeft.ops.attention")
     def backward(ctx, grad):
         return _backward_op(grad.contiguous(), *ctx.saved_tensors, ctx.num_heads), None
 
@@ -106,7 +106,8 @@ def attention(z: Tensor, num_heads: int) -> Tensor:
     """
     check_heads(z, num_heads)
     (z,) = library.autocast(z)
-    if not z.numel() or library.reference_is_asked():  # the fused attention divides by the number of tokens
+    # The fused attention divides by the number of tokens.
+    if not z.numel() or library.reference_is_asked() or library.is_transformed(z):
         return attention_reference(z, num_heads)
     if torch.compiler.is_compiling() or z.device.type != "cpu" or not library.compiled():
         return by_pytorch(z, num_heads)

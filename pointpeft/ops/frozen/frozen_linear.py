@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pointpeft.ops.core import checks, library, products
+from pointpeft.ops.core import checks, derivatives, library, products
 from pointpeft.ops.frozen.scale_shift import _backward_op as _scale_shift_backward_op
 from pointpeft.ops.frozen.scale_shift import _op as _scale_shift_op
 
@@ -35,7 +35,7 @@ class _FrozenLinear(torch.autograd.Function):
         return _op(x, weight, bias)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @derivatives.once_differentiable("pointpeft.ops.frozen_linear")
     def backward(ctx, grad):
         (weight,) = ctx.saved_tensors
         return _op(grad, weight.t(), None), None, None
@@ -54,7 +54,7 @@ class _FrozenLinearScaleShift(torch.autograd.Function):
         return _scale_shifted(x, weight, bias, gamma, beta)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @derivatives.once_differentiable("pointpeft.ops.frozen_linear")
     def backward(ctx, grad):
         x, weight, bias, gamma = ctx.saved_tensors
         dz, d_gamma, d_beta = _scale_shift_backward_op(grad.contiguous(), _op(x, weight, None), gamma)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pointpeft.ops.core import checks, library, products, triton_launch
+from pointpeft.ops.core import checks, derivatives, library, products, triton_launch
 from pointpeft.ops.core import rows as _rows
 from pointpeft.ops.core.triton_math import max_over, relu
 
@@ -288,6 +288,7 @@ def patch_embed(patches: Tensor, weights: PatchEmbedWeights) -> Tensor:
     Source: Qi et al., "PointNet", CVPR 2017, as used by Point-BERT (CVPR 2022) and Point-MAE (ECCV 2022).
     """
     patches, weights = _checked(patches, weights)
+    derivatives.refuse_gradient("patch_embed", patches, *weights)
     if library.use_fused_reference(patches):
         return patch_embed_reference(patches, weights)
     with torch.no_grad():

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pointpeft.ops.core import checks, library
+from pointpeft.ops.core import checks, derivatives, library
 from pointpeft.ops.frozen import frozen_linear as _frozen_linear  # noqa: F401  declares the operation
 from pointpeft.ops.frozen.patch_embed import fold_batch_norm
 
@@ -84,6 +84,7 @@ def patch_embed_statistics(
             raise ValueError(f"{name} is on {tensor.device}, but patches is on {patches.device}")
     checks.number("eps1", eps1, 0.0, "a finite number of at least 0")
     args = (patches, w1, b1, gamma1, beta1, eps1, w2, b2, w3, b3, moments1)
+    derivatives.refuse_gradient("patch_embed_statistics", *args)
     if library.use_fused_reference(patches):
         return patch_embed_statistics_reference(*args)
     kind = torch.float64 if patches.dtype == torch.float64 else torch.float32

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from pointpeft.ops.core import checks, library, triton_launch
+from pointpeft.ops.core import checks, derivatives, library, triton_launch
 from pointpeft.ops.core import rows as _rows
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ class _ScaleShift(torch.autograd.Function):
         return _op(x, gamma, beta)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @derivatives.once_differentiable("pointpeft.ops.scale_shift")
     def backward(ctx, grad):
         return _backward_op(grad, *ctx.saved_tensors)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pointpeft.ops.core import checks, library, rows
+from pointpeft.ops.core import checks, derivatives, library, rows
 from pointpeft.ops.frozen import scale_shift as _scale_shift  # noqa: F401  declares what ends the backward on CUDA
 from pointpeft.ops.frozen.attention import attention_reference, by_pytorch, check_heads, fake
 
@@ -34,7 +34,7 @@ def _cuda(z, gamma, beta, num_heads):
 
 def _cuda_backward(grad, z, gamma, beta, _out, _lse, num_heads):
     width = z.shape[-1]
-    with torch.enable_grad():
+    with derivatives.recording(), torch.enable_grad():
         y = _adapted(z, gamma, beta).detach().requires_grad_()
         (dy,) = torch.autograd.grad(by_pytorch(y, num_heads), y, grad)
     values = z.reshape(-1, width)
@@ -76,7 +76,7 @@ class _ScaleShiftAttention(torch.autograd.Function):
         return out
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @derivatives.once_differentiable("pointpeft.ops.scale_shift_attention")
     def backward(ctx, grad):
         return *_backward_op(grad.contiguous(), *ctx.saved_tensors, ctx.num_heads), None
 

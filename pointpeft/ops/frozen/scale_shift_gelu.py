@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pointpeft.ops.core import checks, library, triton_launch
+from pointpeft.ops.core import checks, derivatives, library, triton_launch
 from pointpeft.ops.core import rows as _rows
 from pointpeft.ops.core.triton_math import gelu, gelu_slope
 
@@ -119,7 +119,7 @@ class _ScaleShiftGelu(torch.autograd.Function):
         return _op(x, gamma, beta)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @derivatives.once_differentiable("pointpeft.ops.scale_shift_gelu")
     def backward(ctx, grad):
         return _backward_op(grad, *ctx.saved_tensors)
 

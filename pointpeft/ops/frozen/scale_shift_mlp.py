@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pointpeft.ops.core import checks, library, products
+from pointpeft.ops.core import checks, derivatives, library, products
 from pointpeft.ops.core import rows as _rows
 
 KEPT_SHARE = 0.0  # CPU: of the rows, whose first map's output is kept for the backward: 0.25 are as many bytes as x
@@ -145,7 +145,7 @@ class _ScaleShiftMlp(torch.autograd.Function):
         return y
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @derivatives.once_differentiable("pointpeft.ops.scale_shift_mlp")
     def backward(ctx, grad):
         dx, d_gamma1, d_beta1, d_gamma2, d_beta2 = _backward_op(grad.contiguous(), *ctx.saved_tensors)
         return dx, None, None, d_gamma1, d_beta1, None, None, d_gamma2, d_beta2

@@ -5,7 +5,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pointpeft.ops.core import checks, library
+from pointpeft.ops.core import checks, derivatives, library
+from pointpeft.ops.points.gather import sum_rows, take_rows
 
 MODES = ("max", "mean", "sum", "weighted")
 """The ways to pool; the compiled kernels know a mode by its place here."""
@@ -81,13 +82,16 @@ def aggregate_neighbors_reference(
     (batch, groups, s), channels = idx.shape, features.shape[2]
     rows = idx.reshape(batch, groups * s)[..., None].expand(-1, -1, channels)
     neighbours = features.to(_accumulate(features)).gather(1, rows).view(batch, groups, s, channels)
+    return _pool(neighbours, mode, weights).to(features.dtype)
+
+
+def _pool(neighbours: Tensor, mode: str, weights: Tensor | None) -> Tensor:
+    """Neighbourhoods (B, G, S, C) pooled over S."""
     if mode == "max":
-        pooled = neighbours.max(2).values  # of equal ones the first
-    elif weights is not None:  # mode is "weighted"
-        pooled = (neighbours * weights.to(neighbours.dtype)[..., None]).sum(2)
-    else:
-        pooled = neighbours.mean(2) if mode == "mean" else neighbours.sum(2)
-    return pooled.to(features.dtype)
+        return neighbours.max(2).values  # of equal ones the first
+    if weights is not None:  # mode is "weighted"
+        return (neighbours * weights.to(neighbours.dtype)[..., None]).sum(2)
+    return neighbours.mean(2) if mode == "mean" else neighbours.sum(2)
 
 
 def _accumulate(features: Tensor) -> torch.dtype:
@@ -138,11 +142,39 @@ def _backward(ctx, grad, _):
             raise RuntimeError("aggregate_neighbors was called with keep_argmax=False and cannot be differentiated")
         # The inverse index: by it a CUDA thread finds all that its target sent out, in order.
         in_order = idx.flatten(1).sort(dim=1, stable=True) if grad.is_cuda else (None, None)
-        backward = torch.ops.pointpeft.aggregate_neighbors_backward
-        grad_features = backward(grad, idx, weights, argmax, *in_order, ctx.n, ctx.mode)
+        op = torch.ops.pointpeft.aggregate_neighbors_backward.default
+        grad_features = derivatives.call(op, grad, idx, weights, argmax, *in_order, ctx.n, ctx.mode)
     if features is not None:
-        grad_weights = torch.ops.pointpeft.aggregate_neighbors_backward_weights(grad, features, idx)
+        op = torch.ops.pointpeft.aggregate_neighbors_backward_weights.default
+        grad_weights = derivatives.call(op, grad, features, idx)
     return grad_features, None, grad_weights, None, None
 
 
-library.register_autograd("aggregate_neighbors", _backward, _save)
+def _formula(inputs, output):
+    features, idx, weights, mode, _ = inputs
+    neighbours = take_rows(features.to(_accumulate(features)), idx)
+    return _pool(neighbours, MODES[mode], weights).to(features.dtype), output[1]
+
+
+def _backward_formula(inputs, _):
+    grad, idx, weights, argmax, _, _, n, mode = inputs
+    wide = grad.to(_accumulate(grad))
+    if MODES[mode] == "max":
+        return sum_rows(wide, idx.gather(2, argmax.to(torch.int64)), n).to(grad.dtype)
+    shares = wide[:, :, None].expand(-1, -1, idx.shape[2], -1)
+    if weights is not None:
+        shares = shares * weights.to(wide.dtype)[..., None]
+    elif MODES[mode] == "mean":
+        shares = shares / idx.shape[2]
+    return sum_rows(shares, idx, n).to(grad.dtype)
+
+
+def _backward_weights_formula(inputs, _):
+    grad, features, idx = inputs
+    wide = _accumulate(grad)
+    return (grad.to(wide)[:, :, None] * take_rows(features.to(wide), idx)).sum(-1)
+
+
+library.register_autograd("aggregate_neighbors", _formula, _backward, _save)
+library.register_autograd("aggregate_neighbors_backward", _backward_formula)
+library.register_autograd("aggregate_neighbors_backward_weights", _backward_weights_formula)

@@ -64,3 +64,6 @@ def ball_query_reference(query: Tensor, support: Tensor, radius: float, k: int) 
 @library.register_fake("ball_query")
 def _fake(query, support, radius, k):
     return query.new_empty((*query.shape[:2], k), dtype=torch.int64)
+
+
+library.returns_indices("ball_query")

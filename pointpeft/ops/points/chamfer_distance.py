@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from pointpeft.ops.core import checks, library
+from pointpeft.ops.core import checks, derivatives, library
+from pointpeft.ops.points.gather import sum_rows, take_rows
 
 
 def chamfer_distance(a: Tensor, b: Tensor, norm: int = 2) -> Tensor:
@@ -93,18 +94,27 @@ def _save(ctx, inputs, output):
 
 
 def _backward(ctx, grad_a, _idx_a, grad_b, _idx_b):
-    a, b, idx_a, idx_b = ctx.saved_tensors
-    if torch.is_grad_enabled():  # under create_graph the gradients are to be differentiable themselves
-        (to_a, from_b), (to_b, from_a) = _pair(grad_a, a, b, idx_a), _pair(grad_b, b, a, idx_b)
-        return (to_a + from_a).to(a.dtype), (to_b + from_b).to(b.dtype)
-    return torch.ops.pointpeft.chamfer_distance_backward(grad_a, grad_b, a, b, idx_a, idx_b)
+    return derivatives.call(torch.ops.pointpeft.chamfer_distance_backward.default, grad_a, grad_b, *ctx.saved_tensors)
 
 
-def _pair(grad: Tensor, p: Tensor, q: Tensor, idx: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients in p (B, N, 3) and q (B, M, 3) of the squared distances of p to q[idx]."""
-    rows = idx[..., None].expand(-1, -1, 3)
-    step = 2 * grad[..., None] * (p.to(grad.dtype) - q.to(grad.dtype).gather(1, rows))
-    return step, torch.zeros_like(q, dtype=grad.dtype).scatter_add(1, rows, -step)
+def _offsets(p: Tensor, q: Tensor, idx: Tensor, dtype: torch.dtype) -> Tensor:
+    return p.to(dtype) - take_rows(q.to(dtype), idx)
 
 
-library.register_autograd("chamfer_distance", _backward, _save)
+def _formula(inputs, output):
+    a, b = inputs
+    sq_a, idx_a, sq_b, idx_b = output
+    to_b, to_a = _offsets(a, b, idx_a, sq_a.dtype), _offsets(b, a, idx_b, sq_b.dtype)
+    return to_b.square().sum(-1), idx_a, to_a.square().sum(-1), idx_b
+
+
+def _backward_formula(inputs, _):
+    grad_a, grad_b, a, b, idx_a, idx_b = inputs
+    step_a = 2 * grad_a[..., None] * _offsets(a, b, idx_a, grad_a.dtype)
+    step_b = 2 * grad_b[..., None] * _offsets(b, a, idx_b, grad_b.dtype)
+    to_a = step_a - sum_rows(step_b, idx_b, a.shape[1])
+    return to_a.to(a.dtype), (step_b - sum_rows(step_a, idx_a, b.shape[1])).to(b.dtype)
+
+
+library.register_autograd("chamfer_distance", _formula, _backward, _save)
+library.register_autograd("chamfer_distance_backward", _backward_formula)

@@ -124,3 +124,7 @@ def furthest_point_sample_reference(
 @library.register_fake("furthest_point_sample")
 def _fake(xyz, num_samples, lengths, starts, start, min_sq_norm):
     return xyz.new_empty((xyz.shape[0], num_samples), dtype=torch.int64)
+
+
+library.returns_indices("furthest_point_sample")
+library.returns_indices("_furthest_point_sample_one_way")

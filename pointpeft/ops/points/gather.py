@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from pointpeft.ops.core import checks, library
+from pointpeft.ops.core import checks, derivatives, library
 
 
 def gather(features: Tensor, idx: Tensor) -> Tensor:
@@ -54,8 +54,27 @@ def scatter_rows(grad: Tensor, idx: Tensor, n: int) -> Tensor:
     """Sums rows (B, ..., C) into the rows `idx` of (B, n, C): the backward of `gather`."""
     if grad.is_cuda and torch.are_deterministic_algorithms_enabled():
         rows = idx.reshape(idx.shape[0], idx.shape[1:].numel())
-        return torch.ops.pointpeft.gather_backward_sorted(grad, *rows.sort(dim=1, stable=True), n)
-    return torch.ops.pointpeft.gather_backward(grad, idx, n)
+        op = torch.ops.pointpeft.gather_backward_sorted.default
+        return derivatives.call(op, grad, *rows.sort(dim=1, stable=True), n)
+    return derivatives.call(torch.ops.pointpeft.gather_backward.default, grad, idx, n)
+
+
+def take_rows(features: Tensor, idx: Tensor) -> Tensor:
+    """`gather` in plain PyTorch for an `idx` that a kernel has taken: an index out of range gives zeros, as on CUDA."""
+    n, channels = features.shape[1:]
+    rows = idx.reshape(idx.shape[0], idx.shape[1:].numel())[..., None].expand(-1, -1, channels)
+    taken = features.gather(1, rows.clamp(0, max(n - 1, 0))).masked_fill((rows < 0) | (rows >= n), 0)
+    return taken.view(*idx.shape, channels)
+
+
+def sum_rows(rows: Tensor, idx: Tensor, n: int) -> Tensor:
+    """`scatter_rows` in plain PyTorch; `idx` (B, ...) or one index a value, (B, ..., C), of rows (B, ..., C)."""
+    channels = rows.shape[-1]
+    flat = rows.reshape(rows.shape[0], rows.shape[1:-1].numel(), channels)
+    idx = (idx if idx.dim() == rows.dim() else idx[..., None].expand(rows.shape)).reshape(flat.shape)
+    flat = flat.masked_fill((idx < 0) | (idx >= n), 0).to(torch.promote_types(rows.dtype, torch.float32))
+    total = flat.new_zeros(flat.shape[0], n, channels).scatter_add(1, idx.clamp(0, max(n - 1, 0)), flat)
+    return total.to(rows.dtype)
 
 
 def _in_range(idx: Tensor, n: int) -> None:
@@ -89,13 +108,11 @@ def _backward(ctx, grad):
     return scatter_rows(grad, ctx.saved_tensors[0], ctx.n), None
 
 
-def _save_backward(ctx, inputs, output):
-    ctx.save_for_backward(inputs[1])
+def _sorted_formula(inputs, _):
+    grad, sorted, row_of, n = inputs
+    return sum_rows(take_rows(grad.reshape(*row_of.shape, grad.shape[-1]), row_of), sorted, n)
 
 
-def _backward_backward(ctx, grad):
-    return torch.ops.pointpeft.gather(grad, ctx.saved_tensors[0]), None, None
-
-
-library.register_autograd("gather", _backward, _save)
-library.register_autograd("gather_backward", _backward_backward, _save_backward)
+library.register_autograd("gather", lambda inputs, _: take_rows(*inputs), _backward, _save)
+library.register_autograd("gather_backward", lambda inputs, _: sum_rows(*inputs))
+library.register_autograd("gather_backward_sorted", _sorted_formula)

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from pointpeft.ops.core import checks, library
-from pointpeft.ops.points.gather import gather_reference, scatter_rows
+from pointpeft.ops.core import checks, derivatives, library
+from pointpeft.ops.points.gather import gather_reference, scatter_rows, take_rows
 
 EXACT_CHANNELS = 16
 """Up to so many channels the squared differences are summed one by one; above, a matrix product gives the distances."""
@@ -96,7 +96,7 @@ def _backward(ctx, grad, _):
     to_query = to_support = None
     if grad is not None and any(ctx.needs_input_grad[:2]):
         q, s = query.to(grad.dtype), support.to(grad.dtype)
-        offset = 2 * grad[..., None] * (q[:, :, None] - torch.ops.pointpeft.gather(s, idx))
+        offset = 2 * grad[..., None] * (q[:, :, None] - derivatives.call(torch.ops.pointpeft.gather.default, s, idx))
         if ctx.needs_input_grad[0]:
             to_query = offset.sum(2).to(query.dtype)
         if ctx.needs_input_grad[1]:
@@ -104,4 +104,12 @@ def _backward(ctx, grad, _):
     return to_query, to_support, None, None
 
 
-library.register_autograd("knn", _backward, _save)
+def _formula(inputs, output):
+    query, support, *_ = inputs
+    sq_distance, idx = output
+    q, s = query.to(sq_distance.dtype), support.to(sq_distance.dtype)
+    return (q[:, :, None] - take_rows(s, idx)).square().sum(-1), idx
+
+
+library.register_autograd("knn", _formula, _backward, _save)
+library.register_autograd("_knn_one_way", _formula)

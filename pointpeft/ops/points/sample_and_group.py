@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pointpeft.ops.core import checks, library
 from pointpeft.ops.points.furthest_point_sample import checked, furthest_point_sample_reference
-from pointpeft.ops.points.gather import gather_reference, scatter_rows
+from pointpeft.ops.points.gather import gather_reference, scatter_rows, take_rows
 from pointpeft.ops.points.knn import knn_reference
 
 
@@ -110,9 +110,16 @@ def _save(ctx, inputs, output):
 def _backward(ctx, to_patches, to_centers, *_):
     center_idx, neighbor_idx = ctx.saved_tensors
     # One sum over the patches' points and, behind them, the centres, which each patch also subtracts.
-    rows = torch.cat([neighbor_idx.flatten(1), center_idx], 1)
-    grad = torch.cat([to_patches.flatten(1, 2), to_centers - to_patches.sum(2)], 1)
+    batch, groups, size = neighbor_idx.shape
+    rows = torch.cat([neighbor_idx.reshape(batch, groups * size), center_idx], 1)
+    grad = torch.cat([to_patches.reshape(batch, groups * size, 3), to_centers - to_patches.sum(2)], 1)
     return scatter_rows(grad, rows, ctx.n), None, None, None, None, None, None
 
 
-library.register_autograd("sample_and_group", _backward, _save)
+def _formula(inputs, output):
+    xyz, (_, _, center_idx, neighbor_idx) = inputs[0], output
+    centers = take_rows(xyz, center_idx)
+    return take_rows(xyz, neighbor_idx) - centers[:, :, None], centers, center_idx, neighbor_idx
+
+
+library.register_autograd("sample_and_group", _formula, _backward, _save)
