@@ -1,5 +1,8 @@
 """Whether Triton's interpreter runs here: that of Triton 3.6 fails with numpy 2.4 and later."""
 
+import os
+import subprocess
+import sys
 from functools import cache
 from importlib.metadata import version
 
@@ -23,3 +26,15 @@ def fault() -> str:
         return f"the interpreter of Triton {version('triton')} fails with numpy {version('numpy')}: {error}"
     assert out.tolist() == [0, 1, 2]
     return ""
+
+
+@cache
+def fault_in_a_process() -> str:
+    """As `fault`, for what runs the interpreter in processes of its own, beside a GPU as well."""
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    command = [sys.executable, "-m", "tests.ops.interpreter"]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.strip()
+
+
+if __name__ == "__main__":
+    print(fault())
