@@ -8,7 +8,11 @@
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Facts of the build of pointpeft's compiled parts.";
+#if defined(__clang__)
+  m.attr("compiler") = "clang " __clang_version__;
+#else
   m.attr("compiler") = "g++ " __VERSION__;
+#endif
   m.attr("nvcc") = POINTPEFT_NVCC;              // "" where the CUDA library was not built
   m.attr("cuda_archs") = POINTPEFT_CUDA_ARCHS;  // in the form of TORCH_CUDA_ARCH_LIST
   m.attr("torch_target") = "2.10";

@@ -79,6 +79,21 @@ inline void dispatch_floating(const char* argument, ScalarType dtype, Body&& bod
 // Inlined into callers that raise the vector level by a target attribute, and compiled for that level there.
 #define POINTPEFT_INLINE inline __attribute__((always_inline))
 
+// Ends the string of a target attribute with AVX-512: vectors of 512 bits instead of 256 where GCC vectorizes a loop.
+// clang ignores the whole attribute because of it, and takes -mprefer-vector-width=512 from setup.py instead.
+#if defined(__clang__)
+#define POINTPEFT_WHOLE_VECTORS ""
+#else
+#define POINTPEFT_WHOLE_VECTORS ",prefer-vector-width=512"
+#endif
+
+// Whether the compiler has the instructions of AMX.
+#if defined(__x86_64__) && defined(__linux__) && !defined(POINTPEFT_NO_AMX)
+#if defined(__clang__) ? __clang_major__ >= 14 : __GNUC__ >= 11
+#define POINTPEFT_HAS_AMX 1
+#endif
+#endif
+
 // An array that begins with a cache line: a vector of 64 bytes across two lines would cost two accesses, and malloc
 // gives multiples of 16 only.
 struct FreeAligned {
@@ -131,7 +146,7 @@ enum class CpuLevel { portable = 0, avx2 = 1, avx512 = 2, amx = 3 };
 #if defined(__x86_64__)
 // Whether there are tiles of bfloat16, and the system lets this process use them: it has to be asked.
 inline bool may_use_amx() {
-#if defined(__linux__) && !defined(POINTPEFT_NO_AMX)
+#if defined(POINTPEFT_HAS_AMX)
   unsigned a = 0, b = 0, c = 0, d = 0;
   if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d >> 22 & 1) == 0 || (d >> 24 & 1) == 0) return false;
   if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || (a >> 5 & 1) == 0) return false;  // AVX512_BF16

@@ -48,7 +48,7 @@ Tensor new_sums(const Tensor& like, int64_t c) {
   return torch::stable::new_empty(like, {c}, sizeof(A) == 8 ? ScalarType::Double : ScalarType::Float);
 }
 
-int64_t parts_of(int64_t n) { return std::max<int64_t>(1, std::min(kParts, n / kPartRows)); }
+inline int64_t parts_of(int64_t n) { return std::max<int64_t>(1, std::min(kParts, n / kPartRows)); }
 
 // Joins the sums of all parts, each `width` long, in order.
 template <class A>
@@ -72,7 +72,7 @@ POINTPEFT_INLINE A across(A* part) {
 #define POINTPEFT_EACH_LEVEL(LEVEL)                \
   LEVEL(Portable, )                                \
   LEVEL(Avx2, __attribute__((target("avx2,fma")))) \
-  LEVEL(Avx512, __attribute__((target("avx512f,avx512vl,avx512bw,avx512dq,fma,prefer-vector-width=512"))))
+  LEVEL(Avx512, __attribute__((target("avx512f,avx512vl,avx512bw,avx512dq,fma" POINTPEFT_WHOLE_VECTORS))))
 #else
 #define POINTPEFT_EACH_LEVEL(LEVEL) LEVEL(Portable, )
 #endif

@@ -7,9 +7,21 @@
 namespace pointpeft {
 namespace {
 
-template <int kSwap, class V, size_t... kLane>
+// out = the lanes `kLane` of a and b, where those of b are counted on from those of a.
+template <size_t... kLane, class V>
+POINTPEFT_INLINE void shuffle(const V& a, const V& b, V& out) {
+#if defined(__clang__) || __GNUC__ >= 12
+  out = __builtin_shufflevector(a, b, static_cast<int>(kLane)...);
+#else
+  using Lane = std::conditional_t<sizeof(a[0]) == 8, int64_t, int32_t>;
+  typedef Lane Lanes __attribute__((vector_size(sizeof(V))));
+  out = __builtin_shuffle(a, b, Lanes{static_cast<Lane>(kLane)...});
+#endif
+}
+
+template <size_t kSwap, class V, size_t... kLane>
 POINTPEFT_INLINE void swap_lanes(const V& v, V& out, std::index_sequence<kLane...>) {
-  out = __builtin_shufflevector(v, v, (static_cast<int>(kLane) ^ kSwap)...);
+  shuffle<(kLane ^ kSwap)...>(v, v, out);
 }
 
 // The maximum (or minimum) over all lanes, in all lanes.
@@ -29,7 +41,7 @@ POINTPEFT_INLINE void over_lanes(V& v) {
 #if defined(__x86_64__)
 #include <immintrin.h>
 #define POINTPEFT_AVX512 \
-  __attribute__((target("avx512f,avx512vl,avx512bw,avx512dq,bmi2,popcnt,prefer-vector-width=512")))
+  __attribute__((target("avx512f,avx512vl,avx512bw,avx512dq,bmi2,popcnt" POINTPEFT_WHOLE_VECTORS)))
 #define POINTPEFT_AVX2 __attribute__((target("avx2,bmi,popcnt")))
 
 namespace pointpeft {

@@ -3,14 +3,15 @@
 
 #include "pointpeft.h"
 
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && __GNUC__ >= 11 && !defined(POINTPEFT_NO_AMX)
-#define POINTPEFT_HAS_AMX 1
+#if defined(POINTPEFT_HAS_AMX)
+#if !defined(__clang__)
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // of the compiler's own header, GCC 12
+#endif
 #include <immintrin.h>
 
 #define POINTPEFT_AMX \
   __attribute__((     \
-      target("amx-tile,amx-bf16,avx512f,avx512vl,avx512bw,avx512dq,avx512bf16,bmi2,fma,prefer-vector-width=512")))
+      target("amx-tile,amx-bf16,avx512f,avx512vl,avx512bw,avx512dq,avx512bf16,bmi2,fma" POINTPEFT_WHOLE_VECTORS)))
 
 namespace pointpeft {
 namespace {

@@ -128,7 +128,7 @@ POINTPEFT_INLINE void differentiate(const Head<T, A>& head, const T* grad, const
 POINTPEFT_LEVEL(Portable, , 16, 4, 2)
 #if defined(__x86_64__)
 POINTPEFT_LEVEL(Avx2, __attribute__((target("avx2,fma"))), 32, 4, 3)
-POINTPEFT_LEVEL(Avx512, __attribute__((target("avx512f,avx512vl,avx512bw,avx512dq,fma,prefer-vector-width=512"))), 64,
+POINTPEFT_LEVEL(Avx512, __attribute__((target("avx512f,avx512vl,avx512bw,avx512dq,fma" POINTPEFT_WHOLE_VECTORS))), 64,
                 6, 4)
 #endif
 

@@ -22,7 +22,11 @@ template <bool kGelu, class T, class A>
 POINTPEFT_INLINE void backward_row(const T* grad, const T* __restrict x, const A* __restrict gamma,
                                    const A* __restrict beta, int64_t c, T* dx, A* __restrict d_gamma,
                                    A* __restrict d_beta) {
+#if defined(__clang__)
+#pragma clang loop vectorize(assume_safety)
+#else
 #pragma GCC ivdep
+#endif
   for (int64_t i = 0; i < c; ++i) {
     const A value = static_cast<A>(x[i]);
     A dy = static_cast<A>(grad[i]);

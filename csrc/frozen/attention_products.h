@@ -9,7 +9,11 @@
 // Vectors are passed between inlined functions alone, so no caller can disagree about how.
 #pragma GCC diagnostic ignored "-Wpsabi"
 // Products of matrices and exponentials are what attention consists of: in it a product and its sum may round once.
+#if defined(__clang__)
+#pragma clang fp contract(fast)
+#else
 #pragma GCC optimize("fp-contract=fast")
+#endif
 
 namespace pointpeft {
 namespace {
@@ -86,8 +90,9 @@ template <int kHalf, class V, size_t... kLane>
 POINTPEFT_INLINE void exchange(V& low, V& high, std::index_sequence<kLane...>) {
   constexpr size_t W = sizeof...(kLane);
   const V before = low;
-  low = __builtin_shufflevector(before, high, (kLane & kHalf ? W + kLane - kHalf : kLane)...);
-  high = __builtin_shufflevector(before, high, (kLane & kHalf ? W + kLane : kLane + kHalf)...);
+  const V after = high;
+  shuffle<(kLane & kHalf ? W + kLane - kHalf : kLane)...>(before, after, low);
+  shuffle<(kLane & kHalf ? W + kLane : kLane + kHalf)...>(before, after, high);
 }
 
 template <class A, int W, int kHalf = W / 2>

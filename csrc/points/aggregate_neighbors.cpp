@@ -39,7 +39,7 @@ POINTPEFT_INLINE void pool_block(const T* rows, int64_t channels, const int64_t*
       } else {
         for (int64_t c = 0; c < width; ++c) {
           const A value = static_cast<A>(row[c]);
-          pooled[c] = !(value <= pooled[c]) & (pooled[c] == pooled[c]) ? value : pooled[c];
+          pooled[c] = (!(value <= pooled[c]) & (pooled[c] == pooled[c])) ? value : pooled[c];
         }
       }
     } else if constexpr (mode == kWeighted) {

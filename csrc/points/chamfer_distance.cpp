@@ -92,7 +92,7 @@ POINTPEFT_INLINE int nearest_both_ways(const Points& from_a, const Points& from_
 
 #if defined(__x86_64__)
 template <class T, class A>
-__attribute__((target("avx512f,avx512vl,avx512bw,avx512dq,prefer-vector-width=512"))) int nearest_avx512(
+__attribute__((target("avx512f,avx512vl,avx512bw,avx512dq" POINTPEFT_WHOLE_VECTORS))) int nearest_avx512(
     const Points& from_a, const Points& from_b, Rows<A>& a, Rows<A>& b, int64_t part, int64_t parts,
     const Found<A>& found_a, const Found<A>& found_b) {
   return nearest_both_ways<T, A, 64 / sizeof(A)>(from_a, from_b, a, b, part, parts, found_a, found_b);
