@@ -1,17 +1,19 @@
 """Builds csrc/ with ninja into three parts of the package.
 
   pointpeft/_cpu.so      the operations' schemas and CPU kernels              csrc/**/*.cpp but module.cpp
-  pointpeft/_cuda.so     their CUDA kernels, where there is an nvcc            csrc/**/*.cu
+  pointpeft/_cuda.so     their CUDA kernels, for a torch with CUDA and nvcc    csrc/**/*.cu
   pointpeft/_C.*.so      facts of this build, for `pointpeft info` (pybind11)  csrc/common/module.cpp
 
 The first two use only the LibTorch stable ABI: they serve every torch >= 2.10 and every Python, and the CUDA one
-compiles against a CPU-only torch. Environment: POINTPEFT_CUDA=0 leaves CUDA out, =1 makes a missing nvcc an error;
-TORCH_CUDA_ARCH_LIST picks the targets; CUDA_HOME, CXX, MAX_JOBS as usual; ccache is used where it is on PATH.
+compiles against a CPU-only torch. Environment: POINTPEFT_CUDA=0 leaves CUDA out, =1 compiles it whatever the torch is
+and makes a missing nvcc an error; TORCH_CUDA_ARCH_LIST picks the targets; CUDA_HOME, CXX, MAX_JOBS as usual; ccache is
+used where it is on PATH. Compilers: g++ 10 and later, clang 14 and later.
 POINTPEFT_SANITIZE=1 compiles the CPU part for AddressSanitizer and UndefinedBehaviorSanitizer, for .ci/sanitize.
 """
 
 import importlib.util
 import os
+import platform
 import re
 import shutil
 import site
@@ -19,7 +21,7 @@ import subprocess
 import sys
 import sysconfig
 from pathlib import Path
-from shlex import quote
+from shlex import quote, split
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
@@ -30,6 +32,16 @@ DEFAULT_ARCHS = "8.0;9.0;10.0;12.0+PTX"
 # Frame pointers and symbols for readable reports; undefined behaviour ends the process instead of a line on stderr.
 SANITIZERS = "-fsanitize=address,undefined -fno-sanitize-recover=all"
 SANITIZE_FLAGS = f"{SANITIZERS} -O1 -g -fno-omit-frame-pointer"
+COMPILER_NEEDED = (
+    "pointpeft needs g++ 10 or later, or clang 14 or later: `apt install g++` brings one on Debian and Ubuntu, "
+    "`dnf install gcc-c++` on Fedora"
+)
+COMPILER_PROBE = """
+#if defined(__clang__) ? __clang_major__ < 14 : __GNUC__ < 10
+#error too old
+#endif
+#include <optional>
+"""
 
 
 def find_torch() -> Path | None:
@@ -50,8 +62,32 @@ def find_torch() -> Path | None:
     return None
 
 
+def find_compiler() -> str:
+    """The C++ compiler: CXX, else g++, else clang++. Ends the build in one sentence where it cannot compile this."""
+    wish = os.environ.get("CXX")
+    cxx = wish or next((name for name in ("g++", "clang++") if shutil.which(name)), None)
+    if cxx is None:
+        raise SystemExit(f"{COMPILER_NEEDED}; there is neither g++ nor clang++ on PATH")
+    named = f"CXX={cxx}" if wish else cxx
+    command = [*split(cxx), "-std=c++17", "-x", "c++", "-fsyntax-only", "-"]
+    try:
+        done = subprocess.run(command, input=COMPILER_PROBE, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise SystemExit(f"{COMPILER_NEEDED}; {named} does not run: {error.strerror}") from None
+    if done.returncode:
+        said = next((line for line in done.stderr.splitlines() if "error" in line), f"it ended with {done.returncode}")
+        raise SystemExit(f"{COMPILER_NEEDED}; {named} cannot compile it: {said}")
+    return cxx
+
+
+def is_clang(cxx: str) -> bool:
+    """Whether a compiler is clang, whatever it is called."""
+    said = subprocess.run([*split(cxx), "--version"], capture_output=True, text=True, check=False).stdout
+    return "clang" in said
+
+
 def find_nvcc() -> str | None:
-    """The CUDA compiler to use, or None; POINTPEFT_CUDA decides where it is set."""
+    """The CUDA compiler to use, or None; without POINTPEFT_CUDA it is used for a torch with CUDA alone."""
     wish = os.environ.get("POINTPEFT_CUDA", "auto")
     if wish not in ("0", "1", "auto"):
         raise SystemExit(f"POINTPEFT_CUDA must be 0, 1 or auto, got {wish!r}")
@@ -61,6 +97,9 @@ def find_nvcc() -> str | None:
     nvcc = shutil.which("nvcc", path=f"{home}/bin") or shutil.which("nvcc")
     if nvcc is None and wish == "1":
         raise SystemExit(f"POINTPEFT_CUDA=1, but there is no nvcc on PATH or in {home}/bin")
+    torch = find_torch()
+    if wish == "auto" and torch is not None and not (torch / "lib" / "libtorch_cuda.so").is_file():
+        return None
     return nvcc
 
 
@@ -118,12 +157,18 @@ class NinjaBuild(build_ext):
         folder = ROOT / "build" / "ninja"
         folder.mkdir(parents=True, exist_ok=True)
         launcher = "ccache " if shutil.which("ccache") else ""
-        cxx, nvcc, archs = os.environ.get("CXX", "g++"), find_nvcc(), cuda_archs() if find_nvcc() else []
+        cxx, nvcc, archs = find_compiler(), find_nvcc(), cuda_archs() if find_nvcc() else []
+        if nvcc is None and shutil.which("nvcc") and "POINTPEFT_CUDA" not in os.environ:
+            print(
+                "pointpeft: nvcc is not used, as torch is built without CUDA; POINTPEFT_CUDA=1 uses it", file=sys.stderr
+            )
         headers = f"-isystem {quote(str(torch / 'include'))} -I{quote(str(ROOT / 'csrc'))}"
         stable = f"-DTORCH_TARGET_VERSION={TARGET_VERSION} {headers}"
         # No contraction to fused multiply-add anywhere: CPU, CUDA and the PyTorch reference round alike,
         # so that they agree index for index.
         cxxflags = "-O3 -std=c++17 -fPIC -fvisibility=hidden -ffp-contract=off -fno-math-errno -fno-trapping-math -Wall"
+        if is_clang(cxx) and platform.machine() in ("x86_64", "AMD64"):
+            cxxflags += " -mprefer-vector-width=512"
         strip = "-s"
         if sanitize():
             cxxflags, strip = f"{cxxflags} {SANITIZE_FLAGS}", SANITIZERS
@@ -151,12 +196,20 @@ rule link_cuda
   command = {nvcc} -shared -cudart=static {targets} $in -o $out -L{quote(str(torch / "lib"))} -Xlinker=--no-as-needed $
     -ltorch -ltorch_cpu -lc10
 """
+        # Each library says of which sources it is, so that an import can tell when they have changed.
+        stamp = folder / "sources.cpp"
+        content = (
+            f'extern "C" __attribute__((visibility("default"))) const char pointpeft_sources[] = "{fingerprint()}";\n'
+        )
+        if not stamp.is_file() or stamp.read_text() != content:
+            stamp.write_text(content)
+        text += f"build sources.o: cxx {escape(stamp)}\n"
         for extension in self.extensions:
             target = Path(self.get_ext_fullpath(extension.name)).resolve()
             target.parent.mkdir(parents=True, exist_ok=True)
             cuda = extension.sources[0].endswith(".cu")
             module = not isinstance(extension, Library)
-            objects = []
+            objects = [] if module else ["sources.o"]
             for source in extension.sources:
                 objects.append(f"{Path(source).name}.o")
                 flags = f"{python} {facts}" if module else ""
@@ -165,7 +218,8 @@ rule link_cuda
             text += f"build {escape(target)}: {rule} {' '.join(objects)}\n  flags = {flags}\n"
         (folder / "build.ninja").write_text(text)
         jobs = ["-j", os.environ["MAX_JOBS"]] if "MAX_JOBS" in os.environ else []
-        subprocess.run([Path(ninja.BIN_DIR) / "ninja", "-C", folder, *jobs], check=True)
+        if subprocess.run([Path(ninja.BIN_DIR) / "ninja", "-C", folder, *jobs], check=False).returncode:
+            raise SystemExit("pointpeft could not be compiled: the messages above are the compiler's")
         self.drop_old_kernels()
 
     def copy_extensions_to_source(self):
@@ -177,6 +231,23 @@ rule link_cuda
         """Deletes CUDA kernels of an older build where this one has none: they may not fit its operations."""
         if not find_nvcc():
             Path(self.get_ext_fullpath("pointpeft._cpu")).resolve().with_name("_cuda.so").unlink(missing_ok=True)
+
+
+def fingerprint() -> str:
+    """The fingerprint of csrc, by the function that an import compares it with; the package itself needs torch."""
+    spec = importlib.util.spec_from_file_location("pointpeft_sources", ROOT / "pointpeft" / "_sources.py")
+    sources = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sources)
+    return sources.fingerprint()
+
+
+def only_packs_sources() -> bool:
+    """Whether this run is for an sdist, which torch has no part in.
+
+    setuptools asks setup.py in the same way what an sdist needs and what a wheel needs: only the arguments of the
+    process, which hold the name of the build frontend's hook, tell the two apart.
+    """
+    return "sdist" in sys.argv or any("build_sdist" in argument for argument in sys.orig_argv)
 
 
 def escape(path: Path) -> str:
@@ -210,5 +281,5 @@ if find_nvcc():
 setup(
     ext_modules=extensions,
     cmdclass={"build_ext": NinjaBuild},
-    setup_requires=[] if find_torch() else ["torch>=2.10"],
+    setup_requires=[] if find_torch() or only_packs_sources() else ["torch>=2.10"],
 )

@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 import torch
 
+from pointpeft.ops import _library
+
 torch.set_num_threads(min(2, os.cpu_count() or 1))
 
 SLOW = 0.1  # seconds of a first run, from which on a row is timed three times only
@@ -88,6 +90,16 @@ def _bfloat16_in_hardware(request: pytest.FixtureRequest) -> None:
         pytest.skip("this processor computes bfloat16 in software")
 
 
+def require_compiled(request: pytest.FixtureRequest, device: str) -> None:
+    """Fails a row of ours that plain PyTorch would answer: it would time the reference against itself."""
+    row = getattr(request.node, "callspec", None)
+    if row is None or "pointpeft" not in row.params.values() or _library.backend(device) == "compiled":
+        return
+    part = _library.PARTS[device]
+    reason = f"{part.reason}; {part.remedy}" if not part.live else "POINTPEFT_BACKEND asks for the reference"
+    pytest.fail(f"{request.node.name} would run on plain PyTorch: {reason}")
+
+
 @pytest.fixture
 def compare(benchmark: Any, request: pytest.FixtureRequest, limits: dict[str, dict[str, float]]) -> Callable[..., None]:
     """`compare(group, run, check, device="cpu", bytes=…, flops=…)`: checks `run()`, then times a row of `group`.
@@ -104,6 +116,7 @@ def compare(benchmark: Any, request: pytest.FixtureRequest, limits: dict[str, di
         rounds: int | None = None,
         **facts: Any,
     ) -> None:
+        require_compiled(request, device)
         begin = time.perf_counter()
         result = run()
         if rounds is None and time.perf_counter() - begin > SLOW:

@@ -3,6 +3,10 @@
 from importlib import import_module
 from typing import Any
 
+from pointpeft import _sources
+
+_sources.give_way()
+
 __version__ = "0.1.0"
 
 # Everything below is imported on first use, so that `import pointpeft` and the command line stay fast.

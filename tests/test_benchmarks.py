@@ -2,6 +2,10 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -66,3 +70,19 @@ def test_the_crossover_times_every_way_and_leaves_the_threads_as_they_were(monke
     assert lines[3].startswith("| 1 x 2 nearest of 50 to 5, C = 3 | ")
     assert all(float(cell) > 0 for cell in lines[1].split(" | ")[1:-1])
     assert torch.get_num_threads() == threads
+
+
+def test_a_row_of_ours_that_plain_pytorch_answers_fails():
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "benchmarks/bench_gather.py"]
+    command += ["--benchmark-only", "--benchmark-max-time=0.001", "-k", "cpu and pointpeft"]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parent.parent,
+        env=os.environ | {"POINTPEFT_BACKEND": "reference"},
+        check=False,
+    )
+    assert done.returncode == 1, done.stdout
+    assert "would run on plain PyTorch: POINTPEFT_BACKEND asks for the reference" in done.stdout
+    assert " passed" not in done.stdout

@@ -13,7 +13,7 @@ from pointpeft import _C
 from pointpeft.ops.core import library as _library
 
 PACKAGE = Path(pointpeft.__file__).parent
-CSRC = PACKAGE.parent / "csrc"
+CSRC = Path(__file__).resolve().parent.parent / "csrc"
 CUDA_LIBRARY = PACKAGE / "_cuda.so"
 needs_cuda_library = pytest.mark.skipif(not CUDA_LIBRARY.is_file(), reason="no nvcc when the package was built")
 

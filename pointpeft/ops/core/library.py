@@ -1,5 +1,6 @@
 """Loads the compiled operations, and says which backend answers where."""
 
+import ctypes
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -11,9 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.weak import WeakIdKeyDictionary
 
+from pointpeft import _sources
 from pointpeft.ops.core import derivatives, triton_launch
 
-_PACKAGE = Path(__file__).resolve().parents[2]
 _BAD_ARGUMENT = "pointpeft: "  # prefix of the compiled kernels' argument errors, as in csrc/common/pointpeft.h
 
 
@@ -26,16 +27,29 @@ class Part(NamedTuple):
 
 
 def _load(name: str) -> Part:
-    path = _PACKAGE / f"{name}.so"
+    path = _sources.PACKAGE / f"{name}.so"
     if not path.is_file():
-        return Part(
-            False, f"{path.name} was not built", "install again with a C++ compiler (and nvcc for CUDA) on PATH"
-        )
+        return Part(False, f"{path} was not built", _sources.build_command())
     try:
         torch.ops.load_library(path)
     except OSError as error:
         return Part(False, f"{path.name} could not be loaded: {error}", "install again for the torch that is installed")
+    if _sources.is_checkout() and _built_from(path) != _sources.fingerprint():
+        reason, remedy = (
+            f"{path} was compiled from other sources than those of {_sources.CSRC}",
+            _sources.build_command(),
+        )
+        warnings.warn(f"{reason}; {remedy}", RuntimeWarning, stacklevel=2)
+        return Part(True, reason, remedy)
     return Part(True, "loaded", "")
+
+
+def _built_from(library: Path) -> str:
+    """The fingerprint of the sources of a library; empty for one that was built before libraries had it."""
+    try:
+        return (ctypes.c_char * 65).in_dll(ctypes.CDLL(str(library)), "pointpeft_sources").value.decode()
+    except ValueError:
+        return ""
 
 
 def _load_all() -> dict[str, Part]:
