@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from pointpeft.ops import _library
+from pointpeft.ops.core import library as _library
 
 torch.set_num_threads(min(2, os.cpu_count() or 1))
 

@@ -12,7 +12,7 @@ import torch
 
 import pointpeft
 from pointpeft import _sources
-from pointpeft.ops import _library
+from pointpeft.ops.core import library as _library
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = Path(pointpeft.__file__).parent
@@ -76,7 +76,8 @@ def test_the_command_line_is_that_of_the_installed_package(environment, installe
 
 
 @pytest.mark.parametrize(
-    "command", [("tests/ops/test_gather.py", "-k", "cpu and float32"), ("benchmarks/bench_gather.py", "-k", "cpu")]
+    "command",
+    [("tests/ops/points/test_gather.py", "-k", "cpu and float32"), ("benchmarks/bench_gather.py", "-k", "cpu")],
 )
 def test_pytest_takes_the_installed_package(environment, installed, checkout, command):
     # A bench of ours fails by itself where nothing is compiled.
@@ -107,7 +108,7 @@ def test_a_built_checkout_is_imported_and_libraries_of_other_sources_are_named(e
     done = run_python(environment[0], checkout, "-c", WHERE)
     assert done.stdout.split() == [str(checkout / "pointpeft" / "__init__.py"), "compiled"]
     assert not done.stderr
-    with open(checkout / "csrc" / "gather.cpp", "a") as file:
+    with open(checkout / "csrc" / "points" / "gather.cpp", "a") as file:
         file.write("// changed\n")
     done = run_python(environment[0], checkout, "-c", WHERE)
     library = checkout / "pointpeft" / "_cpu.so"
@@ -121,5 +122,5 @@ def test_the_fingerprint_is_of_names_and_contents(tmp_path):
     assert before == _sources.fingerprint(ROOT / "csrc")
     (tmp_path / "csrc" / "notes.txt").touch()
     assert _sources.fingerprint(tmp_path / "csrc") == before
-    (tmp_path / "csrc" / "gather.cpp").rename(tmp_path / "csrc" / "moved.cpp")
+    (tmp_path / "csrc" / "points" / "gather.cpp").rename(tmp_path / "csrc" / "points" / "moved.cpp")
     assert _sources.fingerprint(tmp_path / "csrc") != before

@@ -85,7 +85,7 @@ def _results(facts: dict[str, Any]) -> list[str]:
 def _protocol(facts: dict[str, Any]) -> list[str]:
     lines = []
     if isinstance(facts.get("selection"), dict):
-        lines.append(f"- Weights of epoch {facts['selection']['epoch'] + 1}: {facts['selection']['meaning']}.")
+        lines.append(f"- Weights of epoch {facts['selection']['epoch']}: {facts['selection']['meaning']}.")
     if "seeds" in facts:
         lines.append(f"- Seeds: {', '.join(map(str, facts['seeds']))}.")
     if "augmentation" in facts:

@@ -1,5 +1,6 @@
 """The console script: finds the command, runs it, turns failures into a message and an exit code."""
 
+import difflib
 import os
 import signal
 import sys
@@ -120,6 +121,11 @@ def _parse(arguments: list[str]) -> tuple[Any, Any]:
     """The command's dataclass, filled, and its `run`. A wrong command line ends the process with code 2."""
     import tyro
 
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
+        near = difflib.get_close_matches(arguments[0], COMMANDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"commands: {', '.join(COMMANDS)}"
+        print(f"pointpeft: error: unknown command {arguments[0]!r}; {hint}", file=sys.stderr)
+        raise SystemExit(USAGE)
     # Only the module of the command asked for is imported; for the overview all are, and they are light.
     named = next((argument for argument in arguments if not argument.startswith("-")), None)
     chosen = {named: COMMANDS[named]} if named in COMMANDS else COMMANDS

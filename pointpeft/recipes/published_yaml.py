@@ -59,7 +59,13 @@ def read_recipe(path: str | Path) -> Preset:
             that has no counterpart here.
     """
     path = Path(path)
-    content = _load(path, path)
+    try:
+        return _recipe(path, _load(path, path))
+    except ValueError as error:
+        raise error if str(path) in str(error) else ValueError(f"{path}: {error}") from error
+
+
+def _recipe(path: Path, content: dict[str, Any]) -> Preset:
     _known(content, "", "optimizer scheduler dataset model npoints total_bs step_per_update max_epoch grad_norm_clip")
     optimizer, scheduler = _section(content, "optimizer"), _section(content, "scheduler")
     _known(optimizer, "optimizer", "type part kwargs")

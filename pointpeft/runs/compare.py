@@ -158,7 +158,7 @@ def _training_loss(run: FinetuneConfig, facts: dict[str, Any]) -> float | None:
     if not path.exists() or epoch is None:
         return None
     with open(path, newline="") as file:
-        return next((float(row["loss"]) for row in csv.DictReader(file) if int(float(row["epoch"])) == epoch), None)
+        return next((float(row["loss"]) for row in csv.DictReader(file) if int(row["epoch"]) == epoch), None)
 
 
 def _p_value(first: list[FinetuneConfig], second: list[FinetuneConfig]) -> float | None:

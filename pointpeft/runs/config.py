@@ -37,8 +37,8 @@ class FinetuneConfig:
     preset: Annotated[str | None, arg(metavar="NAME")] = None
     """Published recipe, such as `dapt/scanobjectnn_hardest`; other options overrule it. `pointpeft presets` lists them.
     The command line fills in what it sets; from Python: `pointpeft.recipes.find_preset(NAME).config(data=...)`."""
-    config: Annotated[Path | None, arg(metavar="YAML")] = None
-    """The same from a YAML file as published repositories ship it."""
+    config: Annotated[Path | None, arg(metavar="FILE")] = None
+    """The same from a file: published YAML, YAML of these options (`epochs: 20`), or the `config.json` of a run."""
     backbone: str = "point_mae_tiny"
     """Architecture: point_mae_tiny, point_mae_small, point_mae (published size)."""
     checkpoint: Annotated[str | None, arg(metavar="FILE|NAME")] = None

@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from pointpeft.data import DataError
 from pointpeft.data.sets.folder import cloud_files
 from pointpeft.data.stream import Source, is_many, stream
 from pointpeft.files import write_atomically
+from pointpeft.progress import make_bar
 from pointpeft.runs.evaluate import Adapted
 from pointpeft.tasks.batches import fit
 
@@ -59,7 +59,7 @@ def predict_stream(
             "give the same clouds, or another --output"
         )
     started, now = time.perf_counter(), 0
-    with open(output, "a", encoding="utf-8") as file, tqdm(desc=title, unit="cloud", disable=title is None) as bar:
+    with open(output, "a", encoding="utf-8") as file, make_bar(title=title, unit="cloud") as bar:
         for batch in _batches(adapted, sources, batch_size):
             lines = _answers(adapted, batch)
             file.writelines(json.dumps(line) + "\n" for line in lines)

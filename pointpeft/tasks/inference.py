@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from pointpeft.data.on_demand import OnDemand
 from pointpeft.data.transforms import named
+from pointpeft.progress import make_bar
 from pointpeft.tasks.batches import Clouds, draw
 from pointpeft.training.processes import deal
 from pointpeft.training.seeds import derive_seed
@@ -88,7 +88,7 @@ def forward_all(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    bar = tqdm(inputs.split(batch_size), desc=title, unit="batch", disable=title is None, leave=False)
+    bar = make_bar(inputs.split(batch_size), title, unit="batch", leave=False)
     return torch.cat([forward(chunk.to(device)).float().cpu() for chunk in bar])
 
 

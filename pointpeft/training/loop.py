@@ -11,8 +11,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
-from tqdm import tqdm
 
+from pointpeft.progress import log_epoch, make_bar
 from pointpeft.training.ema import averaged, follow, load
 from pointpeft.training.memory import keep_freed_memory, peak_memory
 from pointpeft.training.processes import augment_share, broadcast_trained, largest, sum_gradients, total_of
@@ -76,7 +76,7 @@ class State:
     """Where a run stands; all of it is in the checkpoint.
 
     Attributes:
-        epoch: The next epoch.
+        epoch: How many epochs are done; the last of them has this number, in the log and in results.
         elapsed: Seconds of training, before and after a resumption.
         samples: Clouds seen by all processes.
         busy: Seconds of `elapsed` in forward, backward and step.
@@ -141,13 +141,8 @@ def train(
     stepped = wrapped if compiled is None else compiled(wrapped)
     optimizer = accelerator.prepare_optimizer(optimizer)
     trainable = [p for p in model.parameters() if p.requires_grad]
-    bar = tqdm(
-        total=recipe.epochs,
-        initial=state.epoch,
-        desc=progress_bar,
-        unit="epoch",
-        disable=progress_bar is None or not accelerator.is_main_process,
-    )
+    title = progress_bar if accelerator.is_main_process else None
+    bar = make_bar(title=title, total=recipe.epochs, initial=state.epoch, unit="epoch")
     while state.epoch < recipe.epochs and _progress(recipe, state, 0.0, 0.0) < 1.0 and not _stalled(recipe, state):
         generator = seed_everything(device, recipe.seed, state.epoch, 0)  # of augmentation, on all processes the same
         if world > 1:  # masks of dropout are each process's own
@@ -191,10 +186,12 @@ def train(
             bar.update(0)
             if recipe.time_limit is not None and progress >= 1.0:
                 break
-        row = {"epoch": float(state.epoch), "lr": recipe.rate(progress)}
+        row = {"epoch": state.epoch + 1, "lr": recipe.rate(progress)}
         row |= {name: float(total_of(value)) / seen for name, value in totals.items()}
         if not all(math.isfinite(value) for value in row.values()):
-            raise ValueError(f"the loss is not finite in epoch {state.epoch}: {row}; try a smaller lr than {recipe.lr}")
+            raise ValueError(
+                f"the loss is not finite in epoch {row['epoch']}: {row}; try a smaller lr than {recipe.lr}"
+            )
         state.epoch += 1
         state.samples += seen
         state.busy += time.perf_counter() - started
@@ -212,6 +209,8 @@ def train(
         folder.log(state.history)
         bar.set_postfix({name: f"{value:.4g}" for name, value in row.items() if name not in ("epoch", "seconds")})
         bar.update(1)
+        if title is not None:
+            log_epoch(title, row, recipe.epochs)
     load(state.ema, model)
     bar.close()
     accelerator.wait_for_everyone()
@@ -230,7 +229,7 @@ def _stalled(recipe: Recipe, state: State) -> bool:
     """Whether the last `patience` epochs were no better than the one that `after_epoch` keeps."""
     if recipe.patience is None or not state.best:
         return False
-    return state.epoch - 1 - state.best["epoch"] >= recipe.patience
+    return state.epoch - state.best["epoch"] >= recipe.patience
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -7,7 +7,8 @@ import torch
 import torch.distributed as dist
 from accelerate.utils import gather_object
 from torch import Tensor, nn
-from tqdm import tqdm
+
+from pointpeft.progress import make_bar
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
@@ -127,7 +128,7 @@ def deal(
         mine, total = ((number, items[number]) for number in numbers), len(numbers)
     else:
         mine, total = ((number, item) for number, item in enumerate(items) if number % world == rank), None
-    bar = tqdm(mine, total=total, desc=title, unit=unit, disable=title is None or rank > 0, leave=False)
+    bar = make_bar(mine, title if rank == 0 else None, total=total, unit=unit, leave=False)
     own: list[tuple[int, Any]] = [(number, answer(item)) for number, item in bar]
     every = own if world == 1 else sorted(gather_object(own), key=lambda pair: pair[0])
     return [value for _, value in every]

@@ -36,12 +36,12 @@ class Selector:
             return {}
         metrics = self.measure(self.part)
         if not state.best or metrics.score > state.best["score"]:
-            state.best = {"epoch": state.epoch - 1, "score": metrics.score, "model": trained_state(model)}
+            state.best = {"epoch": state.epoch, "score": metrics.score, "model": trained_state(model)}
         return {f"{self.part} {name}": value for name, value in metrics.logged().items()}
 
     def restore(self, model: nn.Module, state: State) -> int:
-        """Puts the kept weights into the model and returns their epoch."""
+        """Puts the kept weights into the model and returns their epoch, counted from 1."""
         if self.part is None or not state.best:
-            return state.epoch - 1
+            return state.epoch
         restore_trained(model, state.best["model"])
         return state.best["epoch"]

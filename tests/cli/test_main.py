@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -213,3 +214,34 @@ def test_ctrl_c_is_put_back_as_it_was(monkeypatch):
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize(("typed", "meant"), [("finetun", "finetune"), ("predit", "predict"), ("few_shot", "few-shot")])
+def test_a_misspelt_command_gets_a_suggestion(typed, meant, capsys):
+    with pytest.raises(SystemExit) as end:
+        main([typed, "scans/"])
+    assert end.value.code == 2
+    assert capsys.readouterr().err == f"pointpeft: error: unknown command {typed!r}; did you mean {meant}?\n"
+
+
+def test_a_misspelt_option_gets_a_suggestion(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["finetune", "--epoch=3"])
+    assert end.value.code == 2
+    assert "--epochs" in capsys.readouterr().err
+
+
+def test_print_result_and_log_agree_on_the_epoch_and_a_log_gets_a_line_for_each(clouds_folder, tmp_path, capsys):
+    run = tmp_path / "run"
+    options = [option for option in QUICK if option != "--quiet" and not option.startswith("--epochs")]
+    assert main(["finetune", str(clouds_folder), *options, "--epochs=3", "--select=last", f"--output={run}"]) == 0
+    said = capsys.readouterr()
+    assert re.search(r"epoch selected +3 of 3", said.out)
+    assert json.loads((run / "result.json").read_text())["selection"]["epoch"] == 3
+    log = (run / "log.csv").read_text().splitlines()
+    assert log[0].startswith("epoch,")
+    assert [line.split(",")[0] for line in log[1:]] == ["1", "2", "3"]
+    assert "\r" not in said.err
+    assert [line.split(", ")[0].rsplit(":", 1)[0] for line in said.err.splitlines() if "epoch" in line] == [
+        f"dapt: epoch {epoch} of 3" for epoch in (1, 2, 3)
+    ]

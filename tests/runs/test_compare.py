@@ -38,7 +38,7 @@ def test_a_comparison_is_completed_not_repeated(clouds_folder, tmp_path):
         kept = json.loads((seed / "result.json").read_text())["selection"]["epoch"]
         with open(seed / "log.csv") as file:
             losses = [float(line["loss"]) for line in csv.DictReader(file)]
-        assert row["training loss"] == round(losses[kept], 3)
+        assert row["training loss"] == round(losses[kept - 1], 3)
     done = sorted(output.rglob("seed-0/result.json"))
     assert len(done) == 2
     times = [path.stat().st_mtime_ns for path in done]

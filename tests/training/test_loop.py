@@ -99,7 +99,8 @@ def test_training_changes_what_is_trainable_and_nothing_else(tmp_path):
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {n for n in before if not n.startswith("frozen")}
     assert state.history[-1]["loss"] < state.history[0]["loss"]
-    assert [row["epoch"] for row in state.history] == list(range(20))
+    assert [row["epoch"] for row in state.history] == list(range(1, 21))
+    assert all(isinstance(row["epoch"], int) for row in state.history)
     assert state.samples == 20 * 12
     assert not model.training
 
@@ -155,7 +156,7 @@ def test_a_run_stops_when_it_gets_no_better_and_resumes_to_the_same_end(tmp_path
     def after_epoch(model, state):
         score = min(state.epoch, 2)
         if not state.best or score > state.best["score"]:
-            state.best = {"epoch": state.epoch - 1, "score": score}
+            state.best = {"epoch": state.epoch, "score": score}
         return {}
 
     whole, state = run(tmp_path / "whole", epochs=9, patience=3, after_epoch=after_epoch, ema=0.9)

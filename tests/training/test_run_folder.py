@@ -46,10 +46,10 @@ def test_new_folders_never_overwrite_a_run(tmp_path, monkeypatch):
 def test_checkpoint_and_log(tmp_path):
     folder = RunFolder(tmp_path)
     assert folder.load_checkpoint(torch.device("cpu")) is None
-    folder.save_checkpoint({"epoch": 3, "model": {"w": torch.ones(2)}, "history": [{"epoch": 0.0}]})
+    folder.save_checkpoint({"epoch": 3, "model": {"w": torch.ones(2)}, "history": [{"epoch": 1}]})
     assert folder.load_checkpoint(torch.device("cpu"))["model"]["w"].tolist() == [1, 1]
-    folder.log([{"epoch": 0.0, "loss": 2.0}, {"epoch": 1.0, "loss": 1.0, "val accuracy": 0.5}])
-    assert (tmp_path / "log.csv").read_text() == "epoch,loss,val accuracy\n0.0,2.0,\n1.0,1.0,0.5\n"
+    folder.log([{"epoch": 1, "loss": 2.0}, {"epoch": 2, "loss": 1.0, "val accuracy": 0.5}])
+    assert (tmp_path / "log.csv").read_text() == "epoch,loss,val accuracy\n1,2.0,\n2,1.0,0.5\n"
     folder.close()
 
 
@@ -57,5 +57,5 @@ def test_other_processes_write_nothing(tmp_path):
     folder = RunFolder(tmp_path / "run", main=False)
     folder.write_config(FinetuneConfig(), "finetune")
     folder.save_checkpoint({})
-    folder.log([{"epoch": 0.0}])
+    folder.log([{"epoch": 1}])
     assert not (tmp_path / "run").exists()

@@ -32,7 +32,7 @@ def test_tensorboard_holds_the_log(clouds_folder, tmp_path):
     run(clouds_folder, tmp_path / "r")
     board = EventAccumulator(str(tmp_path / "r" / "tensorboard"))
     board.Reload()
-    assert [event.step for event in board.Scalars("loss")] == [0, 1, 2]
+    assert [event.step for event in board.Scalars("loss")] == [1, 2, 3]
     assert [event.value for event in board.Scalars("loss")] == pytest.approx(losses(tmp_path / "r"))
     assert "val accuracy" in board.Tags()["scalars"]
 
@@ -42,7 +42,7 @@ def test_a_missing_tensorboard_is_said_once(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(Board, "_said", False)
     for name in ("a", "b"):
         folder = RunFolder(tmp_path / name)
-        folder.log([{"epoch": 0.0, "loss": 1.0}])
+        folder.log([{"epoch": 1, "loss": 1.0}])
         folder.close()
         assert losses(folder.path) == [1.0]
         assert not (folder.path / "tensorboard").exists()
@@ -87,7 +87,7 @@ def test_every_seed_is_tracked_as_a_run_that_can_go_on(clouds_folder, tmp_path, 
     for seed in (0, 1):
         folder = tmp_path / "r" / f"seed-{seed}"
         rows = recorder.calls[5 * seed + 1 : 5 * seed + 4]
-        assert [step for step, _ in rows] == [0, 1, 2]
+        assert [step for step, _ in rows] == [1, 2, 3]
         assert [row["loss"] for _, row in rows] == losses(folder)
     assert recorder.calls[4] == recorder.calls[9] == "finish"
 
@@ -116,5 +116,5 @@ def test_trackio_keeps_the_log_here(clouds_folder, tmp_path):
     (base,) = (tmp_path / "trackio").glob("pointpeft*.db")
     with sqlite3.connect(base) as connection:
         rows = connection.execute("select step, metrics from metrics order by step").fetchall()
-    assert [step for step, _ in rows] == [0, 1]
+    assert [step for step, _ in rows] == [1, 2]
     assert [json.loads(row)["loss"] for _, row in rows] == losses(tmp_path / "r")

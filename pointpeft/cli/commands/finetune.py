@@ -12,7 +12,7 @@ __all__ = ["FinetuneConfig", "revise", "run"]
 
 
 def revise(command: FinetuneConfig, parse: Callable[..., Any]) -> FinetuneConfig:
-    """The command with the published recipe that it names as its defaults.
+    """The command with the recipe or the file of options that it names as its defaults.
 
     Args:
         command: As parsed with the usual defaults.
@@ -30,8 +30,12 @@ def revise(command: FinetuneConfig, parse: Callable[..., Any]) -> FinetuneConfig
 
         recipe = find_preset(command.preset)
     elif command.config is not None:
+        from pointpeft.recipes.options_file import read_options
         from pointpeft.recipes.published_yaml import read_recipe
 
+        options = read_options(command.config)
+        if options is not None:
+            return replace(parse(default=options), config=options.config)
         recipe = read_recipe(command.config)
     else:
         return command
@@ -79,7 +83,7 @@ def run(command: FinetuneConfig) -> int:
         **{f"test {name}": accuracy(facts["test"], name) for name in numbers if name != "loss"},
         **({"same backbone, head only": accuracy(facts["linear probe"], numbers[0])} if probed else {}),
         f"validation {numbers[0].removeprefix('overall ')}": accuracy(facts["validation"], numbers[0]),
-        "epoch selected": f"{selection['epoch'] + 1} of {facts['epochs']}: {selection['meaning']}",
+        "epoch selected": f"{selection['epoch']} of {facts['epochs']}: {selection['meaning']}",
         "seeds": ", ".join(map(str, facts["seeds"])),
         "trained parameters": f"{facts['trainable parameters']:,} of {facts['parameters']:,} "
         f"({facts['trainable parameters without head']:,} without the head)",
@@ -92,7 +96,7 @@ def run(command: FinetuneConfig) -> int:
         "run folder": folder,
     }
     if len(facts["seeds"]) > 1:
-        rows["epoch selected"] = f"by seed: {', '.join(str(r['selection']['epoch'] + 1) for r in facts['runs'])}"
+        rows["epoch selected"] = f"by seed: {', '.join(str(r['selection']['epoch']) for r in facts['runs'])}"
     print_rows(rows)
     if len(facts["seeds"]) == 1:
         print(f"\nNext: pointpeft predict {folder} FILE...   or open {folder / task.page}")

@@ -77,13 +77,13 @@ def draw_curves(
     figure: Any, history: Sequence[dict[str, float]], selected: int | None, measure: str = "accuracy"
 ) -> None:
     """Draws the losses of a log, and the numbers whose names end in `measure`, by epoch."""
-    epochs = [row["epoch"] + 1 for row in history]
+    epochs = [row["epoch"] for row in history]
     left, right = figure.subplots(1, 2)
     for axes, word in ((left, "loss"), (right, measure)):
         for name in dict.fromkeys(name for row in history for name in row if name.endswith(word)):
             axes.plot(epochs, [row.get(name) for row in history], label="training loss" if name == "loss" else name)
         if selected is not None:
-            axes.axvline(selected + 1, color="grey", linewidth=0.8, linestyle="--", label="selected epoch")
+            axes.axvline(selected, color="grey", linewidth=0.8, linestyle="--", label="selected epoch")
         axes.set_xlabel("epoch")
         axes.set_ylabel(word)
         axes.legend(fontsize=7)
