@@ -11,7 +11,6 @@ from pointpeft.recipes.presets import find_preset
 from pointpeft.recipes.published_yaml import read_recipe
 from pointpeft.runs.config import FinetuneConfig
 from tests.cli.test_main import QUICK
-from tests.training.conftest import write_clouds
 
 
 def written(tmp_path, text, name="own.yaml"):
@@ -80,8 +79,7 @@ def test_an_error_in_a_published_file_names_it(tmp_path):
     assert str(path) in str(error.value)
 
 
-def test_a_run_is_repeated_from_its_own_file(tmp_path, capsys):
-    clouds_folder = write_clouds(tmp_path / "scans")
+def test_a_run_is_repeated_from_its_own_file(clouds_folder, tmp_path, capsys):
     first, again = tmp_path / "first", tmp_path / "again"
     assert main(["finetune", str(clouds_folder), *QUICK, "--seed=3", f"--output={first}"]) == 0
     assert main(["finetune", f"--config={first / 'config.json'}", "--batch-size=8", f"--output={again}"]) == 0
