@@ -51,9 +51,22 @@ def _measure_limits(device: str) -> dict[str, float]:
     }
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out the rows of the other device where `--device` names one; rows without a device are of the CPU."""
+    device = config.getoption("--device")
+    if device is None:
+        return
+    of_device = [
+        getattr(getattr(item, "callspec", None), "params", {}).get("device", "cpu") == device for item in items
+    ]
+    config.hook.pytest_deselected(items=[item for item, fits in zip(items, of_device, strict=True) if not fits])
+    items[:] = [item for item, fits in zip(items, of_device, strict=True) if fits]
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Options of the rows that time whole models."""
+    """Options of the device, and of the rows that time whole models."""
     group = parser.getgroup("pointpeft")
+    group.addoption("--device", choices=("cpu", "cuda"), help="time the rows of one device only")
     group.addoption(
         "--every-method", action="store_true", help="time training with all methods, not DAPT and full only"
     )
