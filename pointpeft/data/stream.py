@@ -11,14 +11,15 @@ import numpy as np
 from torch import Tensor
 
 from pointpeft.data.dataset import DataError
-from pointpeft.data.formats.bounds import require_h5
+from pointpeft.data.formats.bounds import NUMBER_BYTES, require_h5, require_unpacked
 from pointpeft.data.formats.readers import EXTENSIONS, as_stored, in_float32, read_bytes, read_points
-from pointpeft.data.formats.tar import LARGEST_MEMBER
+from pointpeft.data.formats.tar import LARGEST_MEMBER, Member, require_end
 from pointpeft.data.sets.folder import cloud_files
 from pointpeft.data.transforms import normalize_precisely
 
 TAR = (".tar", ".tar.gz", ".tgz")
 HDF5 = (".h5", ".hdf5")
+GZIP = b"\x1f\x8b"
 
 
 @dataclass(frozen=True)
@@ -75,23 +76,45 @@ def _file(path: Path, normalized: bool) -> Source:
 def _tar(path: Path, normalized: bool) -> Iterator[Source]:
     if not path.is_file():
         raise DataError(f"{path}: no such file")
+    stored = path.stat().st_size
     try:
-        with tarfile.open(path, "r|*") as shard:
+        # Other compressions than the documented one unpack any amount of a few bytes at once.
+        with open(path, "rb") as file:
+            packed = file.read(2) == GZIP
+        with tarfile.open(path, "r|gz" if packed else "r|", tarinfo=Member) as shard:
             for member in shard:
+                if packed:
+                    require_end(member, stored)
                 suffix = PurePosixPath(member.name).suffix.lower()
                 if not member.isfile() or suffix not in EXTENSIONS:
                     continue
                 name = f"{path}/{member.name}"
-                yield Source(name, partial(_member, shard, member, name, suffix, normalized))
+                yield Source(name, partial(_member, shard, member, name, suffix, stored, packed, normalized))
                 # A stream cannot go back: what was not kept is gone.
                 shard.members = []  # pyrefly: ignore[missing-attribute]: typeshed leaves it out
-    except (tarfile.TarError, EOFError, OSError) as error:
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
+    except Exception as error:  # headers that were made to harm raise nearly anything
         raise DataError(f"{path}: cannot be read: {error or type(error).__name__}") from error
 
 
-def _member(shard: tarfile.TarFile, member: tarfile.TarInfo, name: str, suffix: str, normalized: bool) -> Tensor:
+def _member(
+    shard: tarfile.TarFile,
+    member: tarfile.TarInfo,
+    name: str,
+    suffix: str,
+    stored: int,
+    packed: bool,
+    normalized: bool,
+) -> Tensor:
     if member.size > LARGEST_MEMBER:
         raise DataError(f"{name}: {member.size:,} bytes, at most {LARGEST_MEMBER:,} are read")
+    try:
+        for size in (member.size, member.size * NUMBER_BYTES):  # a byte of it may become a number
+            if packed:
+                require_unpacked(stored, size)
+    except DataError as error:
+        raise DataError(f"{name}: {error}") from None
     file = shard.extractfile(member)
     assert file is not None
     return read_bytes(file.read(), suffix, name, normalized=normalized)

@@ -1,6 +1,9 @@
 """Small files that announce, or unpack to, more than they hold: each is refused before memory is taken for it."""
 
+import gzip
+import io
 import re
+import tarfile
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -10,6 +13,7 @@ import pytest
 
 from pointpeft.data import DataError, read_points
 from pointpeft.data.formats.hdf5 import read_h5
+from pointpeft.data.formats.tar import list_tar, read_sample
 from pointpeft.data.sets.part_files import load as load_segments
 from pointpeft.data.sets.shards import load as load_shards
 from pointpeft.data.stream import stream
@@ -134,3 +138,123 @@ def test_bytes_become_numbers_of_eight(tmp_path):
     assert (tmp_path / "a.npz").stat().st_size < MEBIBYTE / 50
     refused(read_points, tmp_path / "a.npz")
     refused(READS_HDF5["parts"], tmp_path / "a.npz")
+
+
+def npy(array):
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+def tar(path, *members, mode="w", **options):
+    """A tar file of members given as (name, content, further fields of the header)."""
+    with tarfile.open(path, mode, **options) as archive:
+        for name, content, *fields in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            for field, value in (fields[0] if fields else {}).items():
+                setattr(member, field, value)
+            archive.addfile(member, io.BytesIO(content))
+
+
+READS_TAR = {"list": lambda path: [read_sample(sample) for sample in list_tar(path)], "stream": read_first}
+SPARSE = "is a sparse member"
+
+
+def old_sparse(path):
+    """A member of 12 MB of which 512 bytes are stored, in GNU's old form."""
+    header = bytearray(tarfile.TarInfo("a.npy").tobuf(tarfile.GNU_FORMAT))
+    header[124:136] = b"%011o\0" % 512
+    header[156:157] = tarfile.GNUTYPE_SPARSE
+    header[386:410] = b"%011o\0%011o\0" % (0, 512)
+    header[483:495] = b"%011o\0" % (12 * MEBIBYTE)
+    header[148:156] = b"%06o\0 " % (sum(header[:148]) + 256 + sum(header[156:512]))
+    path.write_bytes(bytes(header) + npy(np.zeros((4 * MEBIBYTE - 64, 3), np.uint8))[:512] + bytes(1024))
+
+
+def new_sparse(form):
+    def write(path):
+        attributes = {
+            "0.0": {"GNU.sparse.size": str(12 * MEBIBYTE), "GNU.sparse.numblocks": "0"},
+            "0.1": {"GNU.sparse.size": str(12 * MEBIBYTE), "GNU.sparse.map": "0,512"},
+            "1.0": {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": str(12 * MEBIBYTE)},
+        }[form]
+        tar(path, ("a.npy", b"1\n0\n512\n".ljust(512, b"\0") + bytes(512), {"pax_headers": attributes}))
+
+    return write
+
+
+@pytest.mark.parametrize("read", READS_TAR.values(), ids=READS_TAR)
+@pytest.mark.parametrize("write", [old_sparse, *map(new_sparse, ("0.0", "0.1", "1.0"))])
+def test_a_sparse_member_of_a_tar_is_refused(write, read, tmp_path):
+    write(tmp_path / "a.tar")
+    refused(read, tmp_path / "a.tar", f"refused: 'a.npy' {SPARSE}")
+
+
+@pytest.mark.parametrize("read", READS_TAR.values(), ids=READS_TAR)
+@pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE])
+def test_headers_of_a_tar_are_bounded(kind, read, tmp_path):
+    long = ("long", b"x" * (2 * MEBIBYTE), {"type": kind})
+    tar(tmp_path / "a.tar", long, ("a.npy", npy(np.eye(3))))
+    refused(read, tmp_path / "a.tar", "refused: (2,097,152 bytes of global|a header of 2,097,152 bytes)", MEBIBYTE)
+
+
+def test_attributes_of_all_members_are_bounded_together(tmp_path):
+    with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as archive:
+        for i in range(200):
+            text = f"k{i}=" + "x" * 60000
+            record = f"{len(text) + 7} {text}\n".encode()
+            member = tarfile.TarInfo("attributes")
+            member.type, member.size = tarfile.XGLTYPE, len(record)
+            archive.addfile(member, io.BytesIO(record))
+        archive.addfile(tarfile.TarInfo("a.txt"))
+    refused(read_first, tmp_path / "a.tar.gz", "refused: [0-9,]+ bytes of global attributes", 40 * MEBIBYTE)
+
+
+@pytest.mark.parametrize("read", READS_TAR.values(), ids=READS_TAR)
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE])
+def test_attributes_of_many_digits_are_refused(kind, read, tmp_path):
+    tar(tmp_path / "a.tar", ("long", b"0" * 60000, {"type": kind}), ("a.npy", npy(np.eye(3))))
+    refused(read, tmp_path / "a.tar", "refused: its attributes hold a number of more than 256 digits")
+
+
+@pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE])
+def test_a_chain_of_headers_is_refused(kind, tmp_path):
+    tar(tmp_path / "a.tar", *[("long", b"6 a=b\n", {"type": kind})] * 2000)
+    for read in READS_TAR.values():
+        with pytest.raises(DataError, match=r"a\.tar: cannot be read"):
+            read(tmp_path / "a.tar")
+
+
+def test_a_compressed_tar_grows_no_more_than_clouds_do(tmp_path):
+    zeros = npy(np.zeros((4 * MEBIBYTE, 3), np.uint8))
+    tar(tmp_path / "a.tar.gz", ("a.npy", zeros), mode="w:gz")
+    # The library unpacks 10 KiB of it at once, and holds that twice or three times.
+    refused(read_first, tmp_path / "a.tar.gz", most=48 * MEBIBYTE)
+    tar(tmp_path / "b.tar.gz", ("b.npy", npy(np.random.default_rng(0).normal(size=(9, 3)))), mode="w:gz")
+    read_first(tmp_path / "b.tar.gz")
+
+
+def test_what_is_passed_over_in_a_compressed_tar_is_bounded_too(tmp_path):
+    member = tarfile.TarInfo("other")
+    member.size = 2**40
+    with gzip.open(tmp_path / "a.tar.gz", "w") as file:
+        file.write(member.tobuf() + bytes(4096))
+    refused(read_first, tmp_path / "a.tar.gz")
+
+
+@pytest.mark.parametrize("mode", ["w:bz2", "w:xz"])
+def test_a_tar_is_unpacked_by_gzip_alone(mode, tmp_path):
+    tar(tmp_path / "a.tar", ("other", bytes(8 * MEBIBYTE)), ("a.npy", npy(np.eye(3))), mode=mode)
+    refused(read_first, tmp_path / "a.tar", "cannot be read")
+
+
+@pytest.mark.parametrize("label", ["9" * 5000, "--5", "²", "1_000"])
+def test_a_label_of_many_digits_is_a_name(label, tmp_path):
+    tar(tmp_path / "a.tar", ("a.npy", npy(np.eye(3))), ("a.cls", label.encode()))
+    assert [sample.label for sample in list_tar(tmp_path / "a.tar")] == [label]
+
+
+def test_a_number_of_a_class_in_a_tar_is_bounded(tmp_path):
+    tar(tmp_path / "a.tar", ("a.npy", npy(np.eye(3))), ("a.cls", b"1000000000"))
+    refused(READS_HDF5["shards"], tmp_path / "a.tar", "labels must be below 10000, got 1000000000")

@@ -1,6 +1,7 @@
 """Labelled clouds in a tar file, as WebDataset writes them: members of one key are one sample."""
 
 import json
+import re
 import tarfile
 from dataclasses import dataclass
 from io import BytesIO
@@ -11,12 +12,20 @@ import numpy as np
 from torch import Tensor
 
 from pointpeft.data.dataset import DataError
+from pointpeft.data.formats.bounds import MOST_GROWTH, brief
 from pointpeft.data.formats.readers import EXTENSIONS, read_bytes
 
 LARGEST_MEMBER = 2**30  # bytes of one cloud: a header can promise more than a disk holds
 LARGEST_LABEL = 2**16
+_MAX_HEADER = 2**16  # bytes of a long name, or of a member's further attributes
+_MAX_GLOBAL = 2**20  # bytes of the attributes of all members, together
+_MAX_UNPACKED = 2**30  # bytes of a whole compressed archive, and beyond that MOST_GROWTH times its size
+_HEADERS = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE)
+_ATTRIBUTES = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.XGLTYPE)
+_DIGITS = re.compile(rb"[0-9]{257}")
 _LABELS = (".cls", ".json")
 _KEYS = ("label", "cls", "class")  # of a label in JSON
+_NUMBER = re.compile(r"-?[0-9]{1,18}")
 
 
 @dataclass(frozen=True)
@@ -43,6 +52,65 @@ class Sample:
         return f"{self.shard.name}/{self.member}"
 
 
+class Member(tarfile.TarInfo):
+    """An entry of a tar file whose headers are bounded, for `tarfile.open(tarinfo=)`.
+
+    The library reads a long name or an attribute into memory whatever size is announced, and unpacks a sparse member,
+    a few bytes and the size of the gaps between them.
+    """
+
+    def _proc_member(self, archive: Any) -> tarfile.TarInfo:
+        if self.type == tarfile.XGLTYPE:
+            total = getattr(archive, "global_bytes", 0) + self.size
+            archive.global_bytes = total
+            if self.size < 0 or total > _MAX_GLOBAL:
+                raise DataError(f"refused: {total:,} bytes of global attributes, at most {_MAX_GLOBAL:,} are read")
+        elif self.type in _HEADERS and not 0 <= self.size <= _MAX_HEADER:
+            raise DataError(f"refused: a header of {self.size:,} bytes, at most {_MAX_HEADER:,} are read")
+        elif self.type == tarfile.GNUTYPE_SPARSE:
+            raise _sparse(self.name)
+        if self.type in _ATTRIBUTES:
+            content = archive.fileobj.read(-(-self.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE)
+            if _DIGITS.search(content):  # some versions of the library take quadratic time for them
+                raise DataError("refused: its attributes hold a number of more than 256 digits")
+            archive.fileobj = _ReadAgain(archive, content)
+        member = super()._proc_member(archive)  # pyrefly: ignore[missing-attribute]: typeshed leaves it out
+        if member.size < 0:
+            raise DataError(f"is damaged: {brief(member.name)} has {member.size} bytes")
+        return member
+
+    def _proc_gnusparse_00(self, member: tarfile.TarInfo, *ignored: Any) -> None:
+        raise _sparse(member.name)
+
+    _proc_gnusparse_01 = _proc_gnusparse_10 = _proc_gnusparse_00
+
+
+class _ReadAgain:
+    """Stands for the file of an archive once, to give what has been read of it already."""
+
+    def __init__(self, archive: Any, content: bytes) -> None:
+        self.archive, self.file, self.content = archive, archive.fileobj, content
+
+    def read(self, size: int) -> bytes:
+        self.archive.fileobj = self.file
+        return self.content
+
+
+def _sparse(name: str) -> DataError:
+    return DataError(f"refused: {brief(name)} is a sparse member, which announces more than it holds; pack it plainly")
+
+
+def require_end(member: tarfile.TarInfo, stored: int) -> None:
+    """Refuses a member of a compressed archive of `stored` bytes where too much was unpacked at the member's end.
+
+    Raises:
+        DataError: It says how much; members that are passed over count, too.
+    """
+    end = member.offset_data + member.size
+    if end > max(_MAX_UNPACKED, MOST_GROWTH * stored):
+        raise DataError(f"refused: it would unpack to {end} bytes or more, {end // max(1, stored)} times its size")
+
+
 def list_tar(path: Path) -> list[Sample]:
     """The samples of an uncompressed tar file in its order, without reading the clouds.
 
@@ -58,7 +126,7 @@ def list_tar(path: Path) -> list[Sample]:
         if not path.is_file():
             raise DataError("no such file")
         length = path.stat().st_size
-        with tarfile.open(path, "r:") as shard:
+        with tarfile.open(path, "r:", tarinfo=Member) as shard:
             for member in shard:
                 suffix = PurePosixPath(member.name).suffix.lower()
                 if suffix not in (*EXTENSIONS, *_LABELS) or member.isdir():
@@ -78,7 +146,7 @@ def list_tar(path: Path) -> list[Sample]:
                         labels[key] = label
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
-    except (tarfile.TarError, EOFError, OSError, UnicodeError) as error:
+    except Exception as error:  # headers that were made to harm raise nearly anything
         raise DataError(f"{path}: cannot be read: {error or type(error).__name__}") from error
     bare = [member.name for key, member in clouds.items() if key not in labels]
     if bare:
@@ -138,9 +206,9 @@ def _checked(member: tarfile.TarInfo, length: int) -> str:
     name = member.name
     windows = PureWindowsPath(name)
     if PurePosixPath(name).is_absolute() or windows.is_absolute() or windows.drive or ".." in windows.parts:
-        raise DataError(f"refused: the member {name!r} leads out of the shard")
+        raise DataError(f"refused: the member {brief(name)} leads out of the shard")
     if not member.isreg() or member.sparse is not None:
-        raise DataError(f"refused: the member {name!r} is a link or no plain file")
+        raise DataError(f"refused: the member {brief(name)} is a link or no plain file")
     if member.size > LARGEST_MEMBER:
         raise DataError(f"{name} has {member.size:,} bytes, at most {LARGEST_MEMBER:,} are read")
     if member.offset_data + member.size > length:
@@ -160,8 +228,8 @@ def _label(content: bytes, suffix: str, name: str) -> int | str | None:
         value = next((value[key] for key in _KEYS if key in value), None)
         if value is None:
             return None
-    if isinstance(value, str) and value.lstrip("-").isdecimal():
+    if isinstance(value, str) and _NUMBER.fullmatch(value):
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int | str) or value == "":
-        raise DataError(f"{name}: a label is a number or a name, got {str(value)[:40]!r}")
+        raise DataError(f"{name}: a label is a number or a name, got {brief(value)}")
     return value
