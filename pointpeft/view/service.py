@@ -15,6 +15,8 @@ from torch import Tensor
 
 from pointpeft.checkpoints.export import folded
 from pointpeft.data import DataError, read_points
+from pointpeft.data.formats.bounds import NUMBER_BYTES, brief, limited
+from pointpeft.data.formats.readers import EXTENSIONS
 from pointpeft.drawing import viewer
 from pointpeft.runs.evaluate import Adapted, category_index
 from pointpeft.tasks.batches import fit
@@ -33,10 +35,12 @@ class Limits:
 
     Attributes:
         megabytes: Largest file.
-        seconds: From the first byte of a request to its answer.
+        seconds: From the end of a request's header to its answer.
         batch: Most clouds in one pass of the model.
         wait: Seconds that a pass waits for further clouds.
         queue: Most requests under way; more are turned away.
+        header_seconds: From the opening of a connection to the end of a request's header.
+        connections: Most open connections, where the system allows as many open files.
     """
 
     megabytes: float = 64.0
@@ -44,9 +48,11 @@ class Limits:
     batch: int = 16
     wait: float = 0.01
     queue: int = 64
+    header_seconds: float = 5.0
+    connections: int = 512
 
     def __post_init__(self) -> None:
-        for name in ("megabytes", "seconds", "batch", "queue"):
+        for name in ("megabytes", "seconds", "batch", "queue", "header_seconds", "connections"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be greater than 0, got {getattr(self, name)}")
         if not self.wait >= 0:
@@ -105,6 +111,39 @@ class Batcher:
         return forward_all(self.adapted.model, clouds, self.limits.batch, self.adapted.device).softmax(1)
 
 
+def server_config(app: Any, limits: Limits, host: str, port: int) -> Any:
+    """How uvicorn runs the service: with bounds on the open connections and on the time of a request's header.
+
+    Args:
+        app: Of `create_app`.
+        limits: The limits.
+        host: Address to listen on.
+        port: Port to listen on.
+
+    Raises:
+        ImportError: uvicorn is not installed.
+        ValueError: The process may open too few files.
+    """
+    try:
+        import uvicorn
+
+        from pointpeft.view.service_connections import connection_limits, guarded
+    except ImportError as error:
+        raise ImportError(REMEDY) from error
+    most, waiting = connection_limits(limits.connections)
+    return uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        http=guarded(limits.header_seconds, most),
+        ws="none",
+        loop="asyncio",  # another one accepts more connections at once than may wait
+        backlog=waiting,
+        log_level="warning",
+        timeout_keep_alive=5,
+    )
+
+
 def create_app(adapted: Adapted, limits: Limits | None = None, hosts: tuple[str, ...] = LOOPBACK) -> Any:
     """The service as an ASGI application.
 
@@ -126,6 +165,7 @@ def create_app(adapted: Adapted, limits: Limits | None = None, hosts: tuple[str,
     try:
         from fastapi import FastAPI, Request
         from fastapi.responses import HTMLResponse, JSONResponse
+        from starlette.requests import ClientDisconnect
     except ImportError as error:
         raise ImportError(REMEDY) from error
     if adapted.model.task == "semantic_segmentation" or adapted.model.method.inputs:
@@ -196,6 +236,10 @@ def create_app(adapted: Adapted, limits: Limits | None = None, hosts: tuple[str,
             return JSONResponse({"error": f"the file must be of at most {limits.megabytes:g} MB"}, 413)
         except DataError as error:
             return JSONResponse({"error": str(error)}, 422)
+        except ClientDisconnect:
+            return JSONResponse({"error": "the connection was closed before the end of the file"}, 400)
+        except OSError as error:  # no space, or no open file, left
+            return JSONResponse({"error": f"the file cannot be stored now: {error.strerror}"}, 503)
         finally:
             busy -= 1
         answered += 1
@@ -203,10 +247,13 @@ def create_app(adapted: Adapted, limits: Limits | None = None, hosts: tuple[str,
 
     async def _answer(request: Request, name: str, looks: bool, category: str | None) -> dict[str, Any]:
         kind = _kind(adapted, category)
+        suffix = Path(name).suffix.lower()
+        if suffix not in EXTENSIONS:  # it becomes a part of a path
+            raise DataError(f"{brief(name)}: unknown kind of file; known: {' '.join(EXTENSIONS)}")
         if int(request.headers.get("content-length", "0")) > largest:
             raise _TooLarge
         with tempfile.TemporaryDirectory(prefix="pointpeft-") as folder:
-            path, size = Path(folder) / f"cloud{Path(name).suffix.lower()}", 0
+            path, size = Path(folder) / f"cloud{suffix}", 0
             with open(path, "wb") as file:
                 async for chunk in request.stream():
                     size += len(chunk)
@@ -214,7 +261,7 @@ def create_app(adapted: Adapted, limits: Limits | None = None, hosts: tuple[str,
                         raise _TooLarge
                     file.write(chunk)
             loop = asyncio.get_running_loop()
-            cloud = await loop.run_in_executor(readers, _read, adapted, path, Path(name).name)
+            cloud = await loop.run_in_executor(readers, _read_bounded, largest, adapted, path, Path(name).name)
         name = Path(name).name
         if adapted.model.dense:
             card = await batcher.alone(show.part_card, adapted, cloud, name, kind)
@@ -258,6 +305,11 @@ def _kind(adapted: Adapted, category: str | None) -> int:
         return category_index(adapted, category)
     except ValueError as error:
         raise DataError(str(error).replace("--category", "category=")) from error
+
+
+def _read_bounded(largest: int, adapted: Adapted, path: Path, name: str) -> Tensor:
+    with limited(NUMBER_BYTES * largest):  # what the largest file becomes where it is not compressed
+        return _read(adapted, path, name)
 
 
 def _read(adapted: Adapted, path: Path, name: str) -> Tensor:

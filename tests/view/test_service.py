@@ -89,6 +89,11 @@ def test_a_model_of_parts_gives_the_part_of_each_point(tmp_path):
         ("scan.npy", scan(points=4), "4 points, at least group_size = 8"),
         ("../../etc/passwd", b"", r"."),
         ("", b"", r"."),
+        ("a." + "x" * 300, b"", r"unknown kind of file"),
+        ("a.\0npy", b"", r"unknown kind of file"),
+        ("a.npy\0", b"", r"unknown kind of file"),
+        ("x" * 5000 + ".npy", b"no array", r"x\.npy"),
+        ("a\0b\udcff.npy".encode("utf-8", "surrogateescape").decode("latin1"), b"no array", r"\.npy"),
     ],
 )
 def test_a_bad_file_is_named(client, name, content, message):
@@ -112,6 +117,27 @@ def test_large_files_are_refused_whether_or_not_their_size_is_told(adapted):
         chunks = (scan(points=200)[i : i + 100] for i in range(0, 2400, 100))
         assert client.post("/predict?name=a.npy", content=chunks).status_code == 413
         assert client.post("/predict?name=a.npy", content=scan(points=70)).status_code == 200
+
+
+def test_what_a_file_unpacks_to_is_bounded_by_what_may_be_sent(adapted):
+    file = io.BytesIO()
+    np.savez_compressed(file, points=np.random.default_rng(0).integers(0, 2, (2 << 20, 3)).astype(np.uint8))
+    assert len(file.getvalue()) < 2 << 20
+    with TestClient(create_app(adapted, Limits(megabytes=2)), base_url=HOME) as client:
+        said = client.post("/predict?name=a.npz", content=file.getvalue())
+        assert said.status_code == 422
+        assert "refused: it would unpack to 50331904 bytes, at most 16777216 are allowed" in said.json()["error"]
+
+
+def test_a_full_disk_is_said(adapted, monkeypatch):
+    def full(*arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pointpeft.view.service.tempfile.TemporaryDirectory", full)
+    with TestClient(create_app(adapted), base_url=HOME) as client:
+        said = client.post("/predict?name=a.npy", content=scan())
+        assert said.status_code == 503
+        assert "No space left on device" in said.json()["error"]
 
 
 def test_a_slow_request_ends_in_time(adapted, monkeypatch):

@@ -35,7 +35,7 @@ def run(command: Serve) -> int:
     """Serves until Ctrl-C."""
     from pointpeft.runs.evaluate import load_run
     from pointpeft.training.loop import make_accelerator
-    from pointpeft.view.service import LOOPBACK, REMEDY, Limits, create_app
+    from pointpeft.view.service import LOOPBACK, REMEDY, Limits, create_app, server_config
 
     try:
         import uvicorn
@@ -46,6 +46,7 @@ def run(command: Serve) -> int:
     # Whoever opens the service to others knows it under names that we do not.
     hosts = LOOPBACK if command.host in LOOPBACK else ("*",)
     app = create_app(adapted, limits, hosts)
+    config = server_config(app, limits, command.host, command.port)
     print(f"http://{command.host}:{command.port}/ classifies clouds until Ctrl-C")
-    uvicorn.run(app, host=command.host, port=command.port, log_level="warning", timeout_keep_alive=5)
+    uvicorn.Server(config).run()
     return 0
