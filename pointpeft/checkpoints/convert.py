@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from pointpeft.checkpoints.adapter import load_adapter, save_adapter
 from pointpeft.checkpoints.published import from_published, save_published
+from pointpeft.checkpoints.yaml_files import load_yaml
 from pointpeft.files import read_weights
 from pointpeft.methods import method_class, method_names
 from pointpeft.model import PointModel
@@ -70,8 +70,8 @@ def read_model_section(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"config names no file: {path}")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # such as a date in a 13th month
+        content = load_yaml(path)
+    except ValueError as error:  # such as a date in a 13th month
         raise ValueError(f"config {path} is not YAML: {error}") from error
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
         raise ValueError(f"config {path} has no section `model:`")

@@ -5,10 +5,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from pointpeft.backbones import backbone_config, backbone_families
 from pointpeft.backbones.registry import backbone_names
+from pointpeft.checkpoints.yaml_files import load_yaml
+from pointpeft.data.formats.bounds import brief
 from pointpeft.methods import method_class
 from pointpeft.recipes.presets import NO_DROP_PATH, OTHER_MODEL, Preset
 from pointpeft.runs.config import TaskAugmentation
@@ -113,8 +113,8 @@ def _load(path: Path, first: Path, above: tuple[Path, ...] = ()) -> dict[str, An
     if path.resolve() in above:
         raise ValueError(f"{path} includes itself")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        content = load_yaml(path)
+    except ValueError as error:
         raise ValueError(f"{path} is not YAML of plain values: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold a YAML mapping, got {type(content).__name__}")
@@ -149,7 +149,7 @@ def _data(content: Mapping[str, Any]) -> tuple[str, str | None]:
     _known(train.get("others", {}), "dataset.train.others", "subset bs whole npoints")
     if train.get("USE_NORMALS") not in (None, False, "FALSE"):
         raise ValueError(
-            f"dataset.train.USE_NORMALS must be false, got {train['USE_NORMALS']!r}: models here see points"
+            f"dataset.train.USE_NORMALS must be false, got {brief(train['USE_NORMALS'])}: models here see points"
         )
     name = train.get("NAME")
     if name == "ScanObjectNN_hardest":
@@ -159,7 +159,7 @@ def _data(content: Mapping[str, Any]) -> tuple[str, str | None]:
     kinds = {"ModelNet": "modelnet40", "ModelNetFewShot": "few_shot"}
     if name not in kinds:
         raise ValueError(
-            f"dataset.train.NAME must be ScanObjectNN_hardest, ScanObjectNN, {' or '.join(kinds)}, got {name!r}"
+            f"dataset.train.NAME must be ScanObjectNN_hardest, ScanObjectNN, {' or '.join(kinds)}, got {brief(name)}"
         )
     return kinds[name], None
 
@@ -168,7 +168,7 @@ def _model(model: Mapping[str, Any], data: str, path: Path) -> tuple[str, str, T
     """Family of the backbone, method, augmentation, and what is to be said."""
     name = model.get("NAME")
     if name not in MODELS:
-        raise ValueError(f"model.NAME must be one of {', '.join(MODELS)}, got {name!r}")
+        raise ValueError(f"model.NAME must be one of {', '.join(MODELS)}, got {brief(name)}")
     method, keys, augment = MODELS[name]
     backbone, notes, scans = "point_mae", [], data == "scanobjectnn"
     if name == "PointTransformer":  # several repositories gave their model this name
@@ -195,7 +195,7 @@ def _model(model: Mapping[str, Any], data: str, path: Path) -> tuple[str, str, T
     if backbone == "point_gpt" and model.get("drop_path_rate"):
         notes.append(NO_DROP_PATH)
     if model.get("drop_rate"):
-        raise ValueError(f"model.drop_rate must be 0, got {model['drop_rate']!r}")
+        raise ValueError(f"model.drop_rate must be 0, got {brief(model['drop_rate'])}")
     return backbone, method, augment if scans or augment == "scale_translate" else "scale_translate", notes
 
 
@@ -232,7 +232,7 @@ def _registered(family: str, values: Mapping[str, Any]) -> tuple[str, dict[str, 
 def _section(content: Mapping[str, Any], name: str, above: str = "") -> dict[str, Any]:
     value = content.get(name)
     if not isinstance(value, dict):
-        raise ValueError(f"{above}{name} must be a mapping, got {value!r}; it has {', '.join(map(str, content))}")
+        raise ValueError(f"{above}{name} must be a mapping, got {brief(value)}; it has {', '.join(map(str, content))}")
     return value
 
 
@@ -245,7 +245,7 @@ def _known(section: Mapping[str, Any], name: str, names: str) -> None:
 
 def _one_of(section: Mapping[str, Any], name: str, key: str, values: tuple[Any, ...]) -> None:
     if section.get(key) not in values:
-        raise ValueError(f"{name} must be one of {', '.join(map(str, values))}, got {section.get(key)!r}")
+        raise ValueError(f"{name} must be one of {', '.join(map(str, values))}, got {brief(section.get(key))}")
 
 
 def _number(section: Mapping[str, Any], key: str, kind: type, default: Any = None) -> Any:
@@ -256,5 +256,5 @@ def _number(section: Mapping[str, Any], key: str, kind: type, default: Any = Non
     except (TypeError, ValueError):
         number = None
     if number is None or isinstance(value, bool) or (kind is int and number != float(value)):
-        raise ValueError(f"{key} must be {'a whole number' if kind is int else 'a number'}, got {value!r}")
+        raise ValueError(f"{key} must be {'a whole number' if kind is int else 'a number'}, got {brief(value)}")
     return number

@@ -4,6 +4,7 @@ import gzip
 import io
 import re
 import tarfile
+import zipfile
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,12 +12,15 @@ import h5py
 import numpy as np
 import pytest
 
+from pointpeft.checkpoints.convert import read_model_section
 from pointpeft.data import DataError, read_points
+from pointpeft.data.formats.bounds import brief
 from pointpeft.data.formats.hdf5 import read_h5
 from pointpeft.data.formats.tar import list_tar, read_sample
 from pointpeft.data.sets.part_files import load as load_segments
 from pointpeft.data.sets.shards import load as load_shards
 from pointpeft.data.stream import stream
+from pointpeft.recipes.published_yaml import read_recipe
 
 MEBIBYTE = 1 << 20
 STATUS = Path("/proc/self/status")
@@ -258,3 +262,93 @@ def test_a_label_of_many_digits_is_a_name(label, tmp_path):
 def test_a_number_of_a_class_in_a_tar_is_bounded(tmp_path):
     tar(tmp_path / "a.tar", ("a.npy", npy(np.eye(3))), ("a.cls", b"1000000000"))
     refused(READS_HDF5["shards"], tmp_path / "a.tar", "labels must be below 10000, got 1000000000")
+
+
+def ply(form, element, body=b""):
+    head = f"ply\nformat {form} 1.0\nelement vertex 3\n" + "".join(f"property float {axis}\n" for axis in "xyz")
+    points = b"0 0 0\n1 0 0\n0 1 0\n" if form == "ascii" else np.eye(3, dtype="<f4").tobytes()
+    return f"{head}{element}end_header\n".encode() + points + body
+
+
+@pytest.mark.parametrize("form", ["ascii", "binary_little_endian", "binary_big_endian"])
+@pytest.mark.parametrize(
+    "element",
+    [
+        "element face 16000000\nproperty list uchar int vertex_indices\n",
+        "element face 16000000\nproperty list int int vertex_indices\nproperty uchar red\n",
+        "element edge 200000000\nproperty uchar a\n",
+        "element other 200000000\n",
+    ],
+)
+def test_rows_of_a_ply_are_bounded_by_its_size(form, element, tmp_path):
+    (tmp_path / "a.ply").write_bytes(ply(form, element))
+    refused(read_points, tmp_path / "a.ply", "cannot be read: it is cut off, up to the [0-9]+ rows of")
+
+
+def test_empty_lists_of_a_ply_are_bounded(tmp_path):
+    count = 3 * MEBIBYTE
+    element = f"element face {count}\nproperty list uchar int vertex_indices\n"
+    (tmp_path / "a.ply").write_bytes(ply("binary_little_endian", element, bytes(count)))
+    refused(read_points, tmp_path / "a.ply")
+
+
+def test_the_header_of_a_ply_is_bounded(tmp_path):
+    (tmp_path / "a.ply").write_bytes(b"ply\nformat ascii 1.0\n" + b"element a 0\n" * 10**5 + b"end_header\n")
+    refused(read_points, tmp_path / "a.ply", "has no header that ends within 65536 bytes")
+
+
+def npy_of(shape, kind="<f4", version=1):
+    file = io.BytesIO()
+    write = np.lib.format.write_array_header_1_0 if version == 1 else np.lib.format.write_array_header_2_0
+    write(file, {"descr": kind, "fortran_order": False, "shape": shape})
+    return file.getvalue() + bytes(64)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize(("shape", "kind"), [((10**7, 3), "<f4"), ((2**40, 2**40), "<f8"), ((1, 3), "V99999999")])
+def test_a_npy_header_is_bounded_by_its_file(shape, kind, version, tmp_path):
+    content = npy_of(shape, kind, version)
+    (tmp_path / "a.npy").write_bytes(content)
+    refused(read_points, tmp_path / "a.npy", "cannot be read: it is cut off, ")
+    with zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("points.npy", content)
+    refused(read_points, tmp_path / "a.npz", "cannot be read: it is cut off, ")
+    tar(tmp_path / "a.tar", ("a.npy", content))
+    refused(read_first, tmp_path / "a.tar", "cannot be read: it is cut off, ")
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_an_archive_of_arrays_is_unpacked_by_deflate_alone(method, tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.npz", "w", method) as archive:
+        archive.writestr("points.npy", npy(np.eye(3)))
+    refused(read_points, tmp_path / "a.npz", "refused: 'points.npy' is packed by method")
+
+
+def aliases(levels, width=10):
+    lines = ["a0: &a0 [1]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * width)}]" for i in range(1, levels + 1)]
+    return "\n".join(lines) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (aliases(9) + "max_epoch: *a9\n", "its aliases unfold to more than 100,000 values"),
+        ("a: &a [*a]\n", "the alias in line 1 holds itself"),
+        ("a: &a " + "x" * 200_000 + "\nb: [" + "*a, " * 1000 + "]\n", "its aliases unfold to more than"),
+        ("# " + "x" * MEBIBYTE + "\na: 1\n", "it has 1,048,584 bytes, at most 262,144 are read"),
+    ],
+)
+def test_yaml_is_bounded_with_its_aliases_in_full(text, words, tmp_path):
+    (tmp_path / "a.yaml").write_text(text)
+    for read in (read_model_section, read_recipe):
+        with memory(16 * MEBIBYTE), pytest.raises(ValueError, match=rf"a\.yaml is not YAML.*: {words}") as caught:
+            read(tmp_path / "a.yaml")
+        assert len(str(caught.value)) < 1000
+
+
+def test_values_of_yaml_are_cut_in_messages(tmp_path):
+    (tmp_path / "a.yaml").write_text(aliases(4) + "model: &m {NAME: PointTransformer}\nmax_epoch: *a4\n")
+    assert read_model_section(tmp_path / "a.yaml") == {"NAME": "PointTransformer"}
+    assert brief([["x" * 10**6] * 10**6] * 10**6).startswith("[['xxxx")
+    assert len(brief({i: ["x" * 10**6] * 10 for i in range(1000)})) <= 300

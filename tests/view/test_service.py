@@ -126,7 +126,7 @@ def test_what_a_file_unpacks_to_is_bounded_by_what_may_be_sent(adapted):
     with TestClient(create_app(adapted, Limits(megabytes=2)), base_url=HOME) as client:
         said = client.post("/predict?name=a.npz", content=file.getvalue())
         assert said.status_code == 422
-        assert "refused: it would unpack to 50331904 bytes, at most 16777216 are allowed" in said.json()["error"]
+        assert "refused: it would unpack to 50331648 bytes, at most 16777216 are allowed" in said.json()["error"]
 
 
 def test_a_full_disk_is_said(adapted, monkeypatch):

@@ -22,6 +22,7 @@ MOST_GROWTH = 100
 # Every coordinate becomes a float64 and every label an int64, however small its stored type is.
 NUMBER_BYTES = 8
 MAX_CLASSES = 10_000  # every number up to the highest label gets a name
+_BRIEF = 300  # letters of a value in a message
 _MAX_NPY_HEADER = 1 << 16
 _MAX_LINKS = 40  # of a path inside an HDF5 file, as the system allows of one outside
 _limit: ContextVar[int | None] = ContextVar("limit", default=None)
@@ -54,7 +55,8 @@ def brief(value: object) -> str:
     """`repr` of a value from a file, cut to a length that fits into a message."""
     cut = reprlib.Repr()
     cut.maxlevel, cut.maxstring, cut.maxother, cut.maxlong = 2, 80, 80, 40
-    return cut.repr(value)
+    text = cut.repr(value)
+    return text if len(text) <= _BRIEF else text[: _BRIEF - 3] + "..."
 
 
 def is_plain(name: str) -> bool:

@@ -11,6 +11,7 @@ import torch
 
 from pointpeft.data.dataset import DataError
 from pointpeft.data.formats.columns import coordinate_columns
+from pointpeft.data.formats.ply_header import require_elements
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,9 @@ def read_ply(path: Path) -> Mesh | np.ndarray:
         DataError: It has no vertices with coordinates, or faces that are given in another way.
     """
     plyfile = optional("plyfile")
-    ply = plyfile.PlyData.read(BytesIO(_in_ascii(path.read_bytes())))
+    content = _in_ascii(path.read_bytes())
+    require_elements(content)
+    ply = plyfile.PlyData.read(BytesIO(content))
     names = [element.name for element in ply.elements]
     if "vertex" not in names:
         raise DataError(f"has no element 'vertex', only {', '.join(names) or 'nothing'}")
