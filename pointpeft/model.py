@@ -171,7 +171,7 @@ class PointModel(nn.Module):
             ValueError: A wrong shape or dtype, too few points, or other inputs than the model takes.
         """
         features = self.forward_features(xyz, **inputs)
-        if isinstance(self.head, ClassificationHead):
+        if not self.dense:
             if query is not None:
                 raise ValueError("query must be None for classification, which answers for whole clouds")
             return self.head(features)
@@ -223,8 +223,9 @@ class PointModel(nn.Module):
         self.merged = True
         return self.requires_grad_(False)
 
+    @property
     def config(self) -> dict[str, Any]:
-        """What `create_from_config` needs to build this model again, ready for JSON."""
+        """What `create_from_config` needs to build this model again, ready for JSON; a mapping, as `peft` reads it."""
         return {
             "backbone": {"name": self.backbone_name, "fields": asdict(self.backbone.config)},
             "method": {"name": self.method.name, "fields": self.method.config()},

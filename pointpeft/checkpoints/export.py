@@ -82,7 +82,7 @@ def folded(model: PointModel) -> PointModel:
         return model
     from pointpeft.create import create_from_config
 
-    copy = create_from_config(model.config(), device=next(model.parameters()).device)
+    copy = create_from_config(model.config, device=next(model.parameters()).device)
     copy.load_state_dict(model.state_dict())
     for ours, theirs in zip(copy.modules(), model.modules(), strict=True):
         if hasattr(theirs, "published_order"):

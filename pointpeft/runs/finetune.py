@@ -221,7 +221,7 @@ def _run(
         "preset": config.preset or (config.config and str(config.config)),
         "method": config.method,
         "backbone": config.backbone,
-        "model": model.config(),
+        "model": model.config,
         "trainable parameters": model.trainable_parameters(),
         "trainable parameters without head": model.trainable_parameters(head=False),
         "parameters": sum(p.numel() for p in model.parameters()),

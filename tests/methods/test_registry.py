@@ -79,7 +79,7 @@ def test_an_adapter_comes_back_from_disk(name, tmp_path):
     with torch.no_grad():
         assert torch.equal(model(xyz), again(xyz))
     assert again.trainable_parameters() == model.trainable_parameters()
-    assert again.config() == model.config()
+    assert again.config == model.config
 
 
 @pytest.mark.parametrize("name", every_method(mergeable=True))
@@ -107,5 +107,5 @@ def test_configurations_survive_json(name):
     from pointpeft.create import create_from_config
 
     model = make(name)
-    config = json.loads(json.dumps(model.config()))
+    config = json.loads(json.dumps(model.config))
     assert create_from_config(config, device="meta").method == model.method
