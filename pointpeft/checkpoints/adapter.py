@@ -61,7 +61,7 @@ def save_adapter(model: PointModel, folder: str | Path, metadata: dict[str, Any]
         "base_model_name_or_path": None if origin is None else origin.checkpoint,
         "base_model_sha256": None if origin is None else origin.sha256,
         "weights_sha256": digest,
-        **model.config(),
+        **model.config,
         "metadata": metadata or {},
     }
     write_atomically(folder / CARD, lambda path: path.write_text(model_card(model, config), encoding="utf-8"))
@@ -107,6 +107,7 @@ def load_adapter(
     except SafetensorError as error:
         raise ValueError(f"{weights} is not a readable safetensors file: {error}") from error
     model = create_from_config(config, origin, device=device, dtype=dtype)
+    _train_the_same(model, set(state))
     expected = set(adapter_state(model))
     if set(state) != expected:
         missing, unexpected = sorted(expected - set(state)), sorted(set(state) - expected)
@@ -119,6 +120,14 @@ def load_adapter(
         raise ValueError(f"{weights} does not fit its configuration: {error}") from error
     model.loaded = (config["weights_sha256"], config["metadata"])
     return model.eval()
+
+
+def _train_the_same(model: PointModel, saved: set[str]) -> None:
+    """Frees and freezes the pre-trained parameters that somebody freed or froze in the model that was saved."""
+    given = model.origin.parameters if model.origin is not None else frozenset()
+    for name, parameter in model.named_parameters():
+        if name in given:
+            parameter.requires_grad_(name in saved)
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
