@@ -229,51 +229,35 @@ def autocast(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
     return tuple(_cast(t, dtype) if t.is_floating_point() and t.dtype != torch.float64 else t for t in tensors)
 
 
-_casts: WeakIdKeyDictionary = WeakIdKeyDictionary()  # of frozen parameters: what they were then, and the cast
+_casts: WeakIdKeyDictionary = WeakIdKeyDictionary()  # of frozen parameters, in bfloat16
 
 
 def _cast(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """`tensor` in `dtype`. On the CPU the cast of a frozen parameter is kept until the parameter changes.
+    """`tensor` in `dtype`. On the CPU the cast of a frozen parameter to bfloat16 is kept, as long as it is the cast.
 
-    Else each call reads all frozen weights and writes them again, into fresh memory.
+    Else each call writes all frozen weights again, into fresh memory. Whether a kept cast is right is asked of all
+    values in each call: addresses and versions tell nothing of what is written through `.data` or by another library,
+    and a sample of the values misses a change of some of them.
     """
     if (
-        tensor.dtype == dtype
+        tensor.dtype != torch.float32
+        or dtype != torch.bfloat16
         or type(tensor) is not torch.nn.Parameter
         or tensor.requires_grad
         or tensor.device.type != "cpu"
-        or tensor.is_inference()
+        or not tensor.is_contiguous()
+        or not compiled()
         or torch.compiler.is_compiling()
     ):
         return tensor.to(dtype)
-    state = fingerprint(tensor)
     kept = _casts.get(tensor)
-    if kept is None or kept[1].dtype != dtype or not same_fingerprint(kept[0], state):
-        with torch.inference_mode(False), torch.no_grad():  # the next call may be one of training
-            cast = tensor.detach().to(dtype)
-        if type(cast) is not torch.Tensor:  # of tensors without values nothing is kept
-            return cast
-        _casts[tensor] = kept = (state, cast)
-    return kept[1]
-
-
-class Fingerprint(NamedTuple):
-    """What tells whether a tensor is still what it was."""
-
-    place: int
-    version: int
-    sample: torch.Tensor  # writing through `.data`, as averaging weights does, leaves the version as it is
-
-
-def fingerprint(tensor: torch.Tensor) -> Fingerprint:
-    """Of a tensor on the CPU: where it is, how often it was written to, and some of its values."""
-    step = max(1, tensor.numel() // 16)
-    return Fingerprint(tensor.data_ptr(), tensor._version, tensor.detach().reshape(-1)[::step].clone())
-
-
-def same_fingerprint(a: Fingerprint, b: Fingerprint) -> bool:
-    """Whether two fingerprints are of the same values; NaN equals nothing."""
-    return a[:2] == b[:2] and torch.equal(a.sample, b.sample)
+    if kept is not None and kept.numel() == tensor.numel() and torch.ops.pointpeft._is_cast.default(tensor, kept):
+        return kept.view(tensor.shape)
+    with torch.inference_mode(False), torch.no_grad():  # the next call may be one of training
+        cast = tensor.detach().to(dtype)
+    if type(cast) is torch.Tensor:  # of tensors without values nothing is kept
+        _casts[tensor] = cast
+    return cast
 
 
 def promoted(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
