@@ -1,5 +1,6 @@
 """The layers that all backbones share: attention, MLP, stochastic depth and the pre-norm block."""
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -7,23 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pointpeft.backbones.context import Context
+from pointpeft.backbones.plain import is_frozen
 from pointpeft.ops import attention, frozen_attention, frozen_linear, frozen_mlp
 from pointpeft.ops.frozen.attention import heads
-
-
-def has_hooks(module: nn.Module) -> bool:
-    """Whether somebody listens to calls of `module`, who would hear nothing of an operation that does its work."""
-    return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    )
-
-
-def is_frozen(layer: nn.Module) -> bool:
-    """Whether a layer is a plain linear map that gets no gradient and has nobody listening."""
-    if type(layer) is not nn.Linear:
-        return False
-    trained = torch.is_grad_enabled() and any(p.requires_grad for p in layer.parameters())
-    return not (trained or has_hooks(layer))
 
 
 def linear(layer: Any, x: Tensor) -> Tensor:
@@ -99,14 +86,40 @@ class Attention(nn.Module):
         Returns:
             [B, T, C]
         """
-        own = getattr(self.attend, "__func__", None) is Attention.attend  # nobody has put another in its place
-        if own and mask is None and type(self).visible is Attention.visible and is_frozen(self.qkv):
+        if self.sees_all and mask is None and is_frozen(self.qkv):
             return frozen_attention(x, self.qkv.weight, self.qkv.bias, None, None, self.num_heads)
         return self.attend(linear(self.qkv, x), mask)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Self-attention. [B, T, C] -> [B, T, C]"""
-        return linear(self.proj, self.mixed(x, mask))
+    @property
+    def sees_all(self) -> bool:
+        """Whether `attend` without a mask is `pointpeft.ops.attention`: nothing has taken its or `visible`'s place."""
+        own = "attend" not in self.__dict__ and "visible" not in self.__dict__
+        return own and type(self).attend is Attention.attend and type(self).visible is Attention.visible
+
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        *,
+        mix: Callable[[Tensor], Tensor] | None = None,
+        project: Callable[[Tensor], Tensor] | None = None,
+    ) -> Tensor:
+        """Self-attention.
+
+        A method that changes a step hands its own over, so that the attention is called as a module, whose hooks hear
+        the call.
+
+        Args:
+            x: [B, T, C]
+            mask: As in `attend`.
+            mix: Stands in for `mixed`, queries, keys and values and what attends to them. [B, T, C] -> [B, T, C]
+            project: Stands in for `proj`. [B, T, C] -> [B, T, C]
+
+        Returns:
+            [B, T, C]
+        """
+        y = self.mixed(x, mask) if mix is None else mix(x)
+        return linear(self.proj, y) if project is None else project(y)
 
 
 class Mlp(nn.Module):
@@ -117,11 +130,29 @@ class Mlp(nn.Module):
         self.fc1 = nn.Linear(width, hidden, device=device, dtype=dtype)
         self.fc2 = nn.Linear(hidden, width, device=device, dtype=dtype)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, T, C] -> [B, T, C]"""
-        if is_frozen(self.fc1) and is_frozen(self.fc2):
-            return frozen_mlp(x, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)
-        return linear(self.fc2, F.gelu(linear(self.fc1, x)))
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        first: Callable[[Tensor], Tensor] | None = None,
+        second: Callable[[Tensor], Tensor] | None = None,
+    ) -> Tensor:
+        """Both maps with GELU between them.
+
+        Args:
+            x: [B, T, C]
+            first: Stands in for `fc1`, as a method changes it. [B, T, C] -> [B, T, H]
+            second: Stands in for `fc2`. [B, T, H] -> [B, T, C]
+
+        Returns:
+            [B, T, C]
+        """
+        fc1, fc2 = self.fc1, self.fc2
+        if first is None and second is None and is_frozen(fc1) and is_frozen(fc2):
+            if fc1.bias is not None and fc2.bias is not None:
+                return frozen_mlp(x, fc1.weight, fc1.bias, fc2.weight, fc2.bias)
+        hidden = F.gelu(linear(fc1, x) if first is None else first(x))
+        return linear(fc2, hidden) if second is None else second(hidden)
 
 
 class DropPath(nn.Module):

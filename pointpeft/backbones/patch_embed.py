@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pointpeft.backbones.frozen_end import frozen_end
+from pointpeft.backbones.plain import is_plain
 from pointpeft.ops import PatchEmbedWeights, fold_batch_norm, patch_embed, patch_embed_statistics
 from pointpeft.ops.core.library import use_fused_reference
 
@@ -68,10 +69,10 @@ class PatchEmbed(nn.Module):
         """
         batch, groups, size, _ = patches.shape
         h = self.hidden
-        reference = use_fused_reference(patches)
-        if not (reference or self._differentiates(patches) or self._synced()):
+        by_layers = use_fused_reference(patches) or not self._is_pointwise()
+        if not (by_layers or self._differentiates(patches) or self._synced()):
             return self._frozen(patches)
-        if self.published_order or reference:
+        if self.published_order or by_layers:
             x = self.first_conv(patches.reshape(-1, size, 3).transpose(1, 2))  # [BG, 2H, S]
             x = torch.cat([x.max(2, keepdim=True).values.expand(-1, -1, size), x], 1)
             return self.second_conv(x).max(2).values.view(batch, groups, self.width)
@@ -89,6 +90,10 @@ class PatchEmbed(nn.Module):
         x = F.linear(x, weight[:, 2 * h :]).view(-1, size, 4 * h) + per_patch[:, None]
         x = F.relu(norm(x.view(-1, 4 * h)))  # [BGS, 4H]
         return _linear(x, last).view(batch, groups, size, self.width).max(2).values
+
+    def _is_pointwise(self) -> bool:
+        """Whether the layers are the plain ones, which may read points as rows or be computed together."""
+        return all(_is_pointwise(stack) for stack in (self.first_conv, self.second_conv))
 
     def _differentiates(self, patches: Tensor) -> bool:
         return torch.is_grad_enabled() and (patches.requires_grad or any(p.requires_grad for p in self.parameters()))
@@ -132,6 +137,21 @@ class PatchEmbed(nn.Module):
         w1, b1 = fold_batch_norm(w1, b1, *used1, norm1.weight, norm1.bias, norm1.eps)
         w3, b3 = fold_batch_norm(w3, b3, *used3, norm3.weight, norm3.bias, norm3.eps)
         return patch_embed(patches, PatchEmbedWeights(w1, b1, w2, b2, w3, b3, w4, b4))
+
+
+def _is_pointwise(stack: nn.Sequential) -> bool:
+    """Whether `stack` is exactly a (1x1 convolution, BatchNorm, ReLU, 1x1 convolution), each as its class says."""
+    if not is_plain(stack, nn.Sequential) or len(stack) != 4:
+        return False
+    conv, norm, relu, last = stack
+    known = type(norm) in (nn.BatchNorm1d, nn.SyncBatchNorm) or getattr(type(norm), "takes_rows", False)
+    maps = all(is_plain(layer, nn.Conv1d) and layer.bias is not None for layer in (conv, last))
+    return maps and is_plain(relu, nn.ReLU) and known and is_row_norm(norm)
+
+
+def is_row_norm(norm: Any) -> bool:
+    """Whether a BatchNorm of a known class is as that class says, with weight, bias and running statistics."""
+    return is_plain(norm, type(norm)) and norm.affine and norm.running_mean is not None
 
 
 def _parts(stack: nn.Sequential) -> Any:

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pointpeft.heads.propagation import LEAK, Propagation, activate, convolutions, norms, project
+from pointpeft.backbones.plain import is_plain
+from pointpeft.heads.propagation import LEAK, Propagation, activate, convolutions, norms, one_hot, project
 
 NUM_LEVELS = 3
 CATEGORY_WIDTH = 64  # channels that stand for a cloud's category, as published
@@ -118,9 +119,21 @@ class DenseHead(nn.Module):
         cloud = [*(pooled or (levels.amax(1), levels.mean(1))), *(() if whole is None else (whole,))]
         if self.num_categories:
             assert category is not None
-            conv, norm = self.category
-            cloud.append(F.leaky_relu(norm(F.embedding(category, conv.weight.squeeze(-1).T)), LEAK))
-        of_local, of_cloud = self.convs[0].weight.squeeze(-1).split([x.shape[-1], sum(c.shape[1] for c in cloud)], 1)
-        shared = F.linear(torch.cat(cloud, 1), of_cloud, self.convs[0].bias)  # [B, hidden]
-        x = self.dropout(activate(self.norms[0], F.linear(x, of_local) + shared[:, None]))
+            cloud.append(F.leaky_relu(self._of_category(category, x), LEAK))
+        x = self.dropout(activate(self.norms[0], self._first(x, torch.cat(cloud, 1))))
         return project(self.convs[2], activate(self.norms[1], project(self.convs[1], x)))
+
+    def _of_category(self, category: Tensor, like: Tensor) -> Tensor:
+        """BN(W e) of the category's unit vector e. int64 [B] -> [B, CATEGORY_WIDTH]"""
+        if is_plain(self.category, nn.Sequential) and is_plain(self.category[0], nn.Conv1d):
+            conv, norm = self.category
+            return norm(F.embedding(category, conv.weight.squeeze(-1).T))
+        return self.category(one_hot(category, self.num_categories, like)[:, :, None]).squeeze(-1)
+
+    def _first(self, local: Tensor, cloud: Tensor) -> Tensor:
+        """W₁ [local ; cloud] at every point. [B, N, local], [B, cloud] -> [B, N, hidden]"""
+        conv = self.convs[0]
+        if not is_plain(conv, nn.Conv1d):
+            return project(conv, torch.cat([local, cloud[:, None].expand(-1, local.shape[1], -1)], -1))
+        of_local, of_cloud = conv.weight.squeeze(-1).split([local.shape[-1], cloud.shape[1]], 1)
+        return F.linear(local, of_local) + F.linear(cloud, of_cloud, conv.bias)[:, None]

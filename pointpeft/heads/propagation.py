@@ -3,9 +3,11 @@
 from itertools import pairwise
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pointpeft.backbones.plain import is_plain
 from pointpeft.ops import interpolate
 
 LEAK = 0.2  # slope of the LeakyReLUs, as published
@@ -48,10 +50,17 @@ class Propagation(nn.Module):
             [B, N, hidden[1]]
         """
         first, second = self.convs
+        nearest = min(NEAREST, support.shape[1])
+        if not is_plain(first, nn.Conv1d):
+            x = torch.cat([points, interpolate(points, support, features, nearest)], -1)
+            if self.num_categories:
+                assert category is not None
+                x = torch.cat([one_hot(category, self.num_categories, x)[:, None].expand(-1, x.shape[1], -1), x], -1)
+            return activate(self.norms[1], project(second, activate(self.norms[0], project(first, x))))
         of_category, of_point, of_features = first.weight.squeeze(-1).split(
             [self.num_categories, 3, features.shape[-1]], 1
         )
-        x = interpolate(points, support, F.linear(features, of_features), min(NEAREST, support.shape[1]))
+        x = interpolate(points, support, F.linear(features, of_features), nearest)
         x = x + F.linear(points, of_point, first.bias)
         if self.num_categories:
             assert category is not None
@@ -70,10 +79,19 @@ def norms(widths: tuple[int, ...], at: dict[str, Any]) -> nn.ModuleList:
 
 
 def project(conv: nn.Conv1d, x: Tensor) -> Tensor:
-    """[..., C] -> [..., C']"""
-    return F.linear(x, conv.weight.squeeze(-1), conv.bias)
+    """The convolution at every point. [B, N, C] -> [B, N, C']"""
+    if is_plain(conv, nn.Conv1d):
+        return F.linear(x, conv.weight.squeeze(-1), conv.bias)
+    return conv(x.transpose(1, 2)).transpose(1, 2)
+
+
+def one_hot(category: Tensor, count: int, like: Tensor) -> Tensor:
+    """Rows of the identity in the type of `like`. int64 [B] -> [B, count]"""
+    return F.one_hot(category, count).to(like.dtype)
 
 
 def activate(norm: nn.Module, x: Tensor) -> Tensor:
-    """ReLU(BN(x)) over the last dimension. [..., C] -> [..., C]"""
-    return F.relu(norm(x.flatten(0, -2)).view_as(x))
+    """ReLU(BN(x)) over the last dimension. [B, N, C] -> [B, N, C]"""
+    if isinstance(norm, nn.modules.batchnorm._BatchNorm):
+        return F.relu(norm(x.flatten(0, -2)).view_as(x))
+    return F.relu(norm(x.transpose(1, 2)).transpose(1, 2))  # another norm may tell a cloud from the next one

@@ -2,9 +2,11 @@
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pointpeft.backbones.plain import is_plain
 from pointpeft.heads.dense import NUM_LEVELS, DenseFeatures
 from pointpeft.heads.propagation import LEAK, Propagation, activate, project
 from pointpeft.ops import furthest_point_sample, gather, knn
@@ -136,6 +138,10 @@ def _edge_layer(width: int, out: int, at: dict[str, Any]) -> nn.Sequential:
 def _edge_conv(layer: nn.Sequential, support: Tensor, x: Tensor, idx: Tensor) -> Tensor:
     """max_j LeakyReLU(GN(W [support_j - x ; x])) over neighbours j. [B, M, C], [B, Q, C], [B, Q, K] -> [B, Q, C']"""
     conv: Any = layer[0]
+    if not (is_plain(layer, nn.Sequential) and is_plain(conv, nn.Conv2d) and conv.bias is None):
+        x = x[:, :, None].expand(-1, -1, idx.shape[2], -1)
+        edges = torch.cat([gather(support, idx) - x, x], -1).permute(0, 3, 1, 2)
+        return F.leaky_relu(layer(edges), LEAK).amax(3).transpose(1, 2)
     to_offset, to_center = conv.weight.flatten(1).chunk(2, 1)
     # W [h_j - x ; x] = W' h_j + (W'' - W') x: two products per point instead of one per edge.
     edges = gather(F.linear(support, to_offset), idx) + F.linear(x, to_center - to_offset)[:, :, None]

@@ -29,6 +29,8 @@ class SyncedBatchNorm1d(nn.BatchNorm1d):
     Two messages forward and, where x needs a gradient, two backward. All processes must run it equally often.
     """
 
+    takes_rows = True  # rows [B L, C] in the place of [B, C, L] give it the same statistics
+
     def forward(self, x: Tensor) -> Tensor:  # pyrefly: ignore[bad-override-param-name]  # x, as everywhere
         """Normalises channels. [B, C] or [B, C, L]"""
         if not self.training or not (dist.is_initialized() and dist.get_world_size() > 1):

@@ -4,12 +4,14 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pointpeft.backbones.context import Context
-from pointpeft.backbones.layers import Block, has_hooks, is_frozen
+from pointpeft.backbones.layers import Block, Mlp
+from pointpeft.backbones.plain import is_frozen, is_plain
 from pointpeft.methods.base import Method, register_method, where
-from pointpeft.methods.reparameterized.scale_shift import ScaleShift, fold, mapped, normed, terms
+from pointpeft.methods.reparameterized.scale_shift import ScaleShift, fold, is_foldable, mapped, normed, terms
 from pointpeft.model import PointModel
 from pointpeft.ops import adapted_mlp, dynamic_adapter, frozen_attention, scale_shift_attention
 from pointpeft.ops.core.library import autocast_dtype, use_fused_reference
@@ -47,12 +49,22 @@ class DynamicAdapter(nn.Module):
     @property
     def options(self) -> dict[str, Any]:
         """The numbers that the operations take."""
-        return {"eps": self.norm.eps, "dropout_p": self.dropout.p, "training": self.training}
+        return {"eps": self.norm.eps, "dropout_p": self.dropout.p, "training": self.dropout.training}
+
+    @property
+    def is_fusable(self) -> bool:
+        """Whether its layers are those that the operations are written for."""
+        maps = all(is_plain(layer, nn.Linear) and layer.bias is not None for layer in (self.scale, self.down, self.up))
+        return maps and is_plain(self.norm, nn.LayerNorm) and is_plain(self.dropout, nn.Dropout)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The result a and its prompt, the mean over tokens of GELU(a). [B, T, C] -> [B, T, C], [B, C]"""
-        a, prompt = dynamic_adapter(x, *self.weights, **self.options, with_prompt=True)
-        return a, prompt
+        if self.is_fusable:
+            a, prompt = dynamic_adapter(x, *self.weights, **self.options, with_prompt=True)
+            return a, prompt
+        u = self.norm(x)
+        a = F.relu(self.scale(u)) * self.up(self.dropout(F.gelu(self.down(u))))
+        return a, F.gelu(a).mean(1)
 
 
 class DAPTBlock(Block):
@@ -79,7 +91,7 @@ class DAPTBlock(Block):
         x = ctx.add_pos(x)
         ctx.pos = None
         u = normed(self.norm1, self.tfts_1, x, autocast_dtype(x))
-        y = mapped(self.attn.proj, self.tfts_proj, self._attend(u))
+        y = self.attn(u, mix=self._attend, project=lambda y: mapped(self.attn.proj, self.tfts_proj, y))
         if self.drop_path.drops:
             x = self.drop_path.added(x, y)
             y, prompt = self._adapted_mlp(x)
@@ -90,21 +102,23 @@ class DAPTBlock(Block):
 
     def _attend(self, u: Tensor) -> Tensor:
         attn, tfts = self.attn, self.tfts_qkv
-        if isinstance(tfts, nn.Identity):
+        if is_plain(tfts, nn.Identity):
             return attn.mixed(u)
+        if not (attn.sees_all and is_plain(tfts, ScaleShift)):
+            return attn.attend(tfts(attn.qkv(u)))
         if is_frozen(attn.qkv):
             return frozen_attention(u, attn.qkv.weight, attn.qkv.bias, tfts.gamma, tfts.beta, attn.num_heads)
         return scale_shift_attention(attn.qkv(u), tfts.gamma, tfts.beta, attn.num_heads)
 
     def _adapted_mlp(self, x: Tensor, branch: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """MLP(u) + A(u) with u = LN(x), and the prompt of A; with `branch` also both residuals."""
-        norm, fc1, fc2, adapter = self.norm2, self.mlp.fc1, self.mlp.fc2, self.adapter
-        if isinstance(self.tfts_fc1, nn.Identity) and (has_hooks(adapter) or use_fused_reference(x)):
+        if not self._is_fusable or (isinstance(self.tfts_fc1, nn.Identity) and use_fused_reference(x)):
             x = x if branch is None else x + branch
-            u = norm(x)
-            a, prompt = adapter(u)
-            y = self.mlp(u) + a
+            u = normed(self.norm2, self.tfts_2, x)
+            a, prompt = self.adapter(u)
+            y = self._mlp(u) + a
             return y if branch is None else x + y, prompt
+        norm, fc1, fc2, adapter = self.norm2, self.mlp.fc1, self.mlp.fc2, self.adapter
         return adapted_mlp(
             x,
             (norm.weight, norm.bias, *terms(self.tfts_2)),
@@ -113,6 +127,34 @@ class DAPTBlock(Block):
             branch=branch,
             norm_eps=norm.eps,
             **adapter.options,
+        )
+
+    @property
+    def _is_fusable(self) -> bool:
+        """Whether the second half of the block is what `adapted_mlp` computes, whose maps are frozen."""
+        mlp = self.mlp
+        return (
+            is_plain(mlp, Mlp)
+            and is_frozen(mlp.fc1)
+            and is_frozen(mlp.fc2)
+            and mlp.fc1.bias is not None
+            and mlp.fc2.bias is not None
+            and is_plain(self.norm2, nn.LayerNorm)
+            and is_foldable(self.tfts_2)
+            and is_foldable(self.tfts_fc1)
+            and is_foldable(self.tfts_fc2)
+            and is_plain(self.adapter, DynamicAdapter)
+            and self.adapter.is_fusable
+        )
+
+    def _mlp(self, u: Tensor) -> Tensor:
+        """The MLP with the transforms after its maps, by way of its modules. [B, T, C] -> [B, T, C]"""
+        if is_plain(self.tfts_fc1, nn.Identity) and is_plain(self.tfts_fc2, nn.Identity):
+            return self.mlp(u)
+        return self.mlp(
+            u,
+            first=lambda u: mapped(self.mlp.fc1, self.tfts_fc1, u),
+            second=lambda h: mapped(self.mlp.fc2, self.tfts_fc2, h),
         )
 
     def fold(self) -> None:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pointpeft.backbones.context import Context
+from pointpeft.backbones.plain import is_plain
 from pointpeft.methods.base import Method, register_method, where
 from pointpeft.model import PointModel
 from pointpeft.ops import aggregate_neighbors, knn
@@ -74,11 +75,15 @@ class STAGBlock(nn.Module):
     def gather(self, state: SideState, tokens: Tensor) -> None:
         """H ← h + W_down x. Tokens of blocks with one W are added up first: W is linear, and keeps one input then."""
         side, i = self._side[0], self.index
+        down: Any = side.down[i // side.share_down]
+        if not is_plain(down, nn.Linear):  # it may be no linear map of a sum
+            projected = down(tokens)
+            state.h = projected if state.h is None else state.h + projected
+            return
         state.waiting = tokens if state.waiting is None else state.waiting + tokens
         state.count += 1
         if i + 1 < side.first and (i + 1) % side.share_down:
             return
-        down: Any = side.down[i // side.share_down]
         projected = F.linear(state.waiting, down.weight) + state.count * down.bias
         state.h = projected if state.h is None else state.h + projected
         state.waiting, state.count = None, 0

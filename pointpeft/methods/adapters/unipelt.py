@@ -85,7 +85,7 @@ class UniPELTBlock(Block):
             nn.init.normal_(self.prompts, std=0.02)
 
     def attend(self, u: Tensor, ctx: Context) -> Tensor:
-        """Attention with LoRA and the prefix. [B, T, C] -> [B, T, C]"""
+        """Attention with LoRA and the prefix, before the output map. [B, T, C] -> [B, T, C]"""
         lora_gate = prefix_gate = None
         if self.central_gate is not None:
             lora_gate, prefix_gate = self.central_gate(u)
@@ -94,17 +94,17 @@ class UniPELTBlock(Block):
             q, k, v = qkv.chunk(3, -1)
             qkv = torch.cat([q + self.lora_q(u, lora_gate), k, v + self.lora_v(u, lora_gate)], -1)
         if self.encoder_of_all[0] is None:
-            return self.attn.proj(self.attn.attend(qkv))
+            return self.attn.attend(qkv)
         keys, values = ctx.cached("unipelt_prefix", self.encoder_of_all[0])[self.index]
         gate = prefix_gate if self.prefix_gate is None else self.prefix_gate(u)
-        return self.attn.proj(self.attn.attend_with_prefix(qkv, gate * keys, gate * values))
+        return self.attn.attend_with_prefix(qkv, gate * keys, gate * values)
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
         """[B, T, C] -> [B, T, C]; the first block adds the soft prompts to T."""
         if self.prompts is not None:
             x = ctx.insert_prompts(x, self.prompts)
         x = ctx.add_pos(x)
-        x = x + self.drop_path(self.attend(self.norm1(x), ctx))
+        x = x + self.drop_path(self.attn(self.norm1(x), mix=lambda u: self.attend(u, ctx)))
         z = self.mlp(self.norm2(x))
         if self.adapter is not None and self.adapter_gate is not None:
             z = z + self.adapter_gate(z) * self.adapter(z)

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from pointpeft.backbones.context import Context
 from pointpeft.backbones.layers import Block
-from pointpeft.backbones.patch_embed import track_statistics
+from pointpeft.backbones.patch_embed import is_row_norm, track_statistics
+from pointpeft.backbones.plain import is_plain
 from pointpeft.methods.base import Method, register_method, where
 from pointpeft.model import PointModel
 from pointpeft.ops import aggregate_neighbors, gather, knn
@@ -39,6 +40,8 @@ def activate(norm: nn.BatchNorm1d, x: Tensor) -> Tensor:
 
 def project(layer: nn.Sequential, x: Tensor) -> Tensor:
     """The convolution, its norm and LeakyReLU, token by token. [B, G, C] -> [B, G, C']"""
+    if not is_plain(layer[0], nn.Conv1d):
+        return activate(layer[1], layer[0](x.transpose(1, 2)).transpose(1, 2))
     weight, norm = _parts(layer)
     return activate(norm, F.linear(x, weight))
 
@@ -96,11 +99,16 @@ class EdgeConvPrompt(nn.Module):
         """One EdgeConv. [B, G, C] -> [B, G, C]"""
         k = min(self.k, x.shape[1])
         idx = knn(x.detach(), x.detach(), k)[1]  # [B, G, K], the patch itself among them
+        if not is_plain(layer[0], nn.Conv2d):
+            center = x[:, :, None].expand(-1, -1, k, -1)
+            edges = torch.cat([gather(x, idx) - center, center], -1).permute(0, 3, 1, 2)
+            return activate(layer[1], layer[0](edges).permute(0, 2, 3, 1)).amax(2)
         weight, norm = _parts(layer)
         to_offset, to_center = weight.chunk(2, 1)  # [C, C] each
         # W [x_j - x_i ; x_i] = W' x_j + (W'' - W') x_i: two products per patch instead of one per edge.
         offset, center = F.linear(x, to_offset), F.linear(x, to_center - to_offset)
-        if norm.training and type(norm) is not nn.BatchNorm1d:  # it measures the edges of other processes too
+        synced = norm.training and type(norm) is not nn.BatchNorm1d  # it measures the edges of other processes too
+        if synced or not is_row_norm(norm):
             return activate(norm, gather(offset, idx) + center[:, :, None]).amax(2)
         # LeakyReLU(BN(.)) rises where the norm's weight is positive and falls where it is negative, so that the maximum
         # over neighbours passes it: no tensor has an edge's entries.

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pointpeft.backbones.context import Context
 from pointpeft.backbones.layers import Block, linear
+from pointpeft.backbones.plain import is_plain
 from pointpeft.methods.base import Method, register_method, where
 from pointpeft.methods.prompts.memory_bank import build_memory_bank, load_memory_bank, set_memory_bank
 from pointpeft.model import PointModel
@@ -189,11 +190,10 @@ class PointPEFTBlock(Block):
     def frozen_forward(self, x: Tensor) -> Tensor:
         """The block as pre-trained, its tuned biases undone. [B, G, C] -> [B, G, C]"""
         attn, mlp = self.attn, self.mlp
-        u = F.layer_norm(x, x.shape[-1:], self.norm1.weight, self.frozen_norm1, self.norm1.eps)
-        x = x + frozen_linear(attn.attend(linear(attn.qkv, u)), attn.proj.weight, self.frozen_attn_proj)
-        u = F.layer_norm(x, x.shape[-1:], self.norm2.weight, self.frozen_norm2, self.norm2.eps)
-        h = F.gelu(frozen_linear(u, mlp.fc1.weight, self.frozen_mlp_fc1))
-        return x + frozen_linear(h, mlp.fc2.weight, self.frozen_mlp_fc2)
+        u = _with_bias(self.norm1, self.frozen_norm1, x)
+        x = x + _with_bias(attn.proj, self.frozen_attn_proj, attn.attend(linear(_pretrained(attn.qkv), u)))
+        u = _with_bias(self.norm2, self.frozen_norm2, x)
+        return x + _with_bias(mlp.fc2, self.frozen_mlp_fc2, F.gelu(_with_bias(mlp.fc1, self.frozen_mlp_fc1, u)))
 
     def prompts(self, ctx: Context, x: Tensor) -> Tensor:
         """Dropout(E) + z + A(z) of what the bank remembers, z. [B, P, C]"""
@@ -229,6 +229,21 @@ class PointPEFTBlock(Block):
         x = torch.cat([x[:, : prefix + count], patches], 1)
         x = x + self.adapter1(x)
         return torch.cat([x[:, :prefix], x[:, prefix + count :]], 1)
+
+
+def _with_bias(layer: nn.Module, bias: Tensor, x: Tensor) -> Tensor:
+    """`layer(x)` with another bias; a layer that is not a plain one tells its own by what it makes of zeros."""
+    layer = _pretrained(layer)
+    if is_plain(layer, nn.LayerNorm):
+        return F.layer_norm(x, x.shape[-1:], layer.weight, bias, layer.eps)
+    if is_plain(layer, nn.Linear):
+        return frozen_linear(x, layer.weight, bias)
+    return layer(x) + (bias - layer(torch.zeros_like(x[..., :1, :])))
+
+
+def _pretrained(layer: Any) -> Any:
+    """The layer within a tuner that `peft` has put around it."""
+    return layer.get_base_layer() if hasattr(layer, "get_base_layer") else layer
 
 
 @register_method

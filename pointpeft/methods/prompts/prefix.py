@@ -54,8 +54,9 @@ class PrefixBlock(Block):
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
         """[B, T, C] -> [B, T, C]"""
         x = ctx.add_pos(x)
-        y = self.attn.attend_with_prefix(self.attn.qkv(self.norm1(x)), *self.prefix(ctx))
-        x = x + self.drop_path(self.attn.proj(y))
+        attn = self.attn
+        y = attn(self.norm1(x), mix=lambda u: attn.attend_with_prefix(attn.qkv(u), *self.prefix(ctx)))
+        x = x + self.drop_path(y)
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
 

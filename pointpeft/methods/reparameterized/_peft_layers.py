@@ -13,16 +13,26 @@ from peft.tuners.lora.layer import Linear as LoraLinear
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from pointpeft.backbones.layers import linear
+from pointpeft.backbones.plain import has_hooks, is_plain
 from pointpeft.ops import frozen_linear
 
 
-def _is_plain(layer: BaseTunerLayer, x: Tensor) -> bool:
+def _is_alone(layer: BaseTunerLayer, x: Tensor) -> bool:
     """Whether one unmerged adapter of x's type stands beside a frozen plain linear map."""
     base = layer.get_base_layer()
-    alone = not layer.disable_adapters and not layer.merged and len(layer.active_adapters) == 1
+    if not (_is_single(layer) and is_plain(base, nn.Linear)):
+        return False
     frozen = not any(p.requires_grad for p in base.parameters())
-    same = torch.is_autocast_enabled(x.device.type) or base.weight.dtype == x.dtype
-    return alone and frozen and same and type(base) is nn.Linear
+    return frozen and (torch.is_autocast_enabled(x.device.type) or base.weight.dtype == x.dtype)
+
+
+def _is_single(layer: BaseTunerLayer) -> bool:
+    return not layer.disable_adapters and not layer.merged and len(layer.active_adapters) == 1
+
+
+def _are_maps(*layers: nn.Module) -> bool:
+    return all(is_plain(layer, nn.Linear) for layer in layers)
 
 
 class LeanLoRA(LoraLinear):
@@ -32,9 +42,11 @@ class LeanLoRA(LoraLinear):
         """[..., C] -> [..., O]"""
         (name,) = self.active_adapters if len(self.active_adapters) == 1 else (None,)
         base = self.get_base_layer()
-        if not _is_plain(self, x) or self.lora_A[name].weight.dtype != base.weight.dtype or self.lora_bias[name]:
+        if not _is_alone(self, x) or self.lora_bias[name]:
             return super().forward(x)
         a, b = self.lora_A[name], self.lora_B[name]
+        if not _are_maps(a, b) or a.weight.dtype != base.weight.dtype:
+            return super().forward(x)
         low = F.linear(self.lora_dropout[name](x), a.weight)
         return frozen_linear(x, base.weight, base.bias) + F.linear(self.scaling[name] * low, b.weight)
 
@@ -48,7 +60,9 @@ class LeanDoRA(LoraLinear):
     def forward(self, x: Tensor) -> Tensor:
         """[..., C] -> [..., O]"""
         (name,) = self.active_adapters if len(self.active_adapters) == 1 else (None,)
-        if not _is_plain(self, x) or not isinstance(self.lora_dropout[name], nn.Identity):
+        if not _is_alone(self, x) or not is_plain(self.lora_dropout[name], nn.Identity):
+            return super().forward(x)
+        if not _are_maps(self.lora_A[name], self.lora_B[name]) or has_hooks(self.lora_magnitude_vector[name]):
             return super().forward(x)
         base, c = self.get_base_layer(), self.scaling[name]
         a, b = self.lora_A[name].weight, self.lora_B[name].weight
@@ -71,12 +85,16 @@ class LeanHRA(HRALinear):
     def forward(self, x: Tensor) -> Tensor:
         """[..., C] -> [..., O]"""
         (name,) = self.active_adapters if len(self.active_adapters) == 1 else (None,)
-        if not _is_plain(self, x) or self.hra_apply_GS[name]:
-            return super().forward(x)
         base = self.get_base_layer()
+        other = (
+            is_plain(base, nn.Linear) and not torch.is_autocast_enabled(x.device.type) and base.weight.dtype != x.dtype
+        )
+        if not _is_single(self) or other or self.hra_apply_GS[name]:
+            return super().forward(x)
         u = F.normalize(self.hra_u[name], dim=0)  # [C, R]
         z = reflected(x.to(u.dtype), u)
-        return frozen_linear(z, base.weight, base.bias)
+        # peft takes the values of the weight: it hears no hooks, and gives a weight that trains no gradient.
+        return linear(base, z)
 
 
 def reflected(x: Tensor, u: Tensor) -> Tensor:
@@ -95,7 +113,7 @@ class _OneProduct:
         """[..., C] -> [..., O]"""
         (name,) = self.active_adapters if len(self.active_adapters) == 1 else (None,)
         drops = name is not None and (self.rank_dropout[name] or self.module_dropout[name])
-        if not _is_plain(self, x) or drops:
+        if not _is_alone(self, x) or drops:
             return super().forward(x)
         base = self.get_base_layer()
         return F.linear(x, base.weight + self.get_delta_weight(name), base.bias)

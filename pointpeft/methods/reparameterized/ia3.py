@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pointpeft.backbones.context import Context
@@ -28,10 +27,12 @@ class IA3Block(Block):
         if self.folded:
             return super().forward(x, ctx)
         x = ctx.add_pos(x)
-        q, k, v = self.attn.qkv(self.norm1(x)).chunk(3, -1)
-        y = self.attn.attend(torch.cat([q, self.l_k * k, self.l_v * v], -1))
-        x = x + self.drop_path(self.attn.proj(y))
-        return x + self.drop_path(self.mlp.fc2(self.l_ff * F.gelu(self.mlp.fc1(self.norm2(x)))))
+        x = x + self.drop_path(self.attn(self.norm1(x), mix=self._attend))
+        return x + self.drop_path(self.mlp(self.norm2(x), second=lambda h: self.mlp.fc2(self.l_ff * h)))
+
+    def _attend(self, u: Tensor) -> Tensor:
+        q, k, v = self.attn.qkv(u).chunk(3, -1)
+        return self.attn.attend(torch.cat([q, self.l_k * k, self.l_v * v], -1))
 
     @torch.no_grad()
     def fold(self) -> None:

@@ -119,9 +119,13 @@ class PointLoRABlock(Block):
             x = selector(x, ctx)
         prefix, prompts, patches, selected = ctx.split(ctx.add_pos(x))
         x = torch.cat([prefix, prompts, patches + mlps.patches(patches), selected + mlps.selected(selected)], 1)
-        u = self.norm1(x)
-        qkv = _map(self.attn.qkv, self.lora_qkv, mlps.qkv, u)
-        x = x + self.drop_path(_map(self.attn.proj, self.lora_proj, mlps.proj, self.attn.attend(qkv)))
+        attn = self.attn
+        y = attn(
+            self.norm1(x),
+            mix=lambda u: attn.attend(_map(attn.qkv, self.lora_qkv, mlps.qkv, u)),
+            project=lambda y: _map(attn.proj, self.lora_proj, mlps.proj, y),
+        )
+        x = x + self.drop_path(y)
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
     def fold(self) -> None:

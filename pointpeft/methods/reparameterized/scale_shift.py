@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pointpeft.backbones.layers import is_frozen, linear
+from pointpeft.backbones.plain import is_frozen, is_plain, is_trained
 from pointpeft.ops import frozen_linear, layer_norm_scale_shift, scale_shift
 from pointpeft.ops.core.library import use_fused_reference
 
@@ -22,31 +22,10 @@ class ScaleShift(nn.Module):
         self.beta = nn.Parameter(torch.empty(width, device=device, dtype=dtype))
         nn.init.normal_(self.gamma, 1.0, 0.02)
         nn.init.normal_(self.beta, 0.0, 0.02)
-        self._kept: tuple[list[tuple[int, int]], tuple[Tensor, Tensor]] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., C] -> [..., C]"""
         return scale_shift(x, self.gamma, self.beta)
-
-    def train(self, mode: bool = True) -> "ScaleShift":
-        """As `nn.Module.train`; training frees what `folded` keeps."""
-        if mode:
-            self._kept = None
-        return super().train(mode)
-
-    @torch.no_grad()
-    def folded(self, layer: nn.Linear) -> tuple[Tensor, Tensor]:
-        """Weight and bias of `layer` with this transform after it; kept in evaluation until one of them changes."""
-        sources = [t for t in (layer.weight, layer.bias, self.gamma, self.beta) if t is not None]
-        keeps = not (self.training or torch.compiler.is_compiling() or any(t.is_inference() for t in sources))
-        if not keeps:
-            return _folded(layer, self)
-        key = [(t.data_ptr(), t._version) for t in sources]
-        if self._kept is None or self._kept[0] != key:
-            # As frozen parameters, whose casts to a short type are kept as well.
-            weight, bias = (nn.Parameter(t, requires_grad=False) for t in _folded(layer, self))
-            self._kept = (key, (weight, bias))
-        return self._kept[1]
 
 
 @torch.no_grad()
@@ -54,8 +33,11 @@ def fold(layer: nn.Linear | nn.LayerNorm | nn.Conv1d, after: ScaleShift) -> Any:
     """Folds `after`, which reads the output of `layer`, into `layer`, giving it a bias where it has none.
 
     Returns:
-        What stands in the place of `after` now: an identity.
+        What stands in the place of `after` now: an identity; `after` itself where one of both is not plain, such as a
+        layer with a LoRA around it, a hook or quantised weights, whose weight does not say what it computes.
     """
+    if not (is_plain(after, ScaleShift) and any(is_plain(layer, cls) for cls in (nn.Linear, nn.LayerNorm, nn.Conv1d))):
+        return after
     weight, bias = _folded(layer, after)
     layer.weight, layer.bias = _frozen(weight), _frozen(bias)
     return nn.Identity()
@@ -67,35 +49,43 @@ def _folded(layer: nn.Linear | nn.LayerNorm | nn.Conv1d, after: ScaleShift) -> t
     return gamma.view(-1, *[1] * (layer.weight.dim() - 1)) * layer.weight, bias
 
 
-def folds(after: ScaleShift | nn.Identity, x: Tensor) -> bool:
-    """Whether `after` needs no operation of its own: folded for good, or no gradient is asked for."""
-    if isinstance(after, nn.Identity):
-        return True
-    wanted = torch.is_grad_enabled() and (x.requires_grad or after.gamma.requires_grad or after.beta.requires_grad)
-    return not wanted and not use_fused_reference(x)
-
-
-def terms(after: ScaleShift | nn.Identity) -> tuple[Tensor | None, Tensor | None]:
+def terms(after: Any) -> tuple[Tensor | None, Tensor | None]:
     """γ and β of `after`; None where it is folded for good."""
     return (None, None) if isinstance(after, nn.Identity) else (after.gamma, after.beta)
 
 
-def mapped(layer: nn.Linear, after: ScaleShift | nn.Identity, x: Tensor) -> Tensor:
-    """`after(layer(x))`, in one operation where no gradient is asked for."""
-    if isinstance(after, nn.Identity):
-        return linear(layer, x)
-    if folds(after, x):
-        return frozen_linear(x, *after.folded(layer))
-    if is_frozen(layer):
-        return frozen_linear(x, layer.weight, layer.bias, after.gamma, after.beta)
+def is_foldable(after: nn.Module) -> bool:
+    """Whether an operation that takes γ and β may stand in for `after`: it is plain, or folded for good."""
+    return is_plain(after, ScaleShift) or is_plain(after, nn.Identity)
+
+
+def mapped(layer: nn.Module, after: nn.Module, x: Tensor) -> Tensor:
+    """`after(layer(x))`, in one operation where the layer is a plain one and frozen.
+
+    Where no gradient is asked for, the product of scale and weight is made anew in each call. It takes 14 µs for 384 x
+    384 on one core of a Granite Rapids, beside 300 µs for the map of 129 tokens, and a pass over the output takes 60:
+    to compare a product of the last call with what it was made of would read as much, and to go by addresses and
+    versions misses what is written through `.data`.
+    """
+    if is_foldable(after) and is_frozen(layer):
+        if is_plain(after, ScaleShift) and not (_is_differentiated(after, x) or use_fused_reference(x)):
+            return frozen_linear(x, *_folded(layer, after))
+        return frozen_linear(x, layer.weight, layer.bias, *terms(after))
     return after(layer(x))
 
 
-def normed(layer: nn.LayerNorm, after: ScaleShift | nn.Identity, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """`after(layer(x))` in one operation, in `dtype` where it is given."""
-    if isinstance(after, nn.Identity) and dtype in (None, x.dtype):
+def _is_differentiated(after: nn.Module, x: Tensor) -> bool:
+    return torch.is_grad_enabled() and (x.requires_grad or is_trained(after))
+
+
+def normed(layer: nn.Module, after: nn.Module, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """`after(layer(x))`, in `dtype` where it is given; in one operation where both are plain."""
+    if is_foldable(after) and is_plain(layer, nn.LayerNorm):
+        if not isinstance(after, nn.Identity) or dtype not in (None, x.dtype):
+            return layer_norm_scale_shift(x, layer.weight, layer.bias, *terms(after), layer.eps, dtype=dtype)
         return layer(x)
-    return layer_norm_scale_shift(x, layer.weight, layer.bias, *terms(after), layer.eps, dtype=dtype)
+    y = after(layer(x))
+    return y if dtype is None else y.to(dtype)
 
 
 def _frozen(value: Tensor) -> nn.Parameter:

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from pointpeft.backbones.context import Context
@@ -25,10 +24,19 @@ class SSFBlock(Block):
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
         """[B, T, C] -> [B, T, C]"""
         x = ctx.add_pos(x)
-        y = self.attn.attend(self.ssf_qkv(self.attn.qkv(self.ssf_norm1(self.norm1(x)))))
-        x = x + self.drop_path(self.ssf_proj(self.attn.proj(y)))
-        y = self.ssf_fc1(self.mlp.fc1(self.ssf_norm2(self.norm2(x))))
-        return x + self.drop_path(self.ssf_fc2(self.mlp.fc2(F.gelu(y))))
+        attn, mlp = self.attn, self.mlp
+        y = attn(
+            self.ssf_norm1(self.norm1(x)),
+            mix=lambda u: attn.attend(self.ssf_qkv(attn.qkv(u))),
+            project=lambda y: self.ssf_proj(attn.proj(y)),
+        )
+        x = x + self.drop_path(y)
+        y = mlp(
+            self.ssf_norm2(self.norm2(x)),
+            first=lambda u: self.ssf_fc1(mlp.fc1(u)),
+            second=lambda h: self.ssf_fc2(mlp.fc2(h)),
+        )
+        return x + self.drop_path(y)
 
     def fold(self) -> None:
         """Folds every pair into the layer before it."""
