@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -25,8 +27,9 @@ def backward(grad, grad_prompt, x, nw, nb, gw, gb, dw, db, uw, ub, seed, eps, mu
     """As `_adapter_triton.launch_backward`: computes the forward pass again."""
     tensors = (x, nw, nb, gw, gb, dw, db, uw, ub)
     with derivatives.recording(), torch.enable_grad():
-        leaves = [None if t is None else t.detach().requires_grad_() for t in tensors]
-        a, prompt = forward(*leaves, seed, eps, multiplier, dropout_p, relu, grad_prompt is not None)
+        leaves: list[Any] = [None if t is None else t.detach().requires_grad_() for t in tensors]
+        args = [*leaves, seed, eps, multiplier, dropout_p, relu, grad_prompt is not None]
+        a, prompt = forward(*args)
         outputs, grads = ([a], [grad]) if grad_prompt is None else ([a, prompt], [grad, grad_prompt])
         given = [leaf for leaf in leaves if leaf is not None]
         found = iter(torch.autograd.grad(outputs, given, grads))
@@ -34,7 +37,7 @@ def backward(grad, grad_prompt, x, nw, nb, gw, gb, dw, db, uw, ub, seed, eps, mu
 
 
 def weight_gradients(
-    grad: Tensor, grad_prompt: Tensor | None, x: Tensor, weights: tuple, hs: Tensor, dz: Tensor, facts: Tensor
+    grad: Tensor, grad_prompt: Tensor | None, x: Tensor, weights: Any, hs: Tensor, dz: Tensor, facts: Tensor
 ) -> tuple[Tensor, ...]:
     """Gradients of the weights from what the backward kernel leaves, as products of matrices.
 
