@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import pickle
 import re
 import tarfile
 import zipfile
@@ -17,6 +18,7 @@ from pointpeft.data import DataError, read_points
 from pointpeft.data.formats.bounds import brief
 from pointpeft.data.formats.hdf5 import read_h5
 from pointpeft.data.formats.tar import list_tar, read_sample
+from pointpeft.data.sets.modelnet40 import read_cache
 from pointpeft.data.sets.part_files import load as load_segments
 from pointpeft.data.sets.shards import load as load_shards
 from pointpeft.data.stream import stream
@@ -352,3 +354,24 @@ def test_values_of_yaml_are_cut_in_messages(tmp_path):
     assert read_model_section(tmp_path / "a.yaml") == {"NAME": "PointTransformer"}
     assert brief([["x" * 10**6] * 10**6] * 10**6).startswith("[['xxxx")
     assert len(brief({i: ["x" * 10**6] * 10 for i in range(1000)})) <= 300
+
+
+def test_a_compressed_block_of_a_pcd_is_bounded(tmp_path):
+    count = 10**6  # runs of 264 zeros in three bytes each
+    packed = b"\0\0" + b"\xe0\xff\0" * (12 * count // 264 + 1)
+    head = f"FIELDS x y z\nSIZE 4 4 4\nTYPE F F F\nPOINTS {count * 10}\nDATA binary_compressed\n".encode()
+    sizes = np.array([len(packed), 12 * count * 10], "<u4").tobytes()
+    (tmp_path / "a.pcd").write_bytes(head + sizes + packed)
+    refused(read_points, tmp_path / "a.pcd")
+
+
+def test_an_array_of_a_cache_that_is_named_often_is_bounded(tmp_path):
+    cloud = np.random.default_rng(0).normal(size=(1000, 6))
+    content = [[cloud] * 2000, [np.array([0])] * 2000]
+    (tmp_path / "a.dat").write_bytes(pickle.dumps(content, 2))
+    refused(
+        lambda path: read_cache(path, 40),
+        tmp_path / "a.dat",
+        "cloud [0-9]+: refused: it would unpack to",
+        128 * MEBIBYTE,
+    )

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from pointpeft.data.dataset import DataError
+from pointpeft.data.formats.bounds import NUMBER_BYTES, require_unpacked
 from pointpeft.data.formats.meshes import optional
 
 _MOST_CHUNK_BYTES = 1 << 30  # of one chunk of points, unpacked; usual chunks have 50 000 points
@@ -80,6 +81,7 @@ def _read_compressed(path: Path, content: bytes, header: _Header) -> np.ndarray:
         raise DataError(f"has a damaged header: {header.count} points in chunks of {chunk}, in {len(content)} bytes")
     if not header.count:
         return np.empty((0, 3))
+    require_unpacked(len(content), header.count * (header.record_length + 3 * NUMBER_BYTES))
     try:
         # Not in parallel: that way believes the table of chunks, and a damaged one asks for any amount of memory.
         return np.asarray(laspy.read(path, laz_backend=laspy.LazBackend.Lazrs).xyz, np.float64)

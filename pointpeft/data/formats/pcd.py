@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from pointpeft.data.dataset import DataError
+from pointpeft.data.formats.bounds import NUMBER_BYTES, require_unpacked
 from pointpeft.data.formats.columns import coordinate_columns
 from pointpeft.data.formats.text import decode, split_lines
 
@@ -122,6 +123,7 @@ def _read_compressed(body: bytes, record: np.dtype, count: int) -> np.ndarray:
     _require(len(body) - 8, packed)
     if unpacked != record.itemsize * count:
         raise DataError(f"its {count} points need {record.itemsize * count} bytes, {unpacked} announced")
+    require_unpacked(len(body), max(unpacked, count * 3 * NUMBER_BYTES))
     raw = decompress_lzf(body[8 : 8 + packed], unpacked)
     columns, start = {}, 0
     for name in record.names or ():

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pointpeft.data.dataset import DataError, PointCloudDataset, at_most
-from pointpeft.data.formats.bounds import is_plain, require_files
+from pointpeft.data.formats.bounds import NUMBER_BYTES, is_plain, require_files, require_unpacked
 from pointpeft.data.formats.hdf5 import H5Rows, list_h5, read_h5
 from pointpeft.data.formats.numpy_pickle import load_arrays
 from pointpeft.data.formats.readers import coordinates, in_float32, read_points
@@ -141,11 +141,13 @@ def read_cache(path: Path, num_classes: int, *, as_is: bool = False) -> tuple[li
         raise DataError(f"{path}: must hold a list of clouds and a list of labels")
     if len(clouds) != len(labels):
         raise DataError(f"{path}: {len(clouds)} clouds have {len(labels)} labels")
-    points = []
+    points, unpacked = [], 0
     for i, cloud in enumerate(clouds):
         try:
             if not hasattr(cloud, "__array__"):  # lists that hold one another unfold to any size
                 raise DataError(f"must be an array of numbers, got {type(cloud).__name__}")
+            unpacked += np.asarray(cloud).size * NUMBER_BYTES  # any number of entries may be one array
+            require_unpacked(path.stat().st_size, unpacked)
             found = coordinates(np.asarray(cloud))
             points.append(torch.from_numpy(found) if as_is else in_float32(found))
         except DataError as error:
