@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pointpeft.data.dataset import DataError, PointCloudDataset
+from pointpeft.data.dataset import DataError, PointCloudDataset, dropped_note
 from pointpeft.data.formats.hdf5 import read_h5
 from pointpeft.data.formats.readers import read_points
 from pointpeft.data.loading import EMBEDDED, SPLITS, load_dataset, resolve
@@ -60,11 +60,12 @@ class _Findings:
         self.lines.append(f"{split}: {count.total()} clouds: {each}")
 
 
-def check(path: str | Path) -> CheckReport:
+def check(path: str | Path, *, drop_non_finite: bool = False) -> CheckReport:
     """Reads every file of a data set and lists all that is wrong with it.
 
     Args:
         path: A source as `load_dataset` takes it.
+        drop_non_finite: Points that are not finite in files of folders and lists are counted, and no problem.
     """
     findings = _Findings()
     try:
@@ -79,7 +80,7 @@ def check(path: str | Path) -> CheckReport:
         elif layout == "shards":
             _check_shards(place, findings)
         else:
-            _check_folder(place, findings)
+            _check_folder(place, findings, {} if drop_non_finite else None)
     except DataError as error:
         findings.problems.append(str(error))
     return findings.report()
@@ -160,7 +161,7 @@ def _check_h5(split: str, files: Sequence[Path], classes: Sequence[str], finding
         findings.counts(split, torch.cat(read).tolist(), classes)
 
 
-def _check_folder(path: Path, findings: _Findings) -> None:
+def _check_folder(path: Path, findings: _Findings, dropped: dict[str, int] | None) -> None:
     listing = folder.scan(path)
     findings.lines.append(f"{'CSV file' if path.is_file() else 'folder'} of clouds, up axis {folder.UP_AXIS}")
     findings.problems += listing.problems
@@ -176,13 +177,16 @@ def _check_folder(path: Path, findings: _Findings) -> None:
             f"note: {len(others)} files of other kinds are passed over, the first is {folder.relative(others[0], path)}"
         )
     findings.lines += [f"note: {note}" for note in listing.notes]
-    _check_files([file for split in SPLITS for file, _ in listing.parts[split]], listing.root, findings)
+    _check_files([file for split in SPLITS for file, _ in listing.parts[split]], listing.root, findings, dropped)
+    findings.lines += [f"note: {note}" for note in dropped_note(dropped)]
 
 
-def _check_files(files: Sequence[Path], root: Path, findings: _Findings) -> None:
+def _check_files(files: Sequence[Path], root: Path, findings: _Findings, dropped: dict[str, int] | None = None) -> None:
+    drop = False if dropped is None else dropped
     for file in files:
         try:
-            points = read_points(file, normalized=True)  # as it is trained on: map coordinates keep their detail
+            # As it is trained on: map coordinates keep their detail.
+            points = read_points(file, normalized=True, drop_non_finite=drop)
         except DataError as error:
             findings.problems.append(str(error))
             continue

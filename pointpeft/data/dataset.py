@@ -26,6 +26,7 @@ class PointCloudDataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
         normalized: Whether the clouds were centred and scaled to the unit sphere; a new cloud must be treated alike.
         notes: Sentences worth telling the user about how the set came about, such as a split drawn by chance.
         sizes: Points of every cloud, where they are known without reading it. [M]
+        dropped: Receives how many points a cloud lost that were not finite, while clouds are read; see `notes`.
 
     Raises:
         DataError: Counts that do not agree, a label without a class, an axis that is none.
@@ -42,13 +43,15 @@ class PointCloudDataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
         normalized: bool = False,
         notes: Sequence[str] = (),
         sizes: Sequence[int] | None = None,
+        dropped: dict[str, int] | None = None,
     ) -> None:
         self.labels: Tensor = torch.as_tensor(labels, dtype=torch.int64).reshape(-1).cpu()
         self.classes: tuple[str, ...] = tuple(classes)
         self.names: list[str] = [f"cloud {i}" for i in range(len(self.labels))] if names is None else list(names)
         self.up_axis: str = require_axis(up_axis)
         self.normalized = normalized
-        self.notes: tuple[str, ...] = tuple(notes)
+        self.dropped = dropped
+        self._notes = tuple(notes)
         self.sizes: list[int] | None = None if sizes is None else list(sizes)
         self._clouds = clouds
         count = len(self.labels)
@@ -63,6 +66,15 @@ class PointCloudDataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
                 f"labels must be between 0 and {len(self.classes) - 1} ({len(self.classes)} classes), "
                 f"got {int(self.labels.min())} to {int(self.labels.max())}"
             )
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know, with the points that were left out of the clouds read so far."""
+        return (*self._notes, *dropped_note(self.dropped))
+
+    @notes.setter
+    def notes(self, notes: Sequence[str]) -> None:
+        self._notes = tuple(notes)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -84,9 +96,17 @@ class PointCloudDataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
             [self.names[i] for i in chosen],
             up_axis=self.up_axis,
             normalized=self.normalized,
-            notes=self.notes,
+            notes=self._notes,
+            dropped=self.dropped,
             sizes=None if self.sizes is None else [self.sizes[i] for i in chosen],
         )
+
+
+def dropped_note(dropped: dict[str, int] | None) -> tuple[str, ...]:
+    """A sentence on points that were not finite and left out, where there are any."""
+    if not dropped:
+        return ()
+    return (f"{sum(dropped.values())} points that are not finite were left out of {len(dropped)} clouds",)
 
 
 def _points_of(dataset: PointCloudDataset, chosen: list[int], index: int) -> Tensor:

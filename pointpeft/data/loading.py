@@ -20,6 +20,7 @@ def load_dataset(
     num_points: int | None = None,
     up_axis: str | None = None,
     lazy: bool = False,
+    drop_non_finite: bool = False,
 ) -> PointCloudDataset:
     """Gives one part of a data set.
 
@@ -34,6 +35,8 @@ def load_dataset(
             and ScanObjectNN, "z" for folders, CSV files and shards, the embedded data set's own.
         lazy: Leave the clouds on disk and read each as it is asked for: HDF5 files and shards, which are read into
             memory otherwise. Folders and CSV files are always read so; the embedded set and pickles never.
+        drop_non_finite: Leave points out that are not finite, as depth cameras mark what they did not see; `notes` say
+            how many, of the clouds read so far. Of folders and CSV files alone.
 
     Returns:
         The clouds, centred and scaled to the unit sphere (`normalized`), but for ScanObjectNN, which published results
@@ -47,7 +50,10 @@ def load_dataset(
         raise ValueError(f'split must be "train" or "test", got {split!r}')
     if num_points is not None and num_points < 1:
         raise ValueError(f"num_points must be at least 1, got {num_points}")
-    if str(source).startswith(f"{few_shot.PREFIX}:"):
+    is_fold = str(source).startswith(f"{few_shot.PREFIX}:")
+    if drop_non_finite and (is_fold or resolve(source)[0] not in ("folder", "csv")):
+        raise ValueError(f"drop_non_finite is for folders and CSV files of clouds, got {source}")
+    if is_fold:
         return few_shot.load_word(str(source), split, load_dataset, up_axis)
     layout, path, variant = resolve(source)
     if layout == EMBEDDED:
@@ -58,7 +64,7 @@ def load_dataset(
         return scanobjectnn.load(path, split, variant, num_points, up_axis or scanobjectnn.UP_AXIS, lazy=lazy)
     if layout == "shards":
         return shards.load(path, split, num_points, up_axis or shards.UP_AXIS, lazy=lazy)
-    return folder.load(path, split, num_points, up_axis or folder.UP_AXIS)
+    return folder.load(path, split, num_points, up_axis or folder.UP_AXIS, drop_non_finite=drop_non_finite)
 
 
 def resolve(source: str | Path | None) -> tuple[str, Path, str]:

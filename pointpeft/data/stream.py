@@ -40,7 +40,7 @@ def is_many(path: Path) -> bool:
     return path.is_dir() or path.name.lower().endswith(TAR + HDF5)
 
 
-def stream(paths: list[Path], normalized: bool) -> Iterator[Source]:
+def stream(paths: list[Path], normalized: bool, drop_non_finite: bool | dict[str, int] = False) -> Iterator[Source]:
     """The clouds of files, folders and shards, in the order of the paths and of the names in each.
 
     A tar shard, such as WebDataset's, gives its members of a known kind; an HDF5 shard the rows of `data` [M, N, 3].
@@ -48,6 +48,7 @@ def stream(paths: list[Path], normalized: bool) -> Iterator[Source]:
     Args:
         paths: What to read.
         normalized: Centre the points on their mean and scale them to the unit sphere.
+        drop_non_finite: As in `read_points`, of files and members of tar shards.
 
     Raises:
         DataError: A shard that cannot be opened, or a folder without clouds. What is wrong with one cloud is raised by
@@ -60,20 +61,20 @@ def stream(paths: list[Path], normalized: bool) -> Iterator[Source]:
             if not files:
                 raise DataError(f"{path}: has no file of a known kind: {' '.join(EXTENSIONS)}")
             for file in files:
-                yield _file(file, normalized)
+                yield _file(file, normalized, drop_non_finite)
         elif name.endswith(TAR):
-            yield from _tar(path, normalized)
+            yield from _tar(path, normalized, drop_non_finite)
         elif name.endswith(HDF5):
             yield from _hdf5(path, normalized)
         else:
-            yield _file(path, normalized)
+            yield _file(path, normalized, drop_non_finite)
 
 
-def _file(path: Path, normalized: bool) -> Source:
-    return Source(str(path), lambda: read_points(path, normalized=normalized))
+def _file(path: Path, normalized: bool, drop: bool | dict[str, int]) -> Source:
+    return Source(str(path), lambda: read_points(path, normalized=normalized, drop_non_finite=drop))
 
 
-def _tar(path: Path, normalized: bool) -> Iterator[Source]:
+def _tar(path: Path, normalized: bool, drop: bool | dict[str, int]) -> Iterator[Source]:
     if not path.is_file():
         raise DataError(f"{path}: no such file")
     stored = path.stat().st_size
@@ -89,7 +90,7 @@ def _tar(path: Path, normalized: bool) -> Iterator[Source]:
                 if not member.isfile() or suffix not in EXTENSIONS:
                     continue
                 name = f"{path}/{member.name}"
-                yield Source(name, partial(_member, shard, member, name, suffix, stored, packed, normalized))
+                yield Source(name, partial(_member, shard, member, name, suffix, stored, packed, normalized, drop))
                 # A stream cannot go back: what was not kept is gone.
                 shard.members = []  # pyrefly: ignore[missing-attribute]: typeshed leaves it out
     except DataError as error:
@@ -106,6 +107,7 @@ def _member(
     stored: int,
     packed: bool,
     normalized: bool,
+    drop: bool | dict[str, int],
 ) -> Tensor:
     if member.size > LARGEST_MEMBER:
         raise DataError(f"{name}: {member.size:,} bytes, at most {LARGEST_MEMBER:,} are read")
@@ -117,7 +119,7 @@ def _member(
         raise DataError(f"{name}: {error}") from None
     file = shard.extractfile(member)
     assert file is not None
-    return read_bytes(file.read(), suffix, name, normalized=normalized)
+    return read_bytes(file.read(), suffix, name, normalized=normalized, drop_non_finite=drop)
 
 
 def _hdf5(path: Path, normalized: bool) -> Iterator[Source]:

@@ -70,6 +70,9 @@ class FinetuneConfig:
     about the up axis: for clouds whose heading is arbitrary; `scale_rotate` scales a little too."""
     up_axis: Literal["x", "y", "z"] | None = None
     """Axis that points up, for `rotate` and the pictures. None: z for folders, as the data set says for others."""
+    drop_non_finite: bool = False
+    """Leave points out that are not finite, as depth cameras mark what they did not see: they are counted in the notes.
+    Of folders and CSV files of clouds, for classification."""
     clouds_in: CloudsIn = "auto"
     """Where training clouds wait, for the same results: in `memory`, or on `disk`, each read when a batch wants it.
     `auto` leaves them on disk when they would take more than half of the free memory."""
@@ -155,6 +158,8 @@ class PretrainConfig:
     """Of the clouds."""
     max_clouds: Annotated[int | None, arg(metavar="COUNT")] = None
     """Use this many clouds at most, drawn once; None for all."""
+    drop_non_finite: bool = False
+    """Leave points out that are not finite, as depth cameras mark what they did not see. Of folders and CSV files."""
     clouds_in: CloudsIn = "auto"
     """Where clouds wait, for the same results: in `memory`, or on `disk`, each read when a batch wants it.
     `auto` leaves them on disk when they would take more than half of the free memory."""
@@ -322,6 +327,9 @@ class EvaluateConfig:
     rooms `none`, their passes differ in which points are seen together."""
     densities: Annotated[tuple[int, ...], arg(metavar="POINTS")] = ()
     """Also test with fewer points per cloud, drawn at random, as of a sparser sensor: `--densities 1024 512 256`."""
+    drop_non_finite: bool = False
+    """Leave points out that are not finite, as depth cameras mark what they did not see: they are counted in the notes.
+    Of folders and CSV files of clouds, for classification."""
     clouds_in: CloudsIn = "auto"
     """Where clouds wait, for the same results: in `memory`, or on `disk`, each read when a batch wants it.
     `auto` leaves them on disk when they would take more than half of the free memory."""

@@ -92,13 +92,16 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     accelerator = make_accelerator(config.device)
     adapted = load_run(config.run, accelerator.device)
     task = create_task(adapted.model.task)
-    data, up_axis = config.data, None
+    data, up_axis, drop = config.data, None, config.drop_non_finite
     if data is None:
         run = RunFolder(adapter_folder(config.run).parent, main=False).read_config(FinetuneConfig, "finetune")
-        data, up_axis = run.data, run.up_axis
+        data, up_axis, drop = run.data, run.up_axis, drop or run.drop_non_finite
+    if drop and task.name != "classification":
+        raise ValueError(f"drop_non_finite is for classification, got the task {task.name}")
     on_disk = stay_on_disk(data, config.clouds_in, adapted.num_points, ("test",), task)
     lazy, kept = ({"lazy": True}, {"on_disk": True}) if on_disk else ({}, {})
-    clouds = task.gather(task.load(data, "test", up_axis, **lazy), adapted.num_points, **kept)
+    more = lazy | ({"drop_non_finite": True} if drop else {})
+    clouds = task.gather(task.load(data, "test", up_axis, **more), adapted.num_points, **kept)
     task.adopt(clouds, adapted.metadata, data)
     fields = adapted.model.backbone.config
     clouds.require_points(fields.group_size, f"group_size = {fields.group_size} neighbours")
@@ -147,22 +150,28 @@ def clouds_of_run(run: Path, adapted: Adapted) -> Any:
     """
     config = RunFolder(adapter_folder(run).parent, main=False).read_config(FinetuneConfig, "finetune")
     task = create_task(adapted.model.task)
-    clouds = task.gather(task.load(config.data, "test", config.up_axis), adapted.num_points)
+    more = {"drop_non_finite": True} if config.drop_non_finite else {}
+    clouds = task.gather(task.load(config.data, "test", config.up_axis, **more), adapted.num_points)
     task.adopt(clouds, adapted.metadata, config.data)
     return clouds
 
 
-def predict(adapted: Adapted, paths: Sequence[Path], top: int = 3) -> list[dict[str, Any]]:
+def predict(
+    adapted: Adapted, paths: Sequence[Path], top: int = 3, *, drop_non_finite: bool = False
+) -> list[dict[str, Any]]:
     """Classifies files.
 
     Returns:
-        One dict per file: "file" and either "class", "probability" and "top" [(class, probability)], or "error".
+        One dict per file: "file" and either "class", "probability" and "top" [(class, probability)], or "error"; and
+        "left out", how many points were not finite, where `drop_non_finite` left some out.
     """
     group_size = adapted.model.backbone.config.group_size
     results: list[dict[str, Any]] = []
     for path in paths:
         try:
-            points = read_points(path, normalized=adapted.normalized)
+            dropped: dict[str, int] = {}
+            drop = dropped if drop_non_finite else False
+            points = read_points(path, normalized=adapted.normalized, drop_non_finite=drop)
             if len(points) < group_size:
                 raise DataError(f"{path} has {len(points)} points, at least group_size = {group_size} are needed")
         except (DataError, OSError) as error:
@@ -174,7 +183,8 @@ def predict(adapted: Adapted, paths: Sequence[Path], top: int = 3) -> list[dict[
         ranked = [
             (adapted.classes[i], round(p, 4)) for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)
         ]
-        results.append({"file": str(path), "class": ranked[0][0], "probability": ranked[0][1], "top": ranked})
+        lost = {"left out": sum(dropped.values())} if dropped else {}
+        results.append({"file": str(path), "class": ranked[0][0], "probability": ranked[0][1], "top": ranked, **lost})
     return results
 
 

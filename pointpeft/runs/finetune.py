@@ -78,6 +78,10 @@ def _finetune(accelerator: Accelerator, config: FinetuneConfig, folder: RunFolde
     require_tracker(config.track)
     on_disk = stay_on_disk(config.data, config.clouds_in, config.num_points, ("train", "test"), task)
     more = {"lazy": True} if on_disk else {}
+    if config.drop_non_finite:
+        if config.task != "classification":
+            raise ValueError(f"drop_non_finite is for classification, got the task {config.task}")
+        more["drop_non_finite"] = True
     train_set, test_set = (task.load(config.data, split, config.up_axis, **more) for split in ("train", "test"))
     if tuple(train_set.classes) != tuple(test_set.classes):
         raise ValueError(f"train and test of {config.data} name different classes")

@@ -24,7 +24,13 @@ BLOCK = 1024  # files of one piece of work where several machines share it
 
 
 def predict_stream(
-    adapted: Adapted, paths: list[Path], output: Path, batch_size: int = 32, title: str | None = None
+    adapted: Adapted,
+    paths: list[Path],
+    output: Path,
+    batch_size: int = 32,
+    title: str | None = None,
+    *,
+    drop_non_finite: bool = False,
 ) -> dict[str, Any]:
     """Classifies the clouds of files, folders and shards.
 
@@ -37,6 +43,7 @@ def predict_stream(
         output: The .jsonl file.
         batch_size: Clouds per step.
         title: Of a progress bar, or None for none.
+        drop_non_finite: Leave points out that are not finite; the line of their cloud says how many: "left out".
 
     Returns:
         "clouds" and "errors" in the whole file, "clouds now", "seconds", "clouds per second" of this call, "output".
@@ -49,7 +56,8 @@ def predict_stream(
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     output.parent.mkdir(parents=True, exist_ok=True)
     done, errors, last = _kept_lines(output)
-    sources = stream(paths, adapted.normalized)
+    dropped: dict[str, int] = {}
+    sources = stream(paths, adapted.normalized, dropped if drop_non_finite else False)
     position = None
     for source in itertools.islice(sources, done):
         position = source.name
@@ -62,6 +70,9 @@ def predict_stream(
     with open(output, "a", encoding="utf-8") as file, make_bar(title=title, unit="cloud") as bar:
         for batch in _batches(adapted, sources, batch_size):
             lines = _answers(adapted, batch)
+            for line in lines:
+                if lost := dropped.pop(line["cloud"], 0):
+                    line["left out"] = lost
             file.writelines(json.dumps(line) + "\n" for line in lines)
             file.flush()
             now += len(lines)

@@ -88,7 +88,7 @@ def _pretrain(accelerator: Accelerator, config: PretrainConfig, folder: RunFolde
         seed=config.seed,
     )
     on_disk = stay_on_disk(str(config.data), config.clouds_in, config.num_points, ("train",), Classification())
-    dataset = load_dataset(config.data, "train", lazy=on_disk)
+    dataset = load_dataset(config.data, "train", lazy=on_disk, drop_non_finite=config.drop_non_finite)
     indices = None
     if config.max_clouds is not None and config.max_clouds < len(dataset):
         order = torch.Generator().manual_seed(derive_seed(config.seed, "clouds"))

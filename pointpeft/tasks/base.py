@@ -40,9 +40,11 @@ class Classification:
     # Whether clouds need not be in memory.
     can_stay_on_disk: ClassVar[bool] = True
 
-    def load(self, source: str, split: str, up_axis: str | None, lazy: bool = False) -> Any:
+    def load(
+        self, source: str, split: str, up_axis: str | None, lazy: bool = False, drop_non_finite: bool = False
+    ) -> Any:
         """One part of a data set; `lazy` leaves its clouds on disk where the task `can_stay_on_disk`."""
-        return load_dataset(source, split, up_axis=up_axis, lazy=lazy)
+        return load_dataset(source, split, up_axis=up_axis, lazy=lazy, drop_non_finite=drop_non_finite)
 
     def gather(self, dataset: Any, num_points: int, on_disk: bool = False, workers: int = 0) -> Any:
         """Its clouds, see `Clouds`."""

@@ -54,7 +54,6 @@ class Clouds:
         self.classes: tuple[str, ...] = tuple(dataset.classes)
         self.up_axis: str = dataset.up_axis
         self.normalized: bool = dataset.normalized
-        self.notes: tuple[str, ...] = dataset.notes
         self.names: list[str] = [dataset.names[i] for i in chosen]
         self.points: Sequence[Tensor]
         self.sizes: list[int]  # points as read
@@ -72,6 +71,7 @@ class Clouds:
                 labels.append(int(label))
             self.labels = torch.tensor(labels, dtype=torch.int64)
         self.lengths = [min(size, spare) for size in self.sizes]  # points of each in `points`
+        self.notes: tuple[str, ...] = dataset.notes  # after the clouds were read: it says what was left out of them
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +145,13 @@ def server_config(app: Any, limits: Limits, host: str, port: int) -> Any:
     )
 
 
-def create_app(adapted: Adapted, limits: Limits | None = None, hosts: tuple[str, ...] = LOOPBACK) -> Any:
+def create_app(
+    adapted: Adapted,
+    limits: Limits | None = None,
+    hosts: tuple[str, ...] = LOOPBACK,
+    *,
+    drop_non_finite: bool = False,
+) -> Any:
     """The service as an ASGI application.
 
     `POST /predict?name=scan.ply` with the file as its body gives the class, with `&look=true` also what the model does
@@ -157,6 +164,7 @@ def create_app(adapted: Adapted, limits: Limits | None = None, hosts: tuple[str,
         adapted: A classifier of clouds, or a model of part segmentation.
         limits: None for the defaults.
         hosts: Names under which it may be called; "*" for any.
+        drop_non_finite: Leave points out that are not finite; an answer says how many as "left out".
 
     Raises:
         ValueError: A model of rooms, or one that needs inputs beside the coordinates and the category.
@@ -261,7 +269,10 @@ def create_app(adapted: Adapted, limits: Limits | None = None, hosts: tuple[str,
                         raise _TooLarge
                     file.write(chunk)
             loop = asyncio.get_running_loop()
-            cloud = await loop.run_in_executor(readers, _read_bounded, largest, adapted, path, Path(name).name)
+            dropped: dict[str, int] = {}
+            read = partial(_read, dropped=dropped) if drop_non_finite else _read
+            cloud = await loop.run_in_executor(readers, _read_bounded, largest, read, adapted, path, Path(name).name)
+        lost = {"left out": sum(dropped.values())} if dropped else {}
         name = Path(name).name
         if adapted.model.dense:
             card = await batcher.alone(show.part_card, adapted, cloud, name, kind)
@@ -275,6 +286,7 @@ def create_app(adapted: Adapted, limits: Limits | None = None, hosts: tuple[str,
                 "parts": shares,
                 "points": viewer.quantised(cloud),
                 "layers": layers,
+                **lost,
             }
         probabilities = await batcher.classify(cloud)
         best = probabilities.topk(min(3, len(adapted.classes)))
@@ -282,7 +294,7 @@ def create_app(adapted: Adapted, limits: Limits | None = None, hosts: tuple[str,
             {"class": adapted.classes[i], "probability": round(p, 4)}
             for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)
         ]
-        answer = {"name": name, **top[0], "top": top, "points": viewer.quantised(cloud)}
+        answer = {"name": name, **top[0], "top": top, "points": viewer.quantised(cloud), **lost}
         if looks:
             seen = await batcher.alone(look, adapted.model, cloud)
             answer["layers"] = {layer: viewer.amounts(values) for layer, values in seen.layers.items()}
@@ -307,15 +319,16 @@ def _kind(adapted: Adapted, category: str | None) -> int:
         raise DataError(str(error).replace("--category", "category=")) from error
 
 
-def _read_bounded(largest: int, adapted: Adapted, path: Path, name: str) -> Tensor:
+def _read_bounded(largest: int, read: Callable[..., Tensor], adapted: Adapted, path: Path, name: str) -> Tensor:
     with limited(NUMBER_BYTES * largest):  # what the largest file becomes where it is not compressed
-        return _read(adapted, path, name)
+        return read(adapted, path, name)
 
 
-def _read(adapted: Adapted, path: Path, name: str) -> Tensor:
+def _read(adapted: Adapted, path: Path, name: str, dropped: dict[str, int] | None = None) -> Tensor:
     """The cloud of a file as the model takes it; an error names the file as it was sent. [N, 3]"""
     try:
-        points = read_points(path, normalized=adapted.normalized)
+        drop = False if dropped is None else dropped
+        points = read_points(path, normalized=adapted.normalized, drop_non_finite=drop)
     except (DataError, OSError) as error:
         raise DataError(str(error).replace(str(path), name)) from error
     least = adapted.model.backbone.config.group_size

@@ -32,6 +32,8 @@ class Predict:
     """Folder for the labels of points and their pictures, and for the predictions of a stream."""
     batch_size: int = 32
     """Clouds per step of a stream."""
+    drop_non_finite: bool = False
+    """Leave points out that are not finite, as depth cameras mark what they did not see; how many is said."""
     quiet: bool = False
     """No progress bar."""
     ray: Annotated[str | None, arg(metavar="local|auto|ADDRESS")] = None
@@ -54,8 +56,11 @@ def run(command: Predict) -> int:
     if not command.files:
         raise ValueError("name at least one file to classify")
     output = command.output / "predictions.jsonl"
+    drop = command.drop_non_finite
     adapted = load_run(command.run, make_accelerator(command.device).device)
     if command.ray is not None:
+        if drop:
+            raise ValueError("drop_non_finite must not be given with ray")
         if adapted.model.dense:
             raise ValueError("ray must not be given for segmentation, whose files are named one by one")
         from pointpeft.runs.cluster import predict_on_cluster
@@ -68,16 +73,20 @@ def run(command: Predict) -> int:
         if adapted.model.dense:
             raise ValueError("folders and shards are streamed for classification only; name the files to segment")
         title = None if command.quiet else "predict"
-        facts = predict_stream(adapted, list(command.files), output, command.batch_size, title)
+        facts = predict_stream(adapted, list(command.files), output, command.batch_size, title, drop_non_finite=drop)
         print_rows(facts)
         return 1 if facts["errors"] else 0
     if adapted.model.dense:
+        if drop:
+            raise ValueError("drop_non_finite must not be given for segmentation, which labels every point of a file")
         results = predict_points(adapted, command.files, command.output, command.category)
     else:
-        results = predict(adapted, command.files)
+        results = predict(adapted, command.files, drop_non_finite=drop)
     if command.json:
         print(json.dumps(results, indent=2))
     for result in results:
+        if "left out" in result:
+            print(f"{result['file']}: {result['left out']} points that are not finite are left out", file=sys.stderr)
         if "error" in result:
             print(f"pointpeft: error: {result['error']}", file=sys.stderr)
         elif not command.json and adapted.model.dense:

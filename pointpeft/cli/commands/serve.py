@@ -27,6 +27,8 @@ class Serve:
     """Longest time for a request."""
     batch: int = 16
     """Most clouds in one pass of the model."""
+    drop_non_finite: bool = False
+    """Leave points out that are not finite, as depth cameras mark what they did not see; answers say how many."""
     device: Annotated[str, arg(metavar="cpu|cuda|cuda:N")] = "auto"
     """Where to compute; `auto` takes a GPU where there is one."""
 
@@ -45,7 +47,7 @@ def run(command: Serve) -> int:
     adapted = load_run(command.run, make_accelerator(command.device).device)
     # Whoever opens the service to others knows it under names that we do not.
     hosts = LOOPBACK if command.host in LOOPBACK else ("*",)
-    app = create_app(adapted, limits, hosts)
+    app = create_app(adapted, limits, hosts, drop_non_finite=command.drop_non_finite)
     config = server_config(app, limits, command.host, command.port)
     print(f"http://{command.host}:{command.port}/ classifies clouds until Ctrl-C")
     uvicorn.Server(config).run()

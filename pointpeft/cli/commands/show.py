@@ -1,5 +1,6 @@
 """`pointpeft show`: clouds coloured by what the adapted model makes of them."""
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -28,6 +29,8 @@ class Show:
     """How to place the test clouds in a plane; `auto`: t-SNE where scikit-learn is installed, else PCA."""
     output: Path | None = None
     """Folder for show.html, show.png and features.png; RUN/show if not given."""
+    drop_non_finite: bool = False
+    """Leave points out that are not finite, as depth cameras mark what they did not see; how many is said."""
     up_axis: Annotated[Literal["x", "y", "z"], arg(metavar="x|y|z")] = "z"
     """Which axis of the files points up."""
 
@@ -54,7 +57,11 @@ def run(command: Show) -> int:
     if command.files:
         kind = category_index(adapted, command.category) if dense and not rooms else 0
         for path in command.files:
-            points = read_points(path, normalized=adapted.normalized, from_corner=rooms)
+            dropped: dict[str, int] = {}
+            drop = dropped if command.drop_non_finite else False
+            points = read_points(path, normalized=adapted.normalized, from_corner=rooms, drop_non_finite=drop)
+            if dropped:
+                print(f"{path}: {sum(dropped.values())} points that are not finite are left out", file=sys.stderr)
             if rooms:
                 cards.append(show.room_card(adapted, points, path.name))
                 continue

@@ -41,6 +41,7 @@ def read_points(
     *,
     normalized: bool = False,
     from_corner: bool = False,
+    drop_non_finite: bool | dict[str, int] = False,
 ) -> Tensor:
     """Reads one file.
 
@@ -57,6 +58,8 @@ def read_points(
         normalized: Centre the points on their mean and scale them to the unit sphere, in float64: scans in map
             coordinates keep their detail.
         from_corner: Move the least coordinate of each axis to 0, in float64 too: for scenes, whose size matters.
+        drop_non_finite: Leave points out whose coordinates are not finite, as depth cameras mark what they did not
+            see. A dict receives how many, by the name of the file.
 
     Returns:
         Points, float32. [n, 3]
@@ -73,11 +76,18 @@ def read_points(
         raise DataError(f"{path}: unknown kind of file {path.suffix!r}; known: {' '.join(EXTENSIONS)}")
     if not path.is_file():
         raise DataError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
-    return _read(reader, path, path, path.stat().st_size, num_points, generator, normalized, from_corner)
+    size = path.stat().st_size
+    return _read(reader, path, path, size, num_points, generator, normalized, from_corner, drop_non_finite)
 
 
 def read_bytes(
-    content: bytes, suffix: str, name: str, num_points: int | None = None, *, normalized: bool = False
+    content: bytes,
+    suffix: str,
+    name: str,
+    num_points: int | None = None,
+    *,
+    normalized: bool = False,
+    drop_non_finite: bool | dict[str, int] = False,
 ) -> Tensor:
     """Reads a file's content, such as a member of an archive.
 
@@ -87,6 +97,7 @@ def read_bytes(
         name: What messages call it; it never becomes a path.
         num_points: As in `read_points`.
         normalized: As in `read_points`.
+        drop_non_finite: As in `read_points`.
 
     Returns:
         Points, float32. [n, 3]
@@ -95,12 +106,18 @@ def read_bytes(
         DataError: As `read_points`.
     """
     if suffix == ".npy":  # no way by the disk for the kind that shards are made of
-        return _read(_read_npy, BytesIO(content), name, len(content), num_points, None, normalized)
+        file, size = BytesIO(content), len(content)
+        return _read(_read_npy, file, name, size, num_points, None, normalized, False, drop_non_finite)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, f"cloud{suffix}")
         path.write_bytes(content)
         try:
-            return read_points(path, num_points, normalized=normalized)
+            dropped: dict[str, int] = {}
+            drop = dropped if isinstance(drop_non_finite, dict) else drop_non_finite
+            points = read_points(path, num_points, normalized=normalized, drop_non_finite=drop)
+            if dropped and isinstance(drop_non_finite, dict):
+                drop_non_finite[name] = sum(dropped.values())
+            return points
         except DataError as error:
             raise DataError(str(error).replace(str(path), name, 1)) from error
 
@@ -113,13 +130,19 @@ def _read(
     num_points: int | None,
     generator: torch.Generator | None,
     normalized: bool,
-    from_corner: bool = False,
+    from_corner: bool,
+    drop_non_finite: bool | dict[str, int],
 ) -> Tensor:
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     try:
         if not size:
             raise DataError("the file is empty")
-        points = _draw(reader(file), num_points, generator)
+        content = reader(file)
+        if not isinstance(content, Mesh):
+            content, lost = _finite(coordinates(content, finite=False), drop_non_finite is not False)
+            if lost and isinstance(drop_non_finite, dict):
+                drop_non_finite[str(name)] = lost
+        points = _draw(content, num_points, generator)
         if from_corner:
             points = points - points.min(0)
         if normalized:
@@ -136,10 +159,30 @@ def _read(
 def _draw(content: Mesh | np.ndarray, num_points: int | None, generator: torch.Generator) -> np.ndarray:
     if isinstance(content, Mesh):
         return sample_surface(content, num_points or MESH_POINTS, generator)
-    points = coordinates(content)
+    points = content
     if num_points is not None and len(points) > num_points:
         points = points[torch.randperm(len(points), generator=generator)[:num_points].numpy()]
     return points
+
+
+def _finite(points: np.ndarray, drop: bool) -> tuple[np.ndarray, int]:
+    """The points that are finite, and how many others were left out.
+
+    Raises:
+        DataError: Some are not finite and must not be left out, none is, or they are too large.
+    """
+    finite = np.isfinite(points).all(1)
+    lost = len(points) - int(finite.sum())
+    if lost and not drop:
+        raise DataError(
+            f"{lost} of {len(points)} points are not finite, the first is point {int(finite.argmin())}; "
+            "--drop-non-finite (drop_non_finite=True) leaves them out"
+        )
+    if lost == len(points):
+        raise DataError(f"none of its {lost} points is finite")
+    points = points[finite] if lost else points
+    _require_in_range(points)
+    return points, lost
 
 
 def in_float32(points: np.ndarray) -> Tensor:
@@ -169,8 +212,12 @@ def _require_in_range(points: np.ndarray) -> None:
         raise DataError(f"coordinates up to {most:.3g} are too large for float32: its squares end at {LARGEST:g}²")
 
 
-def coordinates(table: np.ndarray) -> np.ndarray:
+def coordinates(table: np.ndarray, *, finite: bool = True) -> np.ndarray:
     """The fields x, y and z of a table, else its first three columns, float64. [n, C] -> [n, 3]
+
+    Args:
+        table: Rows of numbers, or of fields with names.
+        finite: Refuse numbers that are not finite or too large.
 
     Raises:
         DataError: They are no coordinates, or too large.
@@ -187,6 +234,8 @@ def coordinates(table: np.ndarray) -> np.ndarray:
     if table.shape[1] > max(_MOST_COLUMNS, len(table)):
         raise DataError(f"points must be rows, got shape {list(table.shape)}: it seems to be transposed")
     points = table[:, :3].astype(np.float64)
+    if not finite:
+        return points
     wrong = np.flatnonzero(~np.isfinite(points).all(1))
     if len(wrong):
         raise DataError(f"{len(wrong)} of {len(points)} points are not finite, the first is point {wrong[0]}")

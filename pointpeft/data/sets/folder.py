@@ -31,7 +31,14 @@ _BESIDE = (
 )
 
 
-def load(source: str | Path, split: str, num_points: int | None = None, up_axis: str = UP_AXIS) -> PointCloudDataset:
+def load(
+    source: str | Path,
+    split: str,
+    num_points: int | None = None,
+    up_axis: str = UP_AXIS,
+    *,
+    drop_non_finite: bool = False,
+) -> PointCloudDataset:
     """Lists one part of a folder or CSV file; clouds are read as they are asked for, and normalised.
 
     Without `train/` and `test/`, a fifth of every class is set aside for testing, always the same files as long as the
@@ -43,6 +50,7 @@ def load(source: str | Path, split: str, num_points: int | None = None, up_axis:
         split: "train" or "test".
         num_points: Points drawn on surfaces, and the most that are kept of a cloud.
         up_axis: The axis that points up.
+        drop_non_finite: Leave points out that are not finite; `notes` say how many, of the clouds read so far.
 
     Raises:
         DataError: No such clouds, a class seen only in the test part, a path that leaves the folder.
@@ -55,14 +63,16 @@ def load(source: str | Path, split: str, num_points: int | None = None, up_axis:
     if not part:
         raise DataError(f"{source}: has no {split} clouds" + ("; " + "; ".join(listing.notes) if listing.notes else ""))
     files = [path for path, _ in part]
+    dropped: dict[str, int] | None = {} if drop_non_finite else None
     return PointCloudDataset(
-        partial(_read, files, num_points),
+        partial(_read, files, num_points, dropped),
         [label for _, label in part],
         listing.classes,
         [relative(path, listing.root) for path in files],
         up_axis=up_axis,
         normalized=True,
         notes=listing.notes,
+        dropped=dropped,
     )
 
 
@@ -96,8 +106,9 @@ def _is_document(path: Path) -> bool:
         return False
 
 
-def _read(files: list[Path], num_points: int | None, index: int) -> Tensor:
-    return read_points(files[index], num_points, normalized=True)
+def _read(files: list[Path], num_points: int | None, dropped: dict[str, int] | None, index: int) -> Tensor:
+    drop = False if dropped is None else dropped
+    return read_points(files[index], num_points, normalized=True, drop_non_finite=drop)
 
 
 def _is_hidden(name: str) -> bool:
