@@ -39,7 +39,8 @@ using torch::headeronly::Half;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// Thrown with a message of its own; the Python side turns messages with this prefix into ValueError.
+// Begins the message of an error about an argument, which Python sees as ValueError: pybind11 makes one of
+// std::invalid_argument. `ops._library.call` takes the prefix off.
 constexpr const char* kBadArgument = "pointpeft: ";
 
 template <class... Parts>
@@ -47,7 +48,7 @@ template <class... Parts>
   std::ostringstream text;
   text << kBadArgument;
   (text << ... << parts);
-  throw std::runtime_error(text.str());
+  throw std::invalid_argument(text.str());
 }
 
 template <class... Parts>
@@ -219,14 +220,6 @@ void nearest(const Tensor& query, const Tensor& support, int64_t k, const std::o
 // How many of M queries take part in one product with N points, so that its result stays near 64 MiB.
 inline int64_t queries_a_product(int64_t batch, int64_t m, int64_t n) {
   return std::max<int64_t>(1, std::min<int64_t>(m, (int64_t{1} << 24) / std::max<int64_t>(1, batch * n)));
-}
-
-// out = a @ b by batches. The form with `out` stays in its dtype under autocast.
-inline void batch_product(const Tensor& a, const Tensor& b, Tensor& out) {
-  std::array<StableIValue, 3> stack{torch::stable::detail::from(a), torch::stable::detail::from(b),
-                                    torch::stable::detail::from(out)};
-  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::bmm", "out", stack.data(), TORCH_ABI_VERSION));
-  out = torch::stable::detail::to<Tensor>(stack[0]);
 }
 
 }  // namespace pointpeft

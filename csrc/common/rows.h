@@ -3,7 +3,7 @@
 // result on every run and at every vector level.
 #pragma once
 
-#include "pointpeft.h"
+#include "checks.h"
 
 namespace pointpeft {
 namespace {
@@ -21,7 +21,8 @@ struct Rows {
 
 template <class T>
 Rows<const T> rows_of(const char* name, const Tensor& tensor, int64_t n, int64_t c) {
-  require(tensor.dim() == 2 && tensor.size(0) == n && tensor.size(1) == c, name, " must have shape (", n, ", ", c, ")");
+  require_dtype(name, tensor, dtype_of<T>());
+  require_shape(name, tensor, {n, c});
   require(n == 0 || c < 2 || tensor.stride(1) == 1, name, " must have its channels side by side");
   return {static_cast<const T*>(tensor.const_data_ptr()), tensor.stride(0)};
 }
@@ -35,7 +36,8 @@ Rows<T> rows_to(const char* name, Tensor& tensor, int64_t n, int64_t c) {
 // A vector of channels, in the type that sums are taken in.
 template <class T>
 std::vector<Accumulate<T>> channels_of(const char* name, const Tensor& tensor, int64_t c) {
-  require(tensor.dim() >= 1 && tensor.numel() == c, name, " must hold ", c, " values");
+  require_dtype(name, tensor, dtype_of<T>());
+  if (tensor.dim() < 1 || tensor.numel() != c) fail(name, " must hold ", c, " values, got shape ", shape_text(tensor));
   const Tensor whole = torch::stable::contiguous(tensor);
   const T* data = static_cast<const T*>(whole.const_data_ptr());
   std::vector<Accumulate<T>> values(c);

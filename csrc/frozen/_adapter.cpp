@@ -151,6 +151,7 @@ A scale_of(double probability) {
 // s ⊙ dropout(act(z)) of rows [N, R]; s is [N], in the type of sums.
 Tensor adapter_hidden(const Tensor& z, const Tensor& s, const std::optional<Tensor>& seed, double probability,
                       bool relu) {
+  require_dim("z", z, 2);
   const int64_t n = z.size(0), r = z.size(1);
   Tensor h = torch::stable::new_empty(z, {n, r}, z.scalar_type());
   dispatch_floating("z", z.scalar_type(), [&](auto type) {
@@ -178,6 +179,7 @@ Tensor adapter_hidden(const Tensor& z, const Tensor& s, const std::optional<Tens
 std::tuple<Tensor, Tensor, Tensor> adapter_hidden_backward(const Tensor& back, const Tensor& z, const Tensor& s,
                                                            const std::optional<Tensor>& seed, double probability,
                                                            bool relu) {
+  require_dim("z", z, 2);
   const int64_t n = z.size(0), r = z.size(1);
   Tensor dz = torch::stable::new_empty(z, {n, r}, z.scalar_type()), d_bias = dz, sum = dz;
   dispatch_floating("z", z.scalar_type(), [&](auto type) {
@@ -228,8 +230,9 @@ void mean_over_clouds(int64_t n, int64_t clouds, int64_t c, T* mean, Body&& body
 
 // Adds s ⊗ up_bias to a [N, C] in place; with clouds > 0 returns the mean over a cloud's tokens of GELU(a) [clouds, C].
 Tensor adapter_output(Tensor a, const Tensor& up_bias, const Tensor& s, int64_t clouds) {
+  require_dim("a", a, 2);
   const int64_t n = a.size(0), c = a.size(1);
-  require(clouds == 0 || n % clouds == 0, "clouds must divide N = ", n, ", got ", clouds);
+  require(clouds == 0 || (clouds > 0 && n % clouds == 0), "clouds must divide N = ", n, ", got ", clouds);
   Tensor prompt = torch::stable::new_empty(a, {clouds, c}, a.scalar_type());
   dispatch_floating("a", a.scalar_type(), [&](auto type) {
     using T = decltype(type);
@@ -258,6 +261,7 @@ Tensor adapter_output(Tensor a, const Tensor& up_bias, const Tensor& s, int64_t 
 // the mean over a cloud's tokens of GELU(a + s ⊗ up_bias) [clouds, C].
 Tensor adapter_closing(const Tensor& a, const Tensor& up_bias, const Tensor& s, const Tensor& z, const Tensor& gamma,
                        const Tensor& beta, const std::optional<Tensor>& x, int64_t clouds, Tensor out) {
+  require_dim("a", a, 2);
   const int64_t n = a.size(0), c = a.size(1);
   require(clouds > 0 && n % clouds == 0, "clouds must divide N = ", n, ", got ", clouds);
   Tensor prompt = torch::stable::new_empty(a, {clouds, c}, a.scalar_type());
@@ -288,6 +292,8 @@ Tensor adapter_closing(const Tensor& a, const Tensor& up_bias, const Tensor& s, 
 // at a + s ⊗ up_bias; that g is then left in the place of a [N, C].
 std::tuple<Tensor, Tensor> adapter_gradient(const Tensor& grad, const std::optional<Tensor>& grad_prompt, Tensor a,
                                             const Tensor& up_bias, const Tensor& s) {
+  require_dim("grad", grad, 2);
+  if (grad_prompt) require_dim("grad_prompt", *grad_prompt, 2);
   const int64_t n = grad.size(0), c = grad.size(1), clouds = grad_prompt ? grad_prompt->size(0) : 1;
   require(clouds > 0 ? n % clouds == 0 : n == 0, "grad_prompt must have a divisor of N = ", n, " clouds, got ", clouds);
   const int64_t tokens = std::max<int64_t>(1, n / std::max<int64_t>(1, clouds));

@@ -143,9 +143,12 @@ std::tuple<Tensor, Tensor> attention_backward(const Tensor& grad, const Tensor& 
     require(tensor->dim() == 3 && tensor->size(0) == batch && tensor->size(1) == tokens && tensor->size(2) == c &&
                 tensor->is_contiguous() && tensor->scalar_type() == qkv.scalar_type(),
             name, " must be contiguous, of the type of qkv and of a third of its channels");
-  require(dz.numel() == qkv.numel() && dz.is_contiguous() && dz.scalar_type() == qkv.scalar_type(),
-          "dz must be contiguous and of the shape and type of qkv");
-  require(lse.numel() == batch * heads * tokens && lse.is_contiguous(), "lse must be contiguous (B, heads, T)");
+  require_shape("dz", dz, {batch, tokens, width});
+  require_dtype("dz", dz, qkv.scalar_type());
+  require(dz.is_contiguous(), "dz must be contiguous");
+  require_shape("lse", lse, {batch, heads, tokens});
+  require_dtype("lse", lse, accumulate_dtype(qkv.scalar_type()));
+  require(lse.is_contiguous(), "lse must be contiguous");
   Tensor d_gamma = lse, d_beta = lse;
   dispatch_floating("qkv", qkv.scalar_type(), [&](auto type) {
     using T = decltype(type);

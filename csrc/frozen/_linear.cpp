@@ -374,8 +374,9 @@ bool linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& 
   require(is_float(out, 2) && out.size(0) == n && out.size(1) == m && (m == 1 || out.stride(1) == 1),
           "out must be float32 (", n, ", ", m, ") with its channels side by side");
   require(gamma.has_value() == beta.has_value(), "gamma and beta must be given together");
-  require(!parts || (parts->scalar_type() == ScalarType::BFloat16 && parts->numel() == w->packed()), "parts must be ",
-          w->packed(), " values of bfloat16");
+  require(!parts || (parts->scalar_type() == ScalarType::BFloat16 && parts->is_contiguous() &&
+                     parts->numel() == w->packed() && reinterpret_cast<uintptr_t>(parts->const_data_ptr()) % 64 == 0),
+          "parts must be ", w->packed(), " values of bfloat16 from a cache line on");
   if (n == 0 || (k > 1 && x.stride(1) != 1)) return false;
   constexpr int64_t kMostKept = int64_t{4} << 20;  // values
   thread_local Kept kept;

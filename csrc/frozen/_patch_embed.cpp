@@ -65,6 +65,8 @@ POINTPEFT_INLINE void clamp_patch(Rows<T> x, int64_t first, int64_t size, int64_
 POINTPEFT_EACH_LEVEL(POINTPEFT_LEVEL)
 
 void patch_first_layer(const Tensor& points, const Tensor& weight, const Tensor& bias, Tensor out) {
+  require_dim("points", points, 2);
+  require_dim("weight", weight, 2);
   const int64_t n = points.size(0), h = weight.size(0);
   dispatch_floating("points", points.scalar_type(), [&](auto type) {
     using T = decltype(type);
@@ -85,6 +87,7 @@ void patch_first_layer(const Tensor& points, const Tensor& weight, const Tensor&
 
 // How many patches of `size` rows there are.
 int64_t patches_of(const Tensor& x, int64_t size) {
+  require_dim("x", x, 2);
   require(size > 0 && x.size(0) % size == 0, "size must divide the rows of x, got ", size, " and ", x.size(0));
   return x.size(0) / size;
 }

@@ -158,6 +158,7 @@ POINTPEFT_INLINE void norm_backward_row(const T* __restrict grad, const T* __res
 POINTPEFT_EACH_LEVEL(POINTPEFT_LEVEL)
 
 void scale_shift_rows(const Tensor& x, const Tensor& gamma, const Tensor& beta, bool with_gelu, Tensor out) {
+  require_dim("x", x, 2);
   const int64_t n = x.size(0), c = x.size(1);
   dispatch_floating("x", x.scalar_type(), [&](auto type) {
     using T = decltype(type);
@@ -176,6 +177,7 @@ void scale_shift_rows(const Tensor& x, const Tensor& gamma, const Tensor& beta, 
 
 std::tuple<Tensor, Tensor> scale_shift_rows_backward(const Tensor& grad, const Tensor& x, const Tensor& gamma,
                                                      const std::optional<Tensor>& beta, Tensor dx) {
+  require_dim("x", x, 2);
   const int64_t n = x.size(0), c = x.size(1);
   Tensor d_gamma = x, d_beta = x;
   dispatch_floating("x", x.scalar_type(), [&](auto type) {
@@ -205,6 +207,7 @@ std::tuple<Tensor, Tensor> scale_shift_rows_backward(const Tensor& grad, const T
 // u = LN(x) of rows [N, C], mean and 1 / deviation [N, 2] (float32 or float64), and with a gate its w·u [N].
 std::tuple<Tensor, Tensor, Tensor> norm_rows(const Tensor& x, const Tensor& weight, const Tensor& bias,
                                              const std::optional<Tensor>& gate, double eps) {
+  require_dim("x", x, 2);
   const int64_t n = x.size(0), c = x.size(1);
   Tensor out = torch::stable::new_empty(x, {n, c}, x.scalar_type()), stats = out, gated = out;
   dispatch_floating("x", x.scalar_type(), [&](auto type) {
@@ -229,6 +232,7 @@ std::tuple<Tensor, Tensor, Tensor> norm_rows(const Tensor& x, const Tensor& weig
 // out = LN(x), or with y LN(sum) where sum = x + y; y and out may be of a shorter type.
 void add_norm_rows(const Tensor& x, const std::optional<Tensor>& y, const Tensor& weight, const Tensor& bias,
                    double eps, std::optional<Tensor> sum, Tensor out) {
+  require_dim("x", x, 2);
   const int64_t n = x.size(0), c = x.size(1);
   require(y.has_value() == sum.has_value(), "y and sum must be given together");
   dispatch_residual("x", x.scalar_type(), "out", out.scalar_type(), [&](auto type, auto shorter) {
@@ -254,6 +258,7 @@ void add_norm_rows(const Tensor& x, const std::optional<Tensor>& y, const Tensor
 std::tuple<Tensor, Tensor> norm_rows_backward(const Tensor& grad, const Tensor& x, const Tensor& stats,
                                               const Tensor& weight, const std::optional<Tensor>& gate,
                                               const std::optional<Tensor>& d_gate) {
+  require_dim("x", x, 2);
   const int64_t n = x.size(0), c = x.size(1);
   require(gate.has_value() == d_gate.has_value(), "gate and d_gate must be given together");
   Tensor dx = torch::stable::new_empty(x, {n, c}, x.scalar_type()), total = dx;

@@ -147,7 +147,7 @@ POINTPEFT_INLINE void pack_row(const T* __restrict from, const A* __restrict gam
 // What forward and backward ask of their queries, keys and values (B, T, 3C).
 inline void require_heads(const Tensor& qkv, int64_t heads, const std::optional<Tensor>& gamma,
                           const std::optional<Tensor>& beta) {
-  require(qkv.dim() == 3, "qkv must have 3 dimensions");
+  require_clouds("qkv", qkv, -1);
   const int64_t width = qkv.size(2);
   require(heads > 0 && width % (3 * heads) == 0, "qkv must have 3 * heads * D channels, got ", width);
   require(width == 0 || qkv.size(1) == 0 || qkv.stride(2) == 1, "qkv must have its channels side by side");

@@ -1,7 +1,7 @@
 // Gather and pool neighbours on the CPU without the (B, G, S, C) tensor between. Forward: the groups are shared out to
 // the threads, and a group is pooled a block of channels at a time, which stays in registers. Backward: the work is
 // split by clouds and blocks of channels, never by groups, so every sum has one order on every run.
-#include "common/pointpeft.h"
+#include "common/checks.h"
 
 namespace pointpeft {
 namespace {
@@ -143,6 +143,8 @@ void require_in_range(const int64_t* bad, int64_t n) {
 std::tuple<Tensor, Tensor> aggregate_neighbors(const Tensor& given_features, const Tensor& given_idx,
                                                const std::optional<Tensor>& given_weights, int64_t mode,
                                                bool keep_argmax) {
+  require_clouds("features", given_features, -1);
+  require_pooling(given_idx, given_weights, mode, "features", given_features);
   const Tensor features = torch::stable::contiguous(given_features), idx = torch::stable::contiguous(given_idx);
   const int64_t batch = features.size(0), n = features.size(1), channels = features.size(2);
   const int64_t groups = idx.size(1), s = idx.size(2);
@@ -183,9 +185,21 @@ std::tuple<Tensor, Tensor> aggregate_neighbors(const Tensor& given_features, con
   return {out, argmax};
 }
 
-// Adds what one cloud's groups send back to `width` channels from `first` on into sums (N, width), group by group.
+// The largest of some places in either width; a negative one counts as huge.
+int64_t largest_place(const uint8_t* arg8, const int32_t* arg32, int64_t count) {
+  uint8_t narrow = 0;
+  uint32_t wide = 0;
+  if (arg8 != nullptr)
+    for (int64_t c = 0; c < count; ++c) narrow = std::max(narrow, arg8[c]);
+  else
+    for (int64_t c = 0; c < count; ++c) wide = std::max(wide, static_cast<uint32_t>(arg32[c]));
+  return std::max<int64_t>(narrow, wide);
+}
+
+// Adds what one cloud's groups send back to `width` channels from `first` on into sums (N, width), group by group;
+// false where argmax names none of the S neighbours.
 template <class Level, class T, class A>
-void scatter(const T* grad, const int64_t* idx, const A* weights, const uint8_t* arg8, const int32_t* arg32,
+bool scatter(const T* grad, const int64_t* idx, const A* weights, const uint8_t* arg8, const int32_t* arg32,
              int64_t mode, int64_t groups, int64_t s, int64_t channels, int64_t first, int64_t width, A* sums) {
   A row[kScatterBlock];
   for (int64_t g = 0; g < groups; ++g) {
@@ -194,6 +208,7 @@ void scatter(const T* grad, const int64_t* idx, const A* weights, const uint8_t*
     for (int64_t c = 0; c < width; ++c) row[c] = static_cast<A>(from[c]) / divisor;
     if (mode == kMax) {
       const int64_t start = g * channels + first;
+      if (largest_place(arg8 ? arg8 + start : nullptr, arg32 ? arg32 + start : nullptr, width) >= s) return false;
       for (int64_t c = 0; c < width; ++c)
         sums[idx[g * s + (arg8 ? arg8[start + c] : arg32[start + c])] * width + c] += row[c];
     } else {
@@ -201,6 +216,7 @@ void scatter(const T* grad, const int64_t* idx, const A* weights, const uint8_t*
         Level::add(row, weights ? weights[g * s + j] : A(1), width, sums + idx[g * s + j] * width);
     }
   }
+  return true;
 }
 
 // Gradient of features (B, N, C). `sorted` and `row_of`, a stable sort of idx, serve the CUDA kernel alone.
@@ -208,19 +224,20 @@ Tensor aggregate_neighbors_backward(const Tensor& given_grad, const Tensor& give
                                     const std::optional<Tensor>& given_weights,
                                     const std::optional<Tensor>& given_argmax, const std::optional<Tensor>&,
                                     const std::optional<Tensor>&, int64_t n, int64_t mode) {
+  require_pooled(given_grad, given_idx, given_weights, given_argmax, n, mode);
   const Tensor grad = torch::stable::contiguous(given_grad), idx = torch::stable::contiguous(given_idx);
   const int64_t batch = grad.size(0), groups = grad.size(1), channels = grad.size(2), s = idx.size(2);
   Tensor out = torch::stable::new_empty(grad, {batch, n, channels}, grad.scalar_type());
   std::optional<Tensor> weights, argmax;
   if (given_weights) weights = torch::stable::contiguous(*given_weights);
   if (given_argmax) argmax = torch::stable::contiguous(*given_argmax);
-  require(mode != kMax || argmax, "argmax must be given for the maximum");
   const bool narrow = argmax && argmax->scalar_type() == ScalarType::Byte;
   const uint8_t* arg8 = narrow ? static_cast<const uint8_t*>(argmax->const_data_ptr()) : nullptr;
   const int32_t* arg32 = argmax && !narrow ? static_cast<const int32_t*>(argmax->const_data_ptr()) : nullptr;
   const int64_t* index = idx.const_data_ptr<int64_t>();
   require_in_range(find_bad(index, batch * groups * s, n), n);
   const int64_t parts = (channels + kScatterBlock - 1) / kScatterBlock;
+  std::atomic<bool> good{true};
   dispatch_floating("grad", grad.scalar_type(), [&](auto type) {
     using T = decltype(type);
     using A = Accumulate<T>;
@@ -234,9 +251,13 @@ Tensor aggregate_neighbors_backward(const Tensor& given_grad, const Tensor& give
           const int64_t b = unit / parts, first = unit % parts * kScatterBlock;
           const int64_t width = std::min(kScatterBlock, channels - first), start = b * groups;
           std::fill(sums.get(), sums.get() + n * width, A(0));
-          scatter<decltype(level)>(from + start * channels, index + start * s, weight ? weight + start * s : nullptr,
-                                   arg8 ? arg8 + start * channels : nullptr, arg32 ? arg32 + start * channels : nullptr,
-                                   mode, groups, s, channels, first, width, sums.get());
+          if (!scatter<decltype(level)>(from + start * channels, index + start * s,
+                                        weight ? weight + start * s : nullptr, arg8 ? arg8 + start * channels : nullptr,
+                                        arg32 ? arg32 + start * channels : nullptr, mode, groups, s, channels, first,
+                                        width, sums.get())) {
+            good = false;
+            return;
+          }
           for (int64_t i = 0; i < n; ++i)
             for (int64_t c = 0; c < width; ++c)
               to[(b * n + i) * channels + first + c] = static_cast<T>(sums[i * width + c]);
@@ -244,12 +265,14 @@ Tensor aggregate_neighbors_backward(const Tensor& given_grad, const Tensor& give
       });
     });
   });
+  require(good, "argmax must be between 0 and S - 1 = ", s - 1);
   return out;
 }
 
 // Gradient of weights (B, G, S): the product of a group's gradient with each of its neighbours.
 Tensor aggregate_neighbors_backward_weights(const Tensor& given_grad, const Tensor& given_features,
                                             const Tensor& given_idx) {
+  require_pooled_weights(given_grad, given_features, given_idx);
   const Tensor grad = torch::stable::contiguous(given_grad), features = torch::stable::contiguous(given_features);
   const Tensor idx = torch::stable::contiguous(given_idx);
   const int64_t batch = grad.size(0), groups = grad.size(1), channels = grad.size(2), n = features.size(1);

@@ -6,7 +6,7 @@
 //   weights    a warp owns one (group, neighbour): its lanes share the channels
 // No shared memory, no barrier. An index out of range, which nobody can report from here, counts as zeros.
 #include "aggregate_neighbors.cuh"
-#include "common/pointpeft.h"
+#include "common/device_checks.h"
 
 namespace pointpeft {
 namespace {
@@ -74,6 +74,9 @@ void dispatch_width(int64_t channels, std::initializer_list<const void*> address
 std::tuple<Tensor, Tensor> aggregate_neighbors(const Tensor& given_features, const Tensor& given_idx,
                                                const std::optional<Tensor>& given_weights, int64_t mode,
                                                bool keep_argmax) {
+  require_clouds("features", given_features, -1);
+  require_pooling(given_idx, given_weights, mode, "features", given_features);
+  require_range_on_device("idx", given_idx, given_features.size(1));
   torch::stable::accelerator::DeviceGuard guard(given_features.get_device_index());
   const Tensor features = torch::stable::contiguous(given_features), idx = torch::stable::contiguous(given_idx);
   const int64_t batch = features.size(0), n = features.size(1), channels = features.size(2);
@@ -110,11 +113,12 @@ Tensor aggregate_neighbors_backward(const Tensor& given_grad, const Tensor& give
                                     const std::optional<Tensor>& given_argmax,
                                     const std::optional<Tensor>& given_sorted,
                                     const std::optional<Tensor>& given_row_of, int64_t n, int64_t mode) {
+  require_pooled(given_grad, given_idx, given_weights, given_argmax, n, mode);
+  require(given_sorted && given_row_of, "sorted and row_of must be given on CUDA: a stable sort of idx (B, G * S)");
+  require_order(given_grad, given_idx.size(0), given_idx.size(1) * given_idx.size(2), *given_sorted, *given_row_of);
   torch::stable::accelerator::DeviceGuard guard(given_grad.get_device_index());
   const Tensor grad = torch::stable::contiguous(given_grad);
   const int64_t batch = grad.size(0), groups = grad.size(1), channels = grad.size(2), s = given_idx.size(2);
-  require(given_sorted && given_row_of, "sorted and row_of must be given on CUDA: a stable sort of idx (B, G * S)");
-  require(mode != kMax || given_argmax, "argmax must be given for the maximum");
   require(groups * s <= std::numeric_limits<uint32_t>::max(), "idx must have fewer than 2^32 entries a cloud");
   const Tensor sorted = torch::stable::contiguous(*given_sorted), row_of = torch::stable::contiguous(*given_row_of);
   std::optional<Tensor> weights, argmax;
@@ -146,6 +150,7 @@ Tensor aggregate_neighbors_backward(const Tensor& given_grad, const Tensor& give
 
 Tensor aggregate_neighbors_backward_weights(const Tensor& given_grad, const Tensor& given_features,
                                             const Tensor& given_idx) {
+  require_pooled_weights(given_grad, given_features, given_idx);
   torch::stable::accelerator::DeviceGuard guard(given_grad.get_device_index());
   const Tensor grad = torch::stable::contiguous(given_grad), features = torch::stable::contiguous(given_features);
   const Tensor idx = torch::stable::contiguous(given_idx);

@@ -73,7 +73,9 @@ __device__ __forceinline__ void sum_channels(int64_t e, const T* grad, const int
   const int64_t *keys = sorted + b * places, *order = row_of + b * places;
   A sum[width] = {};
   for (int64_t r = first_of(keys, places, i); r < places && keys[r] == i; ++r) {
-    const uint32_t place = static_cast<uint32_t>(order[r]), g = place / s, j = place % s;  // places < 2^32
+    const int64_t entry = order[r];
+    if (entry < 0 || entry >= places) continue;
+    const uint32_t place = static_cast<uint32_t>(entry), g = place / s, j = place % s;  // places < 2^32
     const int64_t from = (b * groups + g) * packs + p;
     const Packed row = reinterpret_cast<const Packed*>(grad)[from];
     if (mode == kMax) {

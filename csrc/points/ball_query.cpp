@@ -1,6 +1,6 @@
 // Ball query on the CPU: the queries are shared out to the threads; 64 support points are tested at a time, into one
 // bit mask, from x, y, z rows that stay in the cache, and a query stops at its k-th find.
-#include "common/pointpeft.h"
+#include "common/checks.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -98,6 +98,8 @@ void query_one(Inside<A> inside, const A* rows, int64_t padded, A qx, A qy, A qz
 }
 
 Tensor ball_query(const Tensor& query, const Tensor& support, double radius, int64_t k) {
+  require_search(query, support, 3, k);
+  require(radius > 0, "radius must be a number above 0, got ", radius);
   const int64_t batch = query.size(0), m = query.size(1), n = support.size(1);
   Tensor idx = torch::stable::new_empty(query, {batch, m, k}, ScalarType::Long);
   int64_t* out = idx.mutable_data_ptr<int64_t>();

@@ -1,7 +1,7 @@
 // Ball query on CUDA: one warp a query. A step tests kAhead * 32 points in index order: the loads of all kAhead are
 // under way together, then each 32 are voted into a mask and written at the popcount of the lanes below. A warp stops
 // at its k-th find. No shared memory, no barrier; the warps of a block read the same cloud, mostly from L1.
-#include "common/pointpeft.h"
+#include "common/device_checks.h"
 
 namespace pointpeft {
 namespace {
@@ -55,6 +55,10 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 Tensor ball_query(const Tensor& query, const Tensor& support, double radius, int64_t k) {
+  require_search(query, support, 3, k);
+  require(radius > 0, "radius must be a number above 0, got ", radius);
+  require_finite_on_device("query", query, std::nullopt);
+  require_finite_on_device("support", support, std::nullopt);
   const int64_t batch = query.size(0), m = query.size(1), n = support.size(1);
   Tensor idx = torch::stable::new_empty(query, {batch, m, k}, ScalarType::Long);
   const int64_t queries = batch * m;

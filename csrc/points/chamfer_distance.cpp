@@ -1,6 +1,6 @@
 // The per-point parts of the Chamfer distance on the CPU: nearest neighbours both ways by brute force, the lanes of a
 // vector being queries, so that nothing is ever reduced across lanes; and their gradients.
-#include "common/pointpeft.h"
+#include "common/checks.h"
 
 namespace pointpeft {
 namespace {
@@ -116,6 +116,7 @@ int nearest_portable(const Points& from_a, const Points& from_b, Rows<A>& a, Row
 int64_t padded(int64_t n) { return (n / kPad + 2) * kPad; }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> chamfer_distance(const Tensor& a, const Tensor& b) {
+  require_pair(a, b);
   const int64_t batch = a.size(0), n = a.size(1), m = b.size(1);
   require(n <= std::numeric_limits<int32_t>::max() && m <= std::numeric_limits<int32_t>::max(),
           "a and b must have fewer than 2^31 points, got ", n, " and ", m);
@@ -208,6 +209,9 @@ bool add_pairs(const Side<T>& from, const Side<T>& to, int64_t cloud, double* su
 std::tuple<Tensor, Tensor> chamfer_distance_backward(const Tensor& grad_a, const Tensor& grad_b, const Tensor& a,
                                                      const Tensor& b, const Tensor& given_idx_a,
                                                      const Tensor& given_idx_b) {
+  require_pair(a, b);
+  require_side("grad_a", grad_a, "idx_a", given_idx_a, a);
+  require_side("grad_b", grad_b, "idx_b", given_idx_b, b);
   const int64_t batch = a.size(0), n = a.size(1), m = b.size(1);
   const Tensor idx_a = torch::stable::contiguous(given_idx_a), idx_b = torch::stable::contiguous(given_idx_b);
   Tensor out_a = torch::stable::new_empty(a, {batch, n, 3}, a.scalar_type());
@@ -231,7 +235,7 @@ std::tuple<Tensor, Tensor> chamfer_distance_backward(const Tensor& grad_a, const
       }
     });
   });
-  require(good, "idx must be between 0 and the number of points - 1");
+  require(good, "idx_a and idx_b must be between 0 and M - 1 = ", m - 1, " and N - 1 = ", n - 1);
   return {out_a, out_b};
 }
 

@@ -1,6 +1,6 @@
 // The per-point parts of the Chamfer distance on CUDA: one thread an output point.
 #include "chamfer_distance.cuh"
-#include "common/pointpeft.h"
+#include "common/device_checks.h"
 
 namespace pointpeft {
 namespace {
@@ -35,6 +35,9 @@ void launch_nearest(const Tensor& queries, const Tensor& support, Tensor& sq_dis
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> chamfer_distance(const Tensor& a, const Tensor& b) {
+  require_pair(a, b);
+  require_finite_on_device("a", a, std::nullopt);
+  require_finite_on_device("b", b, std::nullopt);
   torch::stable::accelerator::DeviceGuard guard(a.get_device_index());
   const int64_t batch = a.size(0), n = a.size(1), m = b.size(1);
   const ScalarType wide = a.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
@@ -77,6 +80,9 @@ void launch_backward(const Tensor& points, const Tensor& other, const Side<A>& o
 std::tuple<Tensor, Tensor> chamfer_distance_backward(const Tensor& grad_a, const Tensor& grad_b, const Tensor& a,
                                                      const Tensor& b, const Tensor& given_idx_a,
                                                      const Tensor& given_idx_b) {
+  require_pair(a, b);
+  require_side("grad_a", grad_a, "idx_a", given_idx_a, a);
+  require_side("grad_b", grad_b, "idx_b", given_idx_b, b);
   torch::stable::accelerator::DeviceGuard guard(a.get_device_index());
   const Tensor idx_a = torch::stable::contiguous(given_idx_a), idx_b = torch::stable::contiguous(given_idx_b);
   Tensor out_a = torch::stable::new_empty(a, {a.size(0), a.size(1), 3}, a.scalar_type());

@@ -95,7 +95,8 @@ __device__ __forceinline__ void gradient_of_point(const Clouds& points, const Cl
   };
   if (me.i < points.length) {
     load_point<T>(points, me.b, me.i, x, y, z);
-    add(own.idx[me.b * points.length + me.i], own.grad[me.b * own.stride_b + me.i * own.stride_n]);
+    const int64_t near = own.idx[me.b * points.length + me.i];
+    if (near >= 0 && near < other.length) add(near, own.grad[me.b * own.stride_b + me.i * own.stride_n]);
   }
   for (int64_t base = 0; base < other.length; base += me.count) {
     if (base + me.number < other.length) tile[me.number] = theirs.idx[me.b * other.length + base + me.number];

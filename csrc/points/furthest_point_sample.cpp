@@ -1,6 +1,7 @@
 // Farthest point sampling on the CPU, exact index for index in two ways. Small clouds: every point in every step, as
 // rows x, y, z and distance that stay in the cache, one cloud a thread. Large clouds: the points lie in leaves of a k-d
 // split, under a tree of boxes, and a step visits only the leaves that the new pick can change.
+#include "common/checks.h"
 #include "furthest_point_tree.h"
 #include "common/simd.h"
 
@@ -391,8 +392,7 @@ Tensor sample(const Tensor& xyz, int64_t num_samples, const std::optional<Tensor
 }
 
 Tensor sample_one_way(const Tensor& xyz, int64_t num_samples, const std::string& name) {
-  require(xyz.dim() == 3 && xyz.size(2) == 3, "xyz must have shape (B, N, 3)");
-  require(1 <= num_samples && num_samples <= xyz.size(1), "num_samples must be between 1 and N = ", xyz.size(1));
+  checked_sampling(xyz, "num_samples", num_samples, std::nullopt, std::nullopt, 0, 0);
   require(name == "alone" || name == "together" || name == "tree", "way must be alone, together or tree, got ", name);
   const Way way = name == "alone" ? Way::alone : name == "together" ? Way::together : Way::tree;
   return sample(xyz, num_samples, std::nullopt, std::nullopt, 0, 0, way);
@@ -402,7 +402,8 @@ Tensor sample_one_way(const Tensor& xyz, int64_t num_samples, const std::string&
 
 Tensor furthest_point_sample(const Tensor& xyz, int64_t num_samples, const std::optional<Tensor>& lengths,
                              const std::optional<Tensor>& starts, int64_t start, double min_sq_norm) {
-  return sample(xyz, num_samples, lengths, starts, start, min_sq_norm, Way::automatic);
+  const Sampling checked = checked_sampling(xyz, "num_samples", num_samples, lengths, starts, start, min_sq_norm);
+  return sample(xyz, num_samples, checked.lengths, checked.starts, start, min_sq_norm, Way::automatic);
 }
 
 }  // namespace pointpeft

@@ -11,9 +11,9 @@
 
 #include <mutex>
 
+#include "common/device_checks.h"
 #include "furthest_point_buckets.cuh"
 #include "furthest_point_plan.h"
-#include "common/pointpeft.h"
 
 namespace pointpeft {
 namespace {
@@ -284,6 +284,8 @@ void launch(Task<A> task, const Tensor& like, int64_t batch, cudaStream_t stream
 
 Tensor furthest_point_sample(const Tensor& xyz, int64_t num_samples, const std::optional<Tensor>& lengths,
                              const std::optional<Tensor>& starts, int64_t start, double min_sq_norm) {
+  const Sampling checked = checked_sampling(xyz, "num_samples", num_samples, lengths, starts, start, min_sq_norm);
+  require_finite_on_device("xyz", xyz, checked.lengths);
   const int64_t batch = xyz.size(0), n = xyz.size(1);
   Tensor idx = torch::stable::new_empty(xyz, {batch, num_samples}, ScalarType::Long);
   if (batch == 0) return idx;
@@ -295,8 +297,8 @@ Tensor furthest_point_sample(const Tensor& xyz, int64_t num_samples, const std::
   const auto run = [&](auto type) {
     using A = decltype(type);
     launch(Task<A>{static_cast<const A*>(wide.const_data_ptr()), wide.stride(0), wide.stride(1), wide.stride(2), n,
-                   num_samples, lengths ? lengths->const_data_ptr<int64_t>() : nullptr,
-                   starts ? starts->const_data_ptr<int64_t>() : nullptr, start, A(min_sq_norm), nullptr,
+                   num_samples, checked.lengths ? checked.lengths->const_data_ptr<int64_t>() : nullptr,
+                   checked.starts ? checked.starts->const_data_ptr<int64_t>() : nullptr, start, A(min_sq_norm), nullptr,
                    idx.mutable_data_ptr<int64_t>()},
            xyz, batch, stream);
   };

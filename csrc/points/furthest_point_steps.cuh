@@ -18,8 +18,15 @@ struct Task {
   A* distances;  // (B, N), where registers do not hold them
   int64_t* idx;
 
+  // Nobody looks at the values of lengths and starts on a GPU unless asked to, so a cloud has at least one point and at
+  // most all, and begins with one of its own: then every pick is one, as a real point beats padding.
   __device__ __forceinline__ Cloud<A> cloud(int64_t b) const {
-    return {xyz + b * stride_b, stride_n, stride_c, lengths ? lengths[b] : n};
+    const int64_t length = lengths ? lengths[b] : n;
+    return {xyz + b * stride_b, stride_n, stride_c, length < 1 ? 1 : length > n ? n : length};
+  }
+  __device__ __forceinline__ int64_t first_pick(int64_t b, int64_t length) const {
+    const int64_t pick = starts ? starts[b] : start;
+    return pick < 0 ? 0 : pick >= length ? length - 1 : pick;
   }
 };
 
@@ -32,7 +39,7 @@ __device__ __forceinline__ Best<typename Types<A>::Bits, Index> nobody() {
 template <class A, class Team, class Step>
 __device__ __forceinline__ void pick_all(const Task<A>& task, int64_t b, Team& team, Step&& step) {
   const Cloud<A> cloud = task.cloud(b);
-  int64_t pick = task.starts ? task.starts[b] : task.start;
+  int64_t pick = task.first_pick(b, cloud.length);
   for (int64_t m = 0; m < task.num_samples; ++m) {
     if (team.thread == 0) task.idx[b * task.num_samples + m] = pick;
     if (m + 1 == task.num_samples) break;  // the same for the whole team

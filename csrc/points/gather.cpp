@@ -1,5 +1,5 @@
 // Rows by index, and the sum of rows by index that is its backward.
-#include "common/pointpeft.h"
+#include "common/checks.h"
 
 namespace pointpeft {
 namespace {
@@ -12,6 +12,8 @@ int64_t rows_of(const Tensor& idx) {
 }
 
 Tensor gather(const Tensor& features, const Tensor& given_idx) {
+  require_dim("features", features, 3);
+  require_indices("idx", given_idx, "features", features);
   const Tensor source = torch::stable::contiguous(features), idx = torch::stable::contiguous(given_idx);
   const int64_t batch = source.size(0), n = source.size(1), channels = source.size(2), rows = rows_of(idx);
   std::vector<int64_t> shape;
@@ -48,6 +50,7 @@ Tensor gather(const Tensor& features, const Tensor& given_idx) {
 // Adds each row of grad (B, ..., C) to row idx of its cloud, in the order of the rows: the same sum on every run. The
 // work is split by clouds and channels, never by rows.
 Tensor gather_backward(const Tensor& given_grad, const Tensor& given_idx, int64_t n) {
+  require_gathered(given_grad, given_idx, n);
   const Tensor grad = torch::stable::contiguous(given_grad), idx = torch::stable::contiguous(given_idx);
   const int64_t batch = idx.size(0), channels = grad.size(grad.dim() - 1), rows = rows_of(idx);
   Tensor out = torch::stable::new_empty(grad, {batch, n, channels}, grad.scalar_type());

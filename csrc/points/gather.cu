@@ -1,7 +1,7 @@
 // Rows by index on CUDA, and the sum of rows by index that is its backward: by atomics in at least float32, or, where
 // the order of the sum must not vary, by a walk over each target's rows in order.
+#include "common/device_checks.h"
 #include "gather.cuh"
-#include "common/pointpeft.h"
 
 namespace pointpeft {
 namespace {
@@ -37,6 +37,9 @@ void launch_gather(const Tensor& features, const Tensor& idx, Tensor& out, int64
 }
 
 Tensor gather(const Tensor& features, const Tensor& given_idx) {
+  require_dim("features", features, 3);
+  require_indices("idx", given_idx, "features", features);
+  require_range_on_device("idx", given_idx, features.size(1));
   torch::stable::accelerator::DeviceGuard guard(features.get_device_index());
   const Tensor source = torch::stable::contiguous(features), idx = torch::stable::contiguous(given_idx);
   std::vector<int64_t> shape;
@@ -102,8 +105,10 @@ __global__ void sum_kernel(const T* grad, const int64_t* sorted, const int64_t* 
   const int64_t first = first_of(keys, rows, i);
   for (int64_t c = threadIdx.x % 32; c < channels; c += 32) {
     A sum = 0;
-    for (int64_t r = first; r < rows && keys[r] == i; ++r)
-      sum += widen(grad[(b * rows + row_of[b * rows + r]) * channels + c]);
+    for (int64_t r = first; r < rows && keys[r] == i; ++r) {
+      const int64_t row = row_of[b * rows + r];
+      if (row >= 0 && row < rows) sum += widen(grad[(b * rows + row) * channels + c]);
+    }
     out[target * channels + c] = narrow_to<T>(sum);
   }
 }
@@ -125,6 +130,7 @@ void dispatch_device(ScalarType dtype, Body&& body) {
 }
 
 Tensor gather_backward(const Tensor& given_grad, const Tensor& given_idx, int64_t n) {
+  require_gathered(given_grad, given_idx, n);
   torch::stable::accelerator::DeviceGuard guard(given_grad.get_device_index());
   const Tensor grad = torch::stable::contiguous(given_grad), idx = torch::stable::contiguous(given_idx);
   const int64_t batch = idx.size(0), channels = grad.size(grad.dim() - 1), rows = rows_of(idx);
@@ -147,6 +153,13 @@ Tensor gather_backward(const Tensor& given_grad, const Tensor& given_idx, int64_
 // As gather_backward, with `sorted` and `row_of` from a stable sort of idx (B, rows).
 Tensor gather_backward_sorted(const Tensor& given_grad, const Tensor& given_sorted, const Tensor& given_row_of,
                               int64_t n) {
+  require_floating("grad", given_grad);
+  require(n >= 0, "n must be at least 0, got ", n);
+  require_dim("sorted", given_sorted, 2);
+  require_order(given_grad, given_sorted.size(0), given_sorted.size(1), given_sorted, given_row_of);
+  const int64_t entries = given_sorted.size(0) * given_sorted.size(1);
+  if (given_grad.dim() < 2 || given_grad.numel() != entries * given_grad.size(given_grad.dim() - 1))
+    fail("grad must have ", entries, " rows of channels, one an entry of sorted, got shape ", shape_text(given_grad));
   torch::stable::accelerator::DeviceGuard guard(given_grad.get_device_index());
   const Tensor grad = torch::stable::contiguous(given_grad), sorted = torch::stable::contiguous(given_sorted);
   const Tensor row_of = torch::stable::contiguous(given_row_of);

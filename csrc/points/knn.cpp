@@ -1,5 +1,6 @@
 // Nearest neighbours on the CPU, in three ways: small clouds by all distances, large ones by a tree, many channels by a
 // matrix product.
+#include "common/checks.h"
 #include "knn_rows.h"
 #include "knn_tree.h"
 
@@ -187,6 +188,15 @@ bool squared_norms(const Tensor& points, const int64_t* lengths, A* norms) {
   return finite;
 }
 
+// out = a @ b by batches. The form with `out` stays in its dtype under autocast. Not for CUDA, where a switch of
+// PyTorch has it round the factors to TF32.
+void batch_product(const Tensor& a, const Tensor& b, Tensor& out) {
+  std::array<StableIValue, 3> stack{torch::stable::detail::from(a), torch::stable::detail::from(b),
+                                    torch::stable::detail::from(out)};
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::bmm", "out", stack.data(), TORCH_ABI_VERSION));
+  out = torch::stable::detail::to<Tensor>(stack[0]);
+}
+
 // Many channels: |q|² + |s|² - 2 q·s, clamped at 0, with the products by the BLAS, some queries of all clouds at a
 // time.
 template <class A>
@@ -264,14 +274,12 @@ std::tuple<Tensor, Tensor> search(const Tensor& query, const Tensor& support, in
 
 std::tuple<Tensor, Tensor> knn(const Tensor& query, const Tensor& support, int64_t k,
                                const std::optional<Tensor>& lengths) {
-  return search(query, support, k, lengths, Way::automatic);
+  require_search(query, support, -1, k);
+  return search(query, support, k, checked_lengths(lengths, "support", support, "k", k), Way::automatic);
 }
 
 std::tuple<Tensor, Tensor> knn_one_way(const Tensor& query, const Tensor& support, int64_t k, const std::string& name) {
-  require(query.dim() == 3 && support.dim() == 3 && query.size(0) == support.size(0) &&
-              query.size(2) == support.size(2) && query.scalar_type() == support.scalar_type(),
-          "query and support must have shapes (B, M, C) and (B, N, C), and one dtype");
-  require(1 <= k && k <= support.size(1), "k must be between 1 and N = ", support.size(1), ", got ", k);
+  require_search(query, support, -1, k);
   require(name == "rows" || name == "tree" || name == "product", "way must be rows, tree or product, got ", name);
   const Way way = name == "rows" ? Way::rows : name == "tree" ? Way::tree : Way::product;
   const int64_t most = way == Way::rows ? kMostExactChannels : 3;

@@ -4,9 +4,11 @@
 // loads from L2 in all); a lane computes the distance of every 32nd point. The k best live sorted in registers, rank
 // 32 j + lane in best[j]. What is below the k-th best is collected by ballot in 64 shared slots a warp; 32 of them are
 // sorted and merged at a time, by shuffles. Two barriers a tile, none in the selection; no (M, N) matrix except for
-// many channels, whose products come from a matrix product. k above 128: passes of 128, each past the last one's end.
+// many channels, whose products query·support are made first (knn_products.cuh). k above 128: passes of 128, each past
+// the last one's end.
+#include "common/device_checks.h"
+#include "knn_products.cuh"
 #include "knn_selection.cuh"
-#include "common/pointpeft.h"
 
 namespace pointpeft {
 namespace {
@@ -55,7 +57,7 @@ __global__ void __launch_bounds__(kWarps * 32, 2) nearest_kernel(const Problem<A
   const int64_t among = blockIdx.x % p.blocks_a_cloud * kWarps + warp;
   const int64_t count = kChannels < 0 ? p.chunk : p.m, m = kChannels < 0 ? p.first + among : among;
   const bool active = among < count;  // the same for a whole warp; the others help to load
-  const int64_t length = p.lengths ? p.lengths[b] : p.n;
+  const int64_t given = p.lengths ? p.lengths[b] : p.n, length = given < 0 ? 0 : min(given, p.n);
   const int channels = kChannels == 3 ? 3 : p.channels;
   const int points = kChannels == 3 ? kTile : 3 * kTile / max(channels, 1);
   A qx = 0, qy = 0, qz = 0, own = 0;
@@ -159,6 +161,23 @@ __global__ void squared_norm_kernel(const A* points, int64_t count, int channels
   if (threadIdx.x % 32 == 0) norms[i] = sum;
 }
 
+template <class A>
+__global__ void __launch_bounds__(kProductThreads) product_kernel(const Products<A> products) {
+  __shared__ ProductTiles<A> tiles;
+  product_block(products, tiles, blockIdx.x, static_cast<int>(threadIdx.x));
+}
+
+// query·support of `chunk` queries from `first` on.
+template <class A>
+void launch_products(const A* query, const A* support, const Problem<A>& p, int64_t batch, A* out,
+                     cudaStream_t stream) {
+  const Products<A> products{query, support, p.m, p.n, p.first, p.chunk, p.channels, out};
+  const int64_t blocks = batch * products.row_blocks() * products.column_blocks();
+  require(blocks <= std::numeric_limits<int32_t>::max(), "query and support are too large for one launch");
+  product_kernel<A><<<blocks, kProductThreads, 0, stream>>>(products);
+  check_launch("knn");
+}
+
 template <class A, int kChannels>
 void launch(const Problem<A>& p, int64_t blocks, cudaStream_t stream) {
   if (p.k <= 32)
@@ -203,12 +222,12 @@ void run(Problem<A>& p, const Tensor& query, const Tensor& support, int64_t batc
   norms(s, support_norm);
   p.query_norm = static_cast<const A*>(query_norm.const_data_ptr());
   p.support_norm = static_cast<const A*>(support_norm.const_data_ptr());
-  const Tensor transposed = torch::stable::transpose(s, 1, 2);
   const int64_t most = queries_a_product(batch, p.m, p.n);
   for (p.first = 0; p.first < p.m; p.first += most) {
     p.chunk = std::min(most, p.m - p.first);
     Tensor product = torch::stable::new_empty(q, std::vector<int64_t>{batch, p.chunk, p.n}, dtype);
-    batch_product(torch::stable::narrow(const_cast<Tensor&>(q), 1, p.first, p.chunk), transposed, product);
+    launch_products(static_cast<const A*>(q.const_data_ptr()), static_cast<const A*>(s.const_data_ptr()), p, batch,
+                    static_cast<A*>(product.mutable_data_ptr()), stream);
     p.product = static_cast<const A*>(product.const_data_ptr());
     p.blocks_a_cloud = blocks(p.chunk);
     launch<A, -1>(p, batch * p.blocks_a_cloud, stream);
@@ -255,10 +274,14 @@ namespace {
 
 std::tuple<Tensor, Tensor> knn(const Tensor& query, const Tensor& support, int64_t k,
                                const std::optional<Tensor>& lengths) {
-  const ScalarType dtype = support.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  require_search(query, support, -1, k);
+  const std::optional<Tensor> checked = checked_lengths(lengths, "support", support, "k", k);
+  require_finite_on_device("query", query, std::nullopt);
+  require_finite_on_device("support", support, checked);
+  const ScalarType dtype = accumulate_dtype(support.scalar_type());
   Tensor sq_distance = torch::stable::new_empty(support, {query.size(0), query.size(1), k}, dtype);
   Tensor idx = torch::stable::new_empty(support, {query.size(0), query.size(1), k}, ScalarType::Long);
-  nearest(query, support, k, lengths, &sq_distance, idx, nullptr);
+  nearest(query, support, k, checked, &sq_distance, idx, nullptr);
   return {sq_distance, idx};
 }
 

@@ -1,5 +1,5 @@
 // Farthest points, their nearest neighbours and the neighbours' offsets, as one operation on the CPU.
-#include "common/pointpeft.h"
+#include "common/checks.h"
 
 namespace pointpeft {
 namespace {
@@ -17,8 +17,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> sample_and_group(const Tensor& xyz, i
                                                             const std::optional<Tensor>& lengths,
                                                             const std::optional<Tensor>& starts, int64_t start,
                                                             double min_sq_norm) {
+  const Sampling checked = checked_grouping(xyz, num_groups, group_size, lengths, starts, start, min_sq_norm);
   const int64_t batch = xyz.size(0);
-  Tensor center_idx = furthest_point_sample(xyz, num_groups, lengths, starts, start, min_sq_norm);
+  Tensor center_idx = furthest_point_sample(xyz, num_groups, checked.lengths, checked.starts, start, min_sq_norm);
   Tensor centers = torch::stable::new_empty(xyz, {batch, num_groups, 3}, xyz.scalar_type());
   Tensor neighbor_idx = torch::stable::new_empty(xyz, {batch, num_groups, group_size}, ScalarType::Long);
   Tensor patches = torch::stable::new_empty(xyz, {batch, num_groups, group_size, 3}, xyz.scalar_type());
@@ -26,7 +27,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> sample_and_group(const Tensor& xyz, i
     using T = decltype(type);
     copy_centers(xyz, center_idx.const_data_ptr<int64_t>(), num_groups, static_cast<T*>(centers.mutable_data_ptr()));
   });
-  nearest(centers, xyz, group_size, lengths, nullptr, neighbor_idx, &patches);
+  nearest(centers, xyz, group_size, checked.lengths, nullptr, neighbor_idx, &patches);
   return {patches, centers, center_idx, neighbor_idx};
 }
 

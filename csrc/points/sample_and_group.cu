@@ -1,6 +1,6 @@
 // Farthest points, their nearest neighbours and the neighbours' offsets, as one operation on CUDA: the neighbours'
 // kernel writes the centred patches itself.
-#include "common/pointpeft.h"
+#include "common/device_checks.h"
 
 namespace pointpeft {
 namespace {
@@ -28,9 +28,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> sample_and_group(const Tensor& xyz, i
                                                             const std::optional<Tensor>& lengths,
                                                             const std::optional<Tensor>& starts, int64_t start,
                                                             double min_sq_norm) {
+  const Sampling checked = checked_grouping(xyz, num_groups, group_size, lengths, starts, start, min_sq_norm);
   const int64_t batch = xyz.size(0);
   torch::stable::accelerator::DeviceGuard guard(xyz.get_device_index());
-  Tensor center_idx = furthest_point_sample(xyz, num_groups, lengths, starts, start, min_sq_norm);
+  Tensor center_idx = furthest_point_sample(xyz, num_groups, checked.lengths, checked.starts, start, min_sq_norm);
   Tensor centers = torch::stable::new_empty(xyz, {batch, num_groups, 3}, xyz.scalar_type());
   Tensor neighbor_idx = torch::stable::new_empty(xyz, {batch, num_groups, group_size}, ScalarType::Long);
   Tensor patches = torch::stable::new_empty(xyz, {batch, num_groups, group_size, 3}, xyz.scalar_type());
@@ -45,7 +46,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> sample_and_group(const Tensor& xyz, i
     default:
       copy_centers<uint64_t>(xyz, center_idx, centers, stream);
   }
-  nearest(centers, xyz, group_size, lengths, nullptr, neighbor_idx, &patches);
+  nearest(centers, xyz, group_size, checked.lengths, nullptr, neighbor_idx, &patches);
   return {patches, centers, center_idx, neighbor_idx};
 }
 

@@ -1,5 +1,6 @@
 """The warp functions of the CUDA kernels, compiled for the host and run on 32 emulated lanes: no GPU is needed."""
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -24,6 +25,20 @@ def test_gathering_and_pooling_on_the_host(tmp_path):
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
 def test_the_chamfer_distance_on_the_host(tmp_path):
     run(tmp_path, "chamfer_distance")
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
+def test_products_of_many_channels_on_the_host(tmp_path):
+    run(tmp_path, "knn_products")
+
+
+def test_no_cuda_kernel_leaves_its_products_to_pytorch():
+    # Its switches for TF32 would round the factors, and |q|² - 2 q·s + |s|² cancels the digits that are left.
+    assert "batch_product" in (CSRC / "knn.cpp").read_text()
+    for path in [*CSRC.glob("*.cu"), *CSRC.glob("*.cuh")]:
+        assert not re.search(r"batch_product|\bmatmul\b|aten::(b?mm|baddbmm|addmm|matmul|linear)", path.read_text()), (
+            path
+        )
 
 
 def run(folder, name, *more):

@@ -214,5 +214,5 @@ def test_all_levels_give_the_same_bits(size, gelu, cpu_level, generator, monkeyp
     ],
 )
 def test_bad_shapes_name_the_argument(call, message):
-    with pytest.raises(RuntimeError, match=f"pointpeft: {message} must"):
+    with pytest.raises(ValueError, match=f"pointpeft: {message} must"):
         call()

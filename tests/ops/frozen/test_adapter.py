@@ -88,5 +88,5 @@ def test_all_levels_give_the_same_bits(size, relu, cpu_level, generator, monkeyp
 
 
 def test_clouds_that_do_not_divide_the_rows_are_named():
-    with pytest.raises(RuntimeError, match="pointpeft: clouds must divide N = 3, got 2"):
+    with pytest.raises(ValueError, match="pointpeft: clouds must divide N = 3, got 2"):
         _rows.output(torch.ones(3, 4), torch.ones(4), torch.ones(3), 2)

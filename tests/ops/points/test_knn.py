@@ -60,6 +60,19 @@ def test_many_channels_equal_the_exact_distances(m, n, k, dtype, device, generat
     assert (sq_distance.diff(dim=-1) >= 0).all()
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("channels", [17, 64, 384])
+def test_many_channels_do_not_depend_on_tf32(channels, generator, monkeypatch):
+    query, support = clouds(2, 100, 900, channels, generator, device="cuda")
+    query, support = query + 10, support + 10  # far from the origin the squared norms cancel
+    exact = knn(query, support, 8)
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
+    with_tf32 = knn(query, support, 8)
+    assert all(torch.equal(a, b) for a, b in zip(exact, with_tf32, strict=True))
+    true_distance = torch.cdist(query.double(), support.double()).square()
+    assert torch.allclose(with_tf32[0].double(), true_distance.gather(2, with_tf32[1]), atol=1e-4 * channels)
+
+
 def test_many_channels_never_give_a_negative_distance(device, generator):
     support = torch.randn(1, 100, 64, generator=generator).to(device) * 100
     sq_distance, idx = knn(support, support, 1)
@@ -356,5 +369,5 @@ def test_each_way_equals_the_reference_at_sizes_that_do_not_choose_it(way, m, n,
     ],
 )
 def test_a_way_that_cannot_be_taken_is_named(channels, way, message):
-    with pytest.raises(RuntimeError, match=message):
+    with pytest.raises(ValueError, match=message):
         torch.ops.pointpeft._knn_one_way(torch.zeros(1, 2, channels), torch.zeros(1, 5, channels), 2, way)
