@@ -28,7 +28,9 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 TARGET_VERSION = "0x020a000000000000"  # torch 2.10, the oldest libtorch the libraries run on
-DEFAULT_ARCHS = "8.0;9.0;10.0;12.0+PTX"
+# From T4 on, all that nvcc 13 knows: 8.0 serves 8.6 and 8.9 too, 10.0 serves 10.3, 12.0 serves 12.1. PTX of 9.0, which
+# the driver compiles, serves what has no machine code of its own, such as 11.0, and GPUs to come.
+DEFAULT_ARCHS = "7.5;8.0;9.0+PTX;10.0;12.0"
 # Frame pointers and symbols for readable reports; undefined behaviour ends the process instead of a line on stderr.
 SANITIZERS = "-fsanitize=address,undefined -fno-sanitize-recover=all"
 SANITIZE_FLAGS = f"{SANITIZERS} -O1 -g -fno-omit-frame-pointer"
@@ -112,7 +114,7 @@ def sanitize() -> bool:
 
 
 def cuda_archs() -> list[str]:
-    """Targets in the form of TORCH_CUDA_ARCH_LIST: what it says, else the visible GPUs, else all since Ampere."""
+    """Targets in the form of TORCH_CUDA_ARCH_LIST: what it says, else the visible GPUs, else all since Turing."""
     wish = os.environ.get("TORCH_CUDA_ARCH_LIST")
     if not wish and shutil.which("nvidia-smi"):
         query = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]

@@ -16,19 +16,25 @@ from tests.clouds import write_clouds
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else min(2, os.cpu_count() or 1))
 
 
-def _cuda_reason() -> str | None:
-    if not torch.cuda.is_available():
-        return "no CUDA device"
-    part = library.PARTS["cuda"]
-    return None if part.live else part.reason
+def missing_kernels(has_gpu: bool, part: library.Part) -> str | None:
+    """Why a test marked `gpu` fails, or None: on a machine with a GPU it is not skipped for want of the kernels."""
+    if not has_gpu or part.live:
+        return None
+    return f"there is a GPU, but no CUDA kernels for it: {part.reason}; {part.remedy}"
+
+
+def pytest_runtest_setup(item):
+    reason = missing_kernels(torch.cuda.is_available(), library.part_of("cuda"))
+    if "gpu" in item.keywords and reason is not None:
+        pytest.fail(reason, pytrace=False)
 
 
 def pytest_collection_modifyitems(config, items):
-    reason = _cuda_reason()
+    has_gpu = torch.cuda.is_available()
     has_triton = importlib.util.find_spec("triton") is not None
     for item in items:
-        if "gpu" in item.keywords and reason is not None:
-            item.add_marker(pytest.mark.skip(reason=reason))
+        if "gpu" in item.keywords and not has_gpu:
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
         if "triton" in item.keywords and not has_triton:
             item.add_marker(pytest.mark.skip(reason="Triton is not installed"))
 

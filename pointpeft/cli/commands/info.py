@@ -47,7 +47,8 @@ def collect() -> dict[str, Any]:
             "cpu level supported": _C.supported_cpu_level(),
         }
     facts["backends"] = {
-        kind: {"live": part.live, "reason": part.reason, "remedy": part.remedy} for kind, part in library.PARTS.items()
+        kind: {"live": part.live, "reason": part.reason, "remedy": part.remedy}
+        for kind, part in ((kind, library.part_of(kind)) for kind in library.PARTS)
     }
     facts["operations answer with"] = {kind: library.backend(kind) for kind in library.PARTS}
     facts["environment"] = {

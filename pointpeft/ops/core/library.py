@@ -14,6 +14,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from pointpeft import _sources
 from pointpeft.ops.core import derivatives, triton_launch
+from pointpeft.ops.core.archs import has_code_for
 
 _BAD_ARGUMENT = "pointpeft: "  # prefix of the compiled kernels' argument errors, as in csrc/common/pointpeft.h
 
@@ -119,13 +120,58 @@ def backend(device: torch.device | str = "cpu") -> str:
     Returns:
         "compiled" (C++ or CUDA kernels) or "reference" (plain PyTorch).
     """
-    return "compiled" if _is_compiled_on(torch.device(device).type, _asked()) else "reference"
+    return "compiled" if _is_compiled_on(torch.device(device), _asked()) else "reference"
 
 
-def _is_compiled_on(kind: str, wish: str) -> bool:
+def _is_compiled_on(device: torch.device, wish: str) -> bool:
     # Fake and meta tensors trace through the registered operation.
-    part = PARTS.get("cpu" if kind == "meta" else kind)
-    return wish == "auto" and part is not None and part.live
+    part = PARTS.get("cpu" if device.type == "meta" else device.type)
+    live = wish == "auto" and part is not None and part.live
+    return live and (device.type != "cuda" or _has_code_for_gpu(device.index))
+
+
+def part_of(device: torch.device | str) -> Part:
+    """The compiled library that serves a device, or why there is none: code for one GPU need not run on another.
+
+    Args:
+        device: A device or its type.
+    """
+    device = torch.device(device)
+    part = PARTS.get(device.type)
+    if part is None:
+        return Part(False, f"there are no kernels for {device.type}", "move the tensors to the CPU or CUDA")
+    if not part.live or device.type != "cuda" or _has_code_for_gpu(device.index):
+        return part
+    capability = ".".join(map(str, torch.cuda.get_device_capability(device)))
+    return Part(
+        False,
+        f"_cuda.so has code for {_cuda_archs()}, none of which runs on {torch.cuda.get_device_name(device)} of "
+        f"compute capability {capability}",
+        f"install again with TORCH_CUDA_ARCH_LIST={capability}",
+    )
+
+
+def _cuda_archs() -> str:
+    from pointpeft import _C  # absent in a tree without a build
+
+    return _C.cuda_archs
+
+
+_gpus_with_code: dict[int, bool] = {}
+
+
+@torch.compiler.assume_constant_result
+def _has_code_for_gpu(index: int | None) -> bool:
+    """Whether the CUDA library has code that runs on a GPU, None for the current one; asked once a GPU."""
+    if index is None:
+        if not torch.cuda.is_available():  # tensors without values may be on "cuda" all the same
+            return True
+        index = torch.cuda.current_device()
+    if index not in _gpus_with_code:
+        _gpus_with_code[index] = not torch.cuda.is_available() or has_code_for(
+            _cuda_archs(), torch.cuda.get_device_capability(index)
+        )
+    return _gpus_with_code[index]
 
 
 @cache
@@ -142,12 +188,12 @@ def warn_composed(case: str, limit: str) -> None:
 def use_reference(tensor: torch.Tensor) -> bool:
     """Whether an operation on `tensor` takes the reference; says once why, where that was not asked for."""
     # A call on small clouds takes some 0.1 ms, and each look at the environment 0.001: one look.
-    kind, wish = tensor.device.type, _asked()
-    if _is_compiled_on(kind, wish):
+    device, wish = tensor.device, _asked()
+    if _is_compiled_on(device, wish):
         return False
     if wish == "auto":
-        part = PARTS.get(kind, Part(False, f"there are no kernels for {kind}", "move the tensors to the CPU or CUDA"))
-        _say_once(kind, part.reason, part.remedy)
+        part = part_of(device)
+        _say_once(device.type, part.reason, part.remedy)
     return True
 
 
@@ -272,7 +318,7 @@ def call(op: Callable[..., Any], *args: Any) -> Any:
         return op(*args)
     try:
         return derivatives.call(op, *args)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         text = str(error)
         if text.startswith(_BAD_ARGUMENT):
             raise ValueError(text.splitlines()[0].removeprefix(_BAD_ARGUMENT)) from None

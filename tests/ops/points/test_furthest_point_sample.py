@@ -239,7 +239,7 @@ def test_coordinates_on_a_grid_that_float32_does_not_hold(step, cpu_level, one_t
 
 
 def test_an_unknown_way_is_named():
-    with pytest.raises(RuntimeError, match="way must be alone, together or tree, got bucket"):
+    with pytest.raises(ValueError, match="way must be alone, together or tree, got bucket"):
         torch.ops.pointpeft._furthest_point_sample_one_way(torch.zeros(1, 5, 3), 2, "bucket")
 
 
@@ -343,3 +343,15 @@ def test_every_kernel_that_a_size_selects_equals_the_reference(n, dtype, device,
     xyz = cloud(2, n, generator, dtype, device)
     call = {"lengths": torch.tensor([n, n // 2 + 1], device=device), "start": n // 2}
     assert torch.equal(furthest_point_sample(xyz, 40, **call), furthest_point_sample_reference(xyz, 40, **call))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("n", "dtype"), [(200_003, torch.float32), (70_001, torch.float64), (196_609, torch.bfloat16)])
+def test_buckets_equal_the_cpu_beyond_the_registers_of_the_largest_cluster(n, dtype, generator):
+    # Clusters of 16 blocks hold 196,608 points in float32 and 65,536 in float64; from 64 samples on, what is larger is
+    # sorted into buckets.
+    xyz = cloud(2, n, generator, dtype, "cpu")
+    call = {"lengths": torch.tensor([n, n // 2 + 1]), "start": n // 3}
+    expected = furthest_point_sample(xyz, 96, **call)
+    call["lengths"] = call["lengths"].cuda()
+    assert torch.equal(furthest_point_sample(xyz.cuda(), 96, **call).cpu(), expected)
