@@ -3,11 +3,13 @@
 import os
 
 import pytest
+import torch
 
 from pointpeft import ops
 from pointpeft.ops.core import library
-from tests.hardening.fuzz import cuda_path, fused_cases, point_cases  # noqa: F401
+from tests.hardening.fuzz import cuda_path, fused_cases, point_cases, raw  # noqa: F401
 from tests.hardening.fuzz.case import CASES
+from tests.hardening.fuzz.draw import Draw
 from tests.hardening.fuzz.driver import run
 from tests.ops import interpreter
 
@@ -19,6 +21,15 @@ def test_every_operation_has_a_case():
     assert set(CASES) == public
 
 
+def test_every_registered_operation_is_called_raw():
+    called = set(raw.RAW)
+    for name in CASES:
+        for number in range(40):
+            called |= {op._schema.name.split("::")[1] for op, _ in raw.recorded(Draw(name, number), name)}
+    # Tests of torch.library may have registered operations of their own in this process.
+    assert {name for name in raw.names() if hasattr(torch.ops.pointpeft, name)} - raw.ON_CUDA_ALONE == called
+
+
 def test_every_answer_for_cuda_that_is_python_is_tried():
     written = {name.removeprefix("pointpeft::") for name in library.FUSED._op_defs}
     assert {name for name in written if "attention" not in name} == set(cuda_path.ANSWERS)
@@ -28,6 +39,7 @@ def test_every_answer_for_cuda_that_is_python_is_tried():
     ("module", "outcomes"),
     [
         ("tests.hardening.fuzz.ops", {"equal", "refused"}),
+        ("tests.hardening.fuzz.raw", {"answered", "refused", "compiled", "not compiled", "nothing to call"}),
         ("tests.hardening.fuzz.readers", {"read", "refused"}),
         pytest.param("tests.hardening.fuzz.cuda_path", {"equal", "refused"}, marks=pytest.mark.triton),
     ],
