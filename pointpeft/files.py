@@ -1,10 +1,13 @@
 """Weight files: read without running code, written to a temporary name and renamed."""
 
+import errno
 import hashlib
 import json
 import os
 import pickle
 import re
+import secrets
+import stat
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -106,27 +109,56 @@ def _digest(file: Any) -> str:  # Python 3.10
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Calls `write` with a temporary name beside `path`, makes it durable and renames it.
+    """Calls `write` with a temporary name beside `path`, makes it durable, renames it and makes that durable, too.
+
+    The temporary file is a new one of a name that nobody can foresee, so that no link can lead the write elsewhere.
 
     Raises:
         OSError: The disk is full, the folder cannot be written to, and the like; names `path`, which stays as it was.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = None
     try:
+        temporary, mode = _new_file_beside(path)
         write(temporary)
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # safetensors writes files that others may not read
+        temporary.chmod(mode)  # safetensors puts a file in its place that others may not read
         os.replace(temporary, path)
+        sync_folder(path.parent)
     except Exception as error:
         cause = _os_error(error)
         if cause is None:
             raise
         raise OSError(cause.errno, f"cannot be written, {cause.strerror}", str(path)) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def _new_file_beside(path: Path) -> tuple[Path, int]:
+    """An empty file that was not there before, and the permissions that the user's mask gives it."""
+    while True:
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+        try:
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0), 0o666)
+        except FileExistsError:
+            continue
+        try:
+            return temporary, stat.S_IMODE(os.fstat(descriptor).st_mode)
+        finally:
+            os.close(descriptor)
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes a folder's entries durable: a renamed file is there after a loss of power."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a file system that makes them durable by itself, and cannot be asked to
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path, facts: dict[str, str]) -> None:

@@ -1,6 +1,7 @@
 import hashlib
 import json
 import os
+import stat
 
 import pytest
 import torch
@@ -123,6 +124,47 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     write_json(path, {"a": 2})
     assert json.loads(path.read_text()) == {"a": 2}
     assert os.listdir(tmp_path) == ["config.json"]
+
+
+def test_a_write_leaves_the_mask_of_the_process_alone_and_obeys_it(tmp_path, monkeypatch):
+    before = os.umask(0o027)
+    try:
+        monkeypatch.setattr(os, "umask", None)  # other threads would create files without a mask
+        write_json(tmp_path / "a.json", {})
+        write_atomically(tmp_path / "a.safetensors", lambda path: save_tensors(TENSORS, path, {"a": "b"}))
+    finally:
+        monkeypatch.undo()
+        os.umask(before)
+    assert {(tmp_path / name).stat().st_mode & 0o777 for name in os.listdir(tmp_path)} == {0o640}
+
+
+def test_no_link_laid_beforehand_leads_a_write_elsewhere(tmp_path, monkeypatch):
+    (tmp_path / "victim").write_text("precious")
+    tokens = iter(["foreseen", "new"])
+    monkeypatch.setattr(files.secrets, "token_hex", lambda size: next(tokens))
+    (tmp_path / ".a.json.foreseen.tmp").symlink_to(tmp_path / "victim")
+    (tmp_path / f".a.json.{os.getpid()}.tmp").symlink_to(tmp_path / "victim")
+    write_json(tmp_path / "a.json", {})
+    assert (tmp_path / "victim").read_text() == "precious"
+    assert (tmp_path / "a.json").read_text() == "{}\n"
+
+
+def test_the_folder_is_made_durable_after_the_rename(tmp_path, monkeypatch):
+    calls = []
+    sync, replace = os.fsync, os.replace
+
+    def fsync(descriptor):
+        calls.append("folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file")
+        sync(descriptor)
+
+    def renamed(source, target):
+        calls.append("rename")
+        replace(source, target)
+
+    monkeypatch.setattr(files.os, "fsync", fsync)
+    monkeypatch.setattr(files.os, "replace", renamed)
+    write_json(tmp_path / "a.json", {})
+    assert calls == ["file", "rename", "folder"]
 
 
 def test_the_bytes_of_a_safetensors_file_depend_on_its_content_alone(tmp_path):

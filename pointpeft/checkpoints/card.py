@@ -5,6 +5,7 @@ from typing import Any
 
 import yaml
 
+from pointpeft.escapes import markdown_text, one_line
 from pointpeft.model import PointModel
 
 SCORES = (
@@ -40,11 +41,11 @@ def model_card(model: PointModel, config: dict[str, Any]) -> str:
     rows |= {key: value for key, value in facts.items() if key not in TOLD and not isinstance(value, (dict, list))}
     sections = [
         "---\n" + yaml.safe_dump(_header(title, facts), sort_keys=False) + "---",
-        f"# {title}",
+        f"# {markdown_text(title)}",
         _table(("", ""), rows.items()),
         *_results(facts),
         *_protocol(facts),
-        *([f"Classes: {', '.join(map(str, facts['classes']))}."] if facts.get("classes") else []),
+        *([f"Classes: {', '.join(map(markdown_text, facts['classes']))}."] if facts.get("classes") else []),
         '```python\nfrom pointpeft.checkpoints import load_adapter\n\nmodel = load_adapter("this folder")\n```',
     ]
     return "\n\n".join(sections) + "\n"
@@ -57,7 +58,7 @@ def _header(title: str, facts: dict[str, Any]) -> dict[str, Any]:
     }
     test = facts.get("test")
     if isinstance(test, dict):
-        data = str(facts.get("data", "unnamed clouds"))
+        data = one_line(facts.get("data", "unnamed clouds"))
         metrics = [{"type": kind, "name": f"test {name}", "value": test[name]} for name, kind in SCORES if name in test]
         task = {"type": _task(facts), "name": _task(facts).replace("cloud-", "cloud ")}
         result = {"task": task, "dataset": {"type": Path(data).name, "name": data}, "metrics": metrics}
@@ -85,11 +86,12 @@ def _results(facts: dict[str, Any]) -> list[str]:
 def _protocol(facts: dict[str, Any]) -> list[str]:
     lines = []
     if isinstance(facts.get("selection"), dict):
-        lines.append(f"- Weights of epoch {facts['selection']['epoch']}: {facts['selection']['meaning']}.")
+        epoch, meaning = facts["selection"]["epoch"], facts["selection"]["meaning"]
+        lines.append(f"- Weights of epoch {epoch}: {markdown_text(meaning)}.")
     if "seeds" in facts:
-        lines.append(f"- Seeds: {', '.join(map(str, facts['seeds']))}.")
+        lines.append(f"- Seeds: {', '.join(map(markdown_text, facts['seeds']))}.")
     if "augmentation" in facts:
-        lines.append(f"- Augmentation in training: {facts['augmentation']}.")
+        lines.append(f"- Augmentation in training: {markdown_text(facts['augmentation'])}.")
     if "vote" in facts:
         lines.append("- No vote: one pass per cloud." if facts["vote"] == 1 else f"- Vote over {facts['vote']} passes.")
     return ["## How this was measured", "\n".join(lines)] if lines else []
@@ -101,4 +103,4 @@ def _percent(value: Any) -> str:
 
 def _table(head: tuple[Any, ...], rows: Any) -> str:
     lines = [head, ("---",) * len(head), *rows]
-    return "\n".join(f"| {' | '.join(str(cell) for cell in line)} |" for line in lines)
+    return "\n".join(f"| {' | '.join(markdown_text(cell) for cell in line)} |" for line in lines)

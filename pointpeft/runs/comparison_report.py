@@ -1,11 +1,12 @@
 """A comparison as Markdown, LaTeX, CSV and one HTML page with plots."""
 
 import base64
-import csv
 import html
 import io
 from collections.abc import Sequence
 from typing import Any
+
+from pointpeft.escapes import csv_text, figure_text, latex_text, markdown_text, one_line
 
 # The two numbers of each task that stand in a table, and their headings.
 SCORES = {
@@ -60,32 +61,22 @@ def markdown(rows: Sequence[dict[str, Any]], task: str = "classification") -> st
     """The table for a README."""
     headings, cells = _cells(rows, task)
     lines = ["| " + " | ".join(headings) + " |", "|---|" + "---:|" * (len(headings) - 1)]
-    lines += ["| " + " | ".join(row) + " |" for row in cells]
+    lines += ["| " + " | ".join(map(markdown_text, row)) + " |" for row in cells]
     return "\n".join(lines) + "\n"
 
 
 def latex(rows: Sequence[dict[str, Any]], rule: str, task: str = "classification") -> str:
     """The table for a paper; it needs the package booktabs."""
-
-    def escaped(text: str) -> str:
-        for sign in "\\&%$#_{}":
-            text = text.replace(sign, "\\textbackslash{}" if sign == "\\" else f"\\{sign}")
-        return text.replace("±", "$\\pm$")
-
     headings, cells = _cells(rows, task)
-    lines = [f"% {caption(rows, rule)}", "\\begin{tabular}{l" + "r" * (len(headings) - 1) + "}", "\\toprule"]
-    lines += [" & ".join(map(escaped, headings)) + " \\\\", "\\midrule"]
-    lines += [" & ".join(map(escaped, row)) + " \\\\" for row in cells]
+    lines = [f"% {one_line(caption(rows, rule))}", "\\begin{tabular}{l" + "r" * (len(headings) - 1) + "}", "\\toprule"]
+    lines += [" & ".join(map(latex_text, headings)) + " \\\\", "\\midrule"]
+    lines += [" & ".join(map(latex_text, row)) + " \\\\" for row in cells]
     return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"]) + "\n"
 
 
 def as_csv(rows: Sequence[dict[str, Any]]) -> str:
     """Every number of every row."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]))
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    return csv_text(list(rows[0]), rows)
 
 
 def page(rows: Sequence[dict[str, Any]], rule: str, title: str, task: str = "classification") -> str:
@@ -115,7 +106,7 @@ def _plots(rows: Sequence[dict[str, Any]], task: str) -> bytes:
         for row in rows:
             x, y = row[key], 100 * row[score]
             axes.errorbar(x, y, yerr=100 * row["std"], fmt="o", markersize=4, linewidth=0.8)
-            axes.annotate(row["method"], (x, y), fontsize=7, xytext=(3, 3), textcoords="offset points")
+            axes.annotate(figure_text(row["method"]), (x, y), fontsize=7, xytext=(3, 3), textcoords="offset points")
         if key == "trained":
             axes.set_xscale("log")
         axes.set_xlabel(label)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pointpeft.escapes import figure_text
 from pointpeft.files import write_atomically
 from pointpeft.tasks.inference import forward_all
 
@@ -79,9 +80,11 @@ def write_embedding(path: Path, places: Tensor, labels: Tensor, classes: Sequenc
     for number, label in enumerate(labels.unique().tolist()):
         own = places[labels == label]
         marker = "os^vD"[number // palette.N % 5]  # tab20 comes round after 20 classes, the marker then changes
-        axes.scatter(*own.unbind(1), s=14, color=palette(number % palette.N), marker=marker, label=classes[label])
+        axes.scatter(
+            *own.unbind(1), s=14, color=palette(number % palette.N), marker=marker, label=figure_text(classes[label])
+        )
     axes.set_xticks([])
     axes.set_yticks([])
-    axes.set_title(title, fontsize=10)
+    axes.set_title(figure_text(title), fontsize=10)
     figure.legend(loc="outside right upper", fontsize=7)
     write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=120, format="png"))

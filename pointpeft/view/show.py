@@ -1,6 +1,5 @@
 """Clouds coloured by what the adapted model makes of them."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pointpeft.drawing import viewer
+from pointpeft.escapes import figure_text, fill, json_in_script
 from pointpeft.files import write_atomically
 from pointpeft.runs.evaluate import Adapted, label_room
 from pointpeft.tasks.parts.metrics import predicted_parts
@@ -126,18 +126,15 @@ def page(cards: Sequence[Card], up_axis: str) -> str:
     """One HTML page without any outside reference: the clouds, and a choice of what colours them."""
     entries = [entry(card) for card in cards]
     known = [DEPTH, *dict.fromkeys(name for told in entries for name in told["layers"])]
-    # "<" is escaped so that no name of a file or class can end the script element.
-    data, told = (
-        json.dumps(value).replace("<", "\\u003c") for value in (entries, {name: MEANING[name] for name in known})
-    )
-    return (
-        PAGE.replace("@UP@", viewer.up_options(up_axis))
-        .replace("@STYLE@", viewer.STYLE)
-        .replace("@VIEWER@", viewer.SCRIPT)
-        .replace("@LAYERS@", viewer.LAYERS)
-        .replace("@MEANINGS@", told)
-        .replace("@DATA@", data)
-    )
+    values = {
+        "UP": viewer.up_options(up_axis),
+        "STYLE": viewer.STYLE,
+        "VIEWER": viewer.SCRIPT,
+        "LAYERS": viewer.LAYERS,
+        "MEANINGS": json_in_script({name: MEANING[name] for name in known}),
+        "DATA": json_in_script(entries),
+    }
+    return fill(PAGE, values)
 
 
 def picture(cards: Sequence[Card], up_axis: str) -> Any:
@@ -152,14 +149,17 @@ def picture(cards: Sequence[Card], up_axis: str) -> Any:
             axes = figure.add_subplot(len(cards), len(columns), i * len(columns) + j + 1, projection="3d")
             axes.set_axis_off()
             title = name if j else f"{card.said}{'' if card.sure is None else f' {card.sure:.0%}'}\n{card.name}"
-            axes.set_title(title, fontsize=8)
+            axes.set_title(figure_text(title), fontsize=8)
             if name in card.labels:
                 labels, names = card.labels[name]
                 handles = draw_cloud(axes, card.xyz, labels, range(len(names)), up_axis, size=size)
                 if name != CLASS:
                     own = labels.unique().tolist()
                     axes.legend(
-                        [handles[part] for part in own], [names[part] for part in own], fontsize=6, markerscale=3
+                        [handles[part] for part in own],
+                        [figure_text(names[part]) for part in own],
+                        fontsize=6,
+                        markerscale=3,
                     )
             elif name in card.amounts:
                 drawn = draw_amounts(axes, card.xyz, card.amounts[name], up_axis, size=size)

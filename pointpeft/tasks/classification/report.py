@@ -1,9 +1,6 @@
 """Plots of a run, and a page on which the misclassified clouds can be turned with the mouse."""
 
-import csv
 import html
-import io
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from pointpeft.drawing import viewer
+from pointpeft.escapes import csv_text, figure_text, fill, json_in_script
 from pointpeft.files import write_atomically
 from pointpeft.tasks.batches import Clouds
 from pointpeft.tasks.classification.metrics import Metrics
@@ -46,13 +44,14 @@ def write_report(
 
 
 def _answers(clouds: Clouds, logits: Tensor) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("cloud", "class", "predicted", "probability"))
     sure, predicted = logits.softmax(1).max(1)
-    for row in zip(clouds.names, clouds.labels.tolist(), predicted.tolist(), sure.tolist(), strict=True):
-        writer.writerow((row[0], clouds.classes[row[1]], clouds.classes[row[2]], f"{row[3]:.4f}"))
-    return text.getvalue()
+    rows = (
+        (name, clouds.classes[true], clouds.classes[said], f"{probability:.4f}")
+        for name, true, said, probability in zip(
+            clouds.names, clouds.labels.tolist(), predicted.tolist(), sure.tolist(), strict=True
+        )
+    )
+    return csv_text(("cloud", "class", "predicted", "probability"), rows)
 
 
 def _draw_confusion(figure: Any, metrics: Metrics, classes: Sequence[str]) -> None:
@@ -60,8 +59,9 @@ def _draw_confusion(figure: Any, metrics: Metrics, classes: Sequence[str]) -> No
     rates = counts / counts.sum(1, keepdim=True).clamp(min=1)
     axes = figure.add_subplot()
     axes.imshow(rates.numpy(), cmap="Blues", vmin=0, vmax=1)
-    axes.set_xticks(range(len(classes)), classes, rotation=90)
-    axes.set_yticks(range(len(classes)), classes)
+    names = [figure_text(name) for name in classes]
+    axes.set_xticks(range(len(classes)), names, rotation=90)
+    axes.set_yticks(range(len(classes)), names)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     if len(classes) <= 50:
@@ -115,18 +115,15 @@ def page(clouds: Clouds, logits: Tensor, metrics: Metrics) -> str:
     count = f"{len(wrong)} of {metrics.clouds} clouds misclassified"
     if len(wrong) > len(shown):
         count += f"; the {len(shown)} surest mistakes are shown"
-    # "<" is escaped so that no name of a file or class can end the script element.
-    data = json.dumps(cards).replace("<", "\\u003c")
-    return (
-        PAGE.replace(
-            "@SUMMARY@", f"OA {metrics.overall_accuracy:.2%} · mAcc {metrics.mean_class_accuracy:.2%} · {count}"
-        )
-        .replace("@ROWS@", rows)
-        .replace("@UP@", viewer.up_options(clouds.up_axis))
-        .replace("@STYLE@", viewer.STYLE)
-        .replace("@VIEWER@", viewer.SCRIPT)
-        .replace("@DATA@", data)
-    )
+    values = {
+        "SUMMARY": f"OA {metrics.overall_accuracy:.2%} · mAcc {metrics.mean_class_accuracy:.2%} · {count}",
+        "ROWS": rows,
+        "UP": viewer.up_options(clouds.up_axis),
+        "STYLE": viewer.STYLE,
+        "VIEWER": viewer.SCRIPT,
+        "DATA": json_in_script(cards),
+    }
+    return fill(PAGE, values)
 
 
 PAGE = """<!doctype html>

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pointpeft.escapes import figure_text
 from pointpeft.files import write_atomically
 from pointpeft.tasks.classification.report import draw_curves
 
@@ -46,7 +47,7 @@ def write_part_report(
             axes = figure.add_subplot(rows, columns, 2 * place + side + 1, projection="3d")
             own = clouds.parts_of[clouds.labels[i]]
             draw_cloud(axes, xyz[i], labels, own, clouds.up_axis)
-            axes.set_title(title, fontsize=8)
+            axes.set_title(figure_text(title), fontsize=8)
     figure.suptitle(f"instance mIoU {metrics.instance_miou:.1%}, class mIoU {metrics.class_miou:.1%}; worst first")
     write_atomically(folder / "parts.png", lambda path: figure.savefig(path, dpi=110, format="png"))
     if history:
@@ -76,8 +77,10 @@ def write_prediction(
     for place, turn in enumerate((-60, 30)):
         axes = figure.add_subplot(1, 2, place + 1, projection="3d")
         handles = draw_cloud(axes, points, labels, own, up_axis, turn)
-    figure.legend(handles, [parts[part] for part in own], loc="outside right center", fontsize=8, markerscale=5)
-    figure.suptitle(title)
+    figure.legend(
+        handles, [figure_text(parts[part]) for part in own], loc="outside right center", fontsize=8, markerscale=5
+    )
+    figure.suptitle(figure_text(title))
     write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=110, format="png"))
 
 
