@@ -21,6 +21,7 @@ from pointpeft.tasks.parts.metrics import predicted_parts
 from pointpeft.tasks.parts.report import write_prediction
 from pointpeft.tasks.scenes.task import classify_room
 from pointpeft.tasks.storage import stay_on_disk
+from pointpeft.training.divergence import NotFiniteError, require_finite_logits, require_finite_weights
 from pointpeft.training.loop import make_accelerator
 from pointpeft.training.run_folder import RunFolder
 from pointpeft.training.versions import versions
@@ -79,6 +80,7 @@ def load_run(run: Path, device: torch.device) -> Adapted:
     if missing:
         raise ValueError(f"{folder / 'adapter_config.json'} names no {' and no '.join(missing)} in its metadata")
     model = load_adapter(folder).to(device).eval()
+    require_finite_weights(model.state_dict(), f"the adapter in {folder}")
     classes, points = tuple(metadata["classes"]), int(metadata["points"])
     return Adapted(model, classes, points, bool(metadata["clouds normalized"]), metadata)
 
@@ -178,7 +180,12 @@ def predict(
             results.append({"file": str(path), "error": str(error)})
             continue
         cloud = fit(points, adapted.num_points)[None]
-        probabilities = forward_all(adapted.model, cloud, 1, adapted.device).softmax(1)[0]
+        try:
+            logits = require_finite_logits(forward_all(adapted.model, cloud, 1, adapted.device))
+        except NotFiniteError as error:
+            results.append({"file": str(path), "error": f"{path}: {error}"})
+            continue
+        probabilities = logits.softmax(1)[0]
         best = probabilities.topk(min(top, len(adapted.classes)))
         ranked = [
             (adapted.classes[i], round(p, 4)) for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)
@@ -228,10 +235,11 @@ def predict_points(
         except (DataError, OSError) as error:
             results.append({"file": str(path), "error": str(error)})
             continue
-        if rooms:
-            labels = label_room(adapted, points, seed)
-        else:
-            labels = _label_parts(adapted, points, kind)
+        try:
+            labels = label_room(adapted, points, seed) if rooms else _label_parts(adapted, points, kind)
+        except NotFiniteError as error:
+            results.append({"file": str(path), "error": f"{path}: {error}"})
+            continue
         picture, array = folder / f"{path.stem}.labels.png", folder / f"{path.stem}.labels.npy"
         write_prediction(picture, points, labels, names, adapted.metadata["up axis"], path.name)
         write_atomically(array, lambda temporary, labels=labels: _save_array(temporary, labels))
@@ -278,7 +286,7 @@ def _label_parts(adapted: Adapted, points: torch.Tensor, kind: int) -> torch.Ten
     allowed[kind, adapted.metadata["parts of"][kind]] = True
     cloud = fit(points, adapted.num_points)[None].to(adapted.device)
     logits = adapted.model(cloud, query=points[None].to(adapted.device), **inputs).float().cpu()
-    return predicted_parts(logits, index, allowed)[0]
+    return predicted_parts(require_finite_logits(logits), index, allowed)[0]
 
 
 def _save_array(path: Path, labels: torch.Tensor) -> None:

@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from pointpeft.progress import log_epoch, make_bar
+from pointpeft.training.divergence import Divergence, require_finite_weights
 from pointpeft.training.ema import averaged, follow, load
 from pointpeft.training.memory import keep_freed_memory, peak_memory
 from pointpeft.training.processes import augment_share, broadcast_trained, largest, sum_gradients, total_of
@@ -126,7 +128,7 @@ def train(
         compiled: What the training steps call instead of the model, such as `compiled_step`.
 
     Raises:
-        ValueError: The loss is not finite.
+        NotFiniteError: The run diverged: a gradient, a loss or a weight is not finite. The last checkpoint stays.
     """
     device = accelerator.device
     model.to(device)
@@ -141,6 +143,7 @@ def train(
     stepped = wrapped if compiled is None else compiled(wrapped)
     optimizer = accelerator.prepare_optimizer(optimizer)
     trainable = [p for p in model.parameters() if p.requires_grad]
+    divergence = Divergence(recipe, device)
     title = progress_bar if accelerator.is_main_process else None
     bar = make_bar(title=title, total=recipe.epochs, initial=state.epoch, unit="epoch")
     while state.epoch < recipe.epochs and _progress(recipe, state, 0.0, 0.0) < 1.0 and not _stalled(recipe, state):
@@ -148,6 +151,7 @@ def train(
         if world > 1:  # masks of dropout are each process's own
             torch.manual_seed(derive_seed(recipe.seed, state.epoch, accelerator.process_index))
         epoch_batches = batches(state.epoch)
+        divergence.begin(state.epoch)
         started, totals, seen = time.perf_counter(), {}, 0
         wrapped.train()
         for step, (points, labels) in enumerate(epoch_batches):
@@ -162,7 +166,7 @@ def train(
             with accelerator.autocast():
                 if augment is not None:
                     points = augment_share(augment, points, total, generator)
-                losses = loss_of(stepped, points, labels.to(device))
+                losses = divergence.losses(partial(loss_of, stepped, points, labels.to(device)), points)
                 loss = sum(losses.values()) / recipe.accumulate
                 if world > 1:
                     loss = loss * (len(labels) / total)
@@ -172,7 +176,8 @@ def train(
                     sum_gradients(trainable)
                 if recipe.double_step:
                     optimizer.step()
-                accelerator.clip_grad_norm_(trainable, recipe.clip)
+                norm = accelerator.clip_grad_norm_(trainable, recipe.clip)
+                divergence.step(step, recipe.rate(progress), norm)
                 optimizer.step()
                 if after_step is not None:
                     after_step()
@@ -188,20 +193,19 @@ def train(
                 break
         row = {"epoch": state.epoch + 1, "lr": recipe.rate(progress)}
         row |= {name: float(total_of(value)) / seen for name, value in totals.items()}
-        if not all(math.isfinite(value) for value in row.values()):
-            raise ValueError(
-                f"the loss is not finite in epoch {row['epoch']}: {row}; try a smaller lr than {recipe.lr}"
-            )
+        divergence.end(row, _snapshot(model, optimizer, state))
         state.epoch += 1
         state.samples += seen
         state.busy += time.perf_counter() - started
         state.peak_memory = max(state.peak_memory, peak_memory(device))
         if world > 1:
             average_statistics(model)
-        if after_epoch is not None:
-            wrapped.eval()
-            with averaged(state.ema, model):
-                row |= after_epoch(model, state)
+        wrapped.eval()
+        with averaged(state.ema, model):
+            measured = {} if after_epoch is None else divergence.measure(partial(after_epoch, model, state))
+            if not measured:
+                divergence.require_finite_loss(partial(loss_of, wrapped, points, labels.to(device)), points)
+        row |= measured
         state.elapsed += largest(time.perf_counter() - started, device)
         row["seconds"] = state.elapsed
         state.history.append(row)
@@ -271,6 +275,7 @@ def _restore(folder: RunFolder, model: nn.Module, optimizer: torch.optim.Optimiz
     saved = folder.load_checkpoint(device)
     if saved is None:
         return State()
+    require_finite_weights(saved["model"], f"the checkpoint in {folder.path}")
     restore_trained(model, saved.pop("model"))
     optimizer.load_state_dict(saved.pop("optimizer"))
     return State(**saved)

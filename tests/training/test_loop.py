@@ -198,7 +198,7 @@ def test_a_time_limit_ends_the_run_annealed(tmp_path, monkeypatch):
 
 
 def test_a_diverged_run_says_so(tmp_path):
-    with pytest.raises(ValueError, match="loss is not finite in epoch 1"):
+    with pytest.raises(ValueError, match="training diverged in epoch 1, step 2, at the learning rate"):
         run(tmp_path, lr=1e30, clip=1e30, weight_decay=0.0)
 
 

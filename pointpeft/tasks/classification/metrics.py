@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_confusion_matrix
 
+from pointpeft.training.divergence import require_finite_logits
+
 
 @dataclass(frozen=True)
 class Metrics:
@@ -54,8 +56,16 @@ class Metrics:
 
 
 def measure(logits: Tensor, labels: Tensor) -> Metrics:
-    """Metrics of logits [M, classes] against labels [M]."""
+    """Metrics of logits [M, classes] against labels [M].
+
+    Raises:
+        NotFiniteError: The model is broken: it gives NaN or Inf.
+        ValueError: There is but one class, so that nothing can be told apart.
+    """
     classes = logits.shape[1]
+    if classes < 2:
+        raise ValueError(f"a classifier needs at least 2 classes to tell apart, got {classes}")
+    require_finite_logits(logits)
     confusion = multiclass_confusion_matrix(logits, labels, num_classes=classes)
     present = confusion.sum(1) > 0
     each = multiclass_accuracy(logits, labels, num_classes=classes, average="none")

@@ -15,6 +15,7 @@ from pointpeft.tasks.inference import Voting
 from pointpeft.tasks.parts.batches import PartClouds
 from pointpeft.tasks.parts.metrics import PartMetrics, measure_parts, predicted_parts
 from pointpeft.tasks.parts.report import write_part_report
+from pointpeft.training.divergence import require_finite_logits
 from pointpeft.training.processes import deal
 
 _POINT = 16  # bytes: three coordinates and a part
@@ -85,7 +86,7 @@ class PartSegmentation(Classification):
             logits = torch.zeros(())
             for cloud, query in voting.dense_views(indices, [rows[:, :3] for rows in whole], xyz, clouds.up_axis):
                 logits = logits + model(cloud.to(device), query=query.to(device), **inputs).float().cpu()
-            logits = logits / voting.vote
+            logits = require_finite_logits(logits / voting.vote)
             within = torch.arange(parts.shape[1]) < counted[chunk][:, None]
             loss = float(cross_entropy(logits[within], parts[within], reduction="sum"))
             return predicted_parts(logits, category, allowed), parts, loss

@@ -11,6 +11,7 @@ from torch.nn.functional import cross_entropy
 
 from pointpeft.data.sets import s3dis
 from pointpeft.data.transforms import named
+from pointpeft.escapes import figure_text
 from pointpeft.files import write_atomically
 from pointpeft.model import PointModel
 from pointpeft.tasks.base import Classification
@@ -18,6 +19,7 @@ from pointpeft.tasks.classification.report import draw_curves
 from pointpeft.tasks.inference import Voting
 from pointpeft.tasks.parts.report import draw_cloud
 from pointpeft.tasks.scenes.batches import Rooms, windows
+from pointpeft.training.divergence import require_finite_logits
 from pointpeft.training.processes import deal
 from pointpeft.training.seeds import derive_seed
 
@@ -105,7 +107,7 @@ def classify_room(
         generator = torch.Generator().manual_seed(derive_seed(voting.seed, "window", number))
         augment = named(voting.augment if number else "none", "z")
         for points, places, own in _batched(windows(xyz, num_points, generator), batch_size):
-            logits = model(augment(points, generator).to(device)).float().cpu()
+            logits = require_finite_logits(model(augment(points, generator).to(device)).float().cpu(), "windows")
             counted = torch.arange(num_points) < own[:, None]
             idx, chosen = places[counted], logits[counted]
             if votes is None:
@@ -240,8 +242,10 @@ class SemanticSegmentation(Classification):
                 axes = figure.add_subplot(len(worst), 2, 2 * row + column + 1, projection="3d")
                 every = range(len(clouds.classes))
                 handles = draw_cloud(axes, clouds.points[i][pick], labels[pick], every, clouds.up_axis)
-                axes.set_title(title, fontsize=9)
-        figure.legend(handles, clouds.classes, loc="outside right center", fontsize=8, markerscale=4)
+                axes.set_title(figure_text(title), fontsize=9)
+        figure.legend(
+            handles, list(map(figure_text, clouds.classes)), loc="outside right center", fontsize=8, markerscale=4
+        )
         figure.suptitle(f"mIoU {metrics.logged()['mIoU']:.1%}; {len(worst)} of {len(clouds)} rooms, worst first")
         write_atomically(folder / "rooms.png", lambda path: figure.savefig(path, dpi=110, format="png"))
         if history:
