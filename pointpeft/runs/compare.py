@@ -4,6 +4,7 @@ import csv
 import re
 import statistics
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from pointpeft.runs.comparison_report import SCORES, as_csv, caption, latex, mar
 from pointpeft.runs.complete import complete_in_process, result_path
 from pointpeft.runs.config import CompareConfig, FinetuneConfig
 from pointpeft.runs.paired import paired_p_value
+from pointpeft.runs.resume import checkpoint_fingerprint, files_fingerprint, require_unchanged
 from pointpeft.training.run_folder import RunFolder, read_json, write_text
 
 
@@ -28,19 +30,26 @@ def compare(config: CompareConfig) -> dict[str, Any]:
         "rows", one dict per method in the order given; "failures", what did not run and why; "folder".
 
     Raises:
-        ValueError: No method, a method twice, or a folder that holds a comparison of another kind.
+        InUseError: Another process is at the same comparison.
+        ValueError: No method, a method twice, or a folder that holds a comparison of another kind or of other data.
     """
     if config.seeds < 1:
         raise ValueError(f"seeds must be at least 1, got {config.seeds}")
     if not config.methods or len(set(config.methods)) < len(config.methods):
         raise ValueError(f"name each method once, got {list(config.methods)}")
     folder = RunFolder(config.output or Path("runs") / f"compare-{Path(config.data.split(':')[-1]).name}")
+    with closing(folder.lock()):
+        return _compare(config, folder)
+
+
+def _compare(config: CompareConfig, folder: RunFolder) -> dict[str, Any]:
     seeds = range(config.seed, config.seed + config.seeds)
     runs = {
         entry: [run_config(config, entry, seed, folder.path / plain_name(entry) / f"seed-{seed}") for seed in seeds]
         for entry in config.methods
     }
     same_recipe(config, folder, "compare", ("methods", "seeds", "seed", "output", "quiet", "device", "ray", "ray_cpus"))
+    same_inputs(config.data, [run for wanted in runs.values() for run in wanted], folder)
     missing = {
         f"{entry} seed {run.seed}": run
         for entry, wanted in runs.items()
@@ -123,6 +132,18 @@ def same_recipe(config: Any, folder: RunFolder, command: str, free: Sequence[str
                 "give the same ones, or another --output"
             )
     folder.write_config(config, command)
+
+
+def same_inputs(data: str, runs: Sequence[FinetuneConfig], folder: RunFolder) -> None:
+    """A folder holds runs on one state of the data and of each file of pre-trained weights.
+
+    Raises:
+        ValueError: One of them has changed since its first run.
+    """
+    way_out = "Put it back as it was, or give another --output"
+    require_unchanged(folder, f"data {data}", {"files": files_fingerprint(data)}, way_out)
+    for checkpoint in dict.fromkeys(run.checkpoint for run in runs if run.checkpoint is not None):
+        require_unchanged(folder, f"checkpoint {checkpoint}", checkpoint_fingerprint(checkpoint), way_out)
 
 
 def _plain(config: Any) -> dict[str, Any]:

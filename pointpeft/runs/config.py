@@ -116,7 +116,7 @@ class FinetuneConfig:
     output: Annotated[Path | None, arg(metavar="FOLDER")] = None
     """Run folder; None: `runs/finetune-DATA-METHOD`, numbered if it exists."""
     resume: Annotated[Path | None, arg(metavar="RUN")] = None
-    """Run folder of a stopped run: continues it with its own configuration; other arguments are ignored."""
+    """Run folder of a stopped run: goes on with its own options; those that would change its result are refused."""
     quiet: bool = False
     """No progress bar."""
 
@@ -179,7 +179,7 @@ class PretrainConfig:
     output: Annotated[Path | None, arg(metavar="FOLDER")] = None
     """Run folder; None: `runs/pretrain-BACKBONE`, numbered if it exists."""
     resume: Annotated[Path | None, arg(metavar="RUN")] = None
-    """Run folder of a stopped run: continues it with its own configuration; other arguments are ignored."""
+    """Run folder of a stopped run: goes on with its own options; those that would change its result are refused."""
     quiet: bool = False
     """No progress bar."""
 

@@ -1,15 +1,15 @@
 """Few-shot adaptation over folds, method by method, into one table."""
 
-import csv
-import io
 import statistics
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pointpeft.data.sets.few_shot import source_of
+from pointpeft.escapes import csv_text, markdown_text
 from pointpeft.files import write_json
-from pointpeft.runs.compare import plain_name, run_config, same_recipe
+from pointpeft.runs.compare import plain_name, run_config, same_inputs, same_recipe
 from pointpeft.runs.complete import complete, result_path
 from pointpeft.runs.config import FewShotConfig, FinetuneConfig
 from pointpeft.training.run_folder import RunFolder, read_json, write_text
@@ -28,7 +28,8 @@ def few_shot(config: FewShotConfig) -> dict[str, Any]:
         why; "folder"; "protocol".
 
     Raises:
-        ValueError: A number out of bounds, no method, a method twice, or a folder that holds other runs.
+        InUseError: Another process is at the same folds.
+        ValueError: A number out of bounds, no method, a method twice, or a folder of runs of other options or data.
     """
     if config.folds < 1:
         raise ValueError(f"folds must be at least 1, got {config.folds}")
@@ -37,8 +38,14 @@ def few_shot(config: FewShotConfig) -> dict[str, Any]:
     setting = f"{config.ways}way{config.shots}shot"
     stem = Path(config.data.split(":")[-1]).name
     folder = RunFolder(config.output or Path("runs") / f"few-shot-{stem}-{setting}")
+    with closing(folder.lock()):
+        return _few_shot(config, folder)
+
+
+def _few_shot(config: FewShotConfig, folder: RunFolder) -> dict[str, Any]:
     runs = {entry: [_run(config, entry, fold, folder.path) for fold in range(config.folds)] for entry in config.methods}
     same_recipe(config, folder, "few-shot", ("methods", "folds", "output", "quiet", "device"))
+    same_inputs(config.data, [run for wanted in runs.values() for run in wanted], folder)
     failures = {}
     # Fold by fold, so that a stopped comparison has all methods on the same folds.
     for fold in range(config.folds):
@@ -80,7 +87,7 @@ def markdown(config: FewShotConfig, rows: list[dict[str, Any]]) -> str:
     ]
     for row in rows:
         lines.append(
-            f"| {row['method']} | {row['trained']:,} | {row['trained %']:.1f} % | "
+            f"| {markdown_text(row['method'])} | {row['trained']:,} | {row['trained %']:.1f} % | "
             f"{row['overall accuracy']:.1%} ± {row['std']:.1%} | {row['folds']} |"
         )
     if config.select == "test-best":
@@ -115,8 +122,4 @@ def _row(entry: str, found: dict[int, dict[str, Any]]) -> dict[str, Any]:
 
 
 def _csv(rows: list[dict[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS)
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    return csv_text(COLUMNS, rows)

@@ -3,6 +3,7 @@
 import math
 import statistics
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,14 +21,23 @@ from pointpeft.methods import TrainingClouds
 from pointpeft.runs.config import FinetuneConfig
 from pointpeft.runs.plan import build, build_probe
 from pointpeft.runs.probe import probe
+from pointpeft.runs.resume import (
+    FINETUNE_FREE,
+    clouds_fingerprint,
+    frozen_fingerprint,
+    require_unchanged,
+    resumed_config,
+    tell_finished,
+)
 from pointpeft.tasks.base import create_task
 from pointpeft.tasks.inference import Voting
 from pointpeft.tasks.storage import stay_on_disk
 from pointpeft.training.compiled_step import check_compiled, compiled_step
 from pointpeft.training.determinism import determinism
+from pointpeft.training.divergence import NotFiniteError, require_finite_weights
 from pointpeft.training.loop import Recipe, make_accelerator, seed_everything, train
 from pointpeft.training.memory import peak_memory
-from pointpeft.training.out_of_memory import named_out_of_memory
+from pointpeft.training.out_of_memory import named_out_of_memory, named_single_cloud
 from pointpeft.training.recompute import checkpoint_blocks
 from pointpeft.training.run_folder import RunFolder
 from pointpeft.training.seeds import derive_seed
@@ -37,6 +47,8 @@ from pointpeft.training.tracking import require_tracker
 from pointpeft.training.versions import versions
 
 ADAPTER = "adapter"
+DATA_WAY_OUT = "Put the data back as it was, or begin a new run without --resume"
+WEIGHTS_WAY_OUT = "Put the file of pre-trained weights back, or begin a new run without --resume"
 
 
 @dataclass(frozen=True)
@@ -60,18 +72,28 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
     """
     accelerator = make_accelerator(config.device, config.precision)
     main = accelerator.is_main_process
+    folder = None
     if config.resume is not None:
         folder = RunFolder(config.resume, main and Path(config.resume).is_dir())
-        config = folder.read_config(FinetuneConfig, "finetune")
-    else:
-        folder = None
+        config = resumed_config(folder, config, "finetune", FINETUNE_FREE)
+        folder.lock()
+        tell_finished(folder)
     asked = f"method {config.method} on {config.backbone}"
     remedies = "--accumulate keeps the batch of a step, --checkpoint-blocks computes blocks again"
-    with determinism(config.deterministic), named_out_of_memory(asked, config.batch_size, remedies):
-        return _finetune(accelerator, config, folder)
+    with (
+        determinism(config.deterministic),
+        named_out_of_memory(asked, config.batch_size, remedies),
+        named_single_cloud(config.batch_size),
+        ExitStack() as opened,
+    ):
+        if folder is not None:
+            opened.callback(folder.close)
+        return _finetune(accelerator, config, folder, opened)
 
 
-def _finetune(accelerator: Accelerator, config: FinetuneConfig, folder: RunFolder | None) -> FinetuneResult:
+def _finetune(
+    accelerator: Accelerator, config: FinetuneConfig, folder: RunFolder | None, opened: ExitStack
+) -> FinetuneResult:
     main = accelerator.is_main_process
     task = create_task(config.task, blocks=config.blocks)
     _check(config, task)
@@ -85,17 +107,24 @@ def _finetune(accelerator: Accelerator, config: FinetuneConfig, folder: RunFolde
     train_set, test_set = (task.load(config.data, split, config.up_axis, **more) for split in ("train", "test"))
     if tuple(train_set.classes) != tuple(test_set.classes):
         raise ValueError(f"train and test of {config.data} name different classes")
-    parts = _parts(config, task, train_set, test_set, on_disk)
+    _require_choice(config, train_set)
+    more = {"on_disk": True, "workers": config.workers} if on_disk else {}
+    training, test = (task.gather(part, config.num_points, **more) for part in (train_set, test_set))
+    parts = _parts(config, training, test)
     if folder is None:
         stem = f"finetune-{Path(config.data.split(':')[-1]).name}-{config.method}"
         folder = RunFolder.shared(config.output, stem, main)
+        opened.callback(folder.close)
         folder.write_config(config, "finetune")
+    for name, clouds in (("training data", training), ("test data", test)):
+        require_unchanged(folder, name, clouds_fingerprint(clouds, config.data), DATA_WAY_OUT)
     if config.repeats == 1:
         facts = _run(accelerator, config, task, folder, parts(config.seed))
     else:
         runs = []
         for seed in range(config.seed, config.seed + config.repeats):
-            inner = RunFolder(folder.path / f"seed-{seed}", main)
+            inner = RunFolder(folder.path / f"seed-{seed}", main).lock()
+            opened.callback(inner.close)
             single = replace(config, seed=seed, repeats=1)
             inner.write_config(single, "finetune")
             runs.append(_run(accelerator, single, task, inner, parts(seed)))
@@ -129,10 +158,18 @@ def _check(config: FinetuneConfig, task: Any) -> None:
         raise ValueError(f"quirks must be none for {task.name}, whose published training has none known here")
 
 
-def _parts(config: FinetuneConfig, task: Any, train_set: Any, test_set: Any, on_disk: bool) -> Any:
+def _require_choice(config: FinetuneConfig, train_set: Any) -> None:
+    """Refuses data with nothing to tell apart."""
+    what, names = ("part", train_set.parts) if hasattr(train_set, "parts") else ("class", train_set.classes)
+    if len(names) < 2:
+        raise ValueError(
+            f"{config.data} has only one {what}, {', '.join(names)}: a model needs at least two to "
+            "tell apart. Of a folder each sub-folder is a class"
+        )
+
+
+def _parts(config: FinetuneConfig, training: Any, test: Any) -> Any:
     """Gives the parts of the data for a seed; clouds in memory are read once for all seeds."""
-    more = {"on_disk": True, "workers": config.workers} if on_disk else {}
-    training, test = (task.gather(part, config.num_points, **more) for part in (train_set, test_set))
 
     def parts(seed: int) -> dict[str, Any]:
         if config.select != "val-best":
@@ -169,6 +206,7 @@ def _run(
     seed_everything(accelerator.device, config.seed, "initial weights")
     outputs = task.outputs(training)
     model = build(config, outputs)
+    require_unchanged(folder, "frozen weights", frozen_fingerprint(model), WEIGHTS_WAY_OUT)
     group_size = model.backbone.config.group_size
     for part in parts.values():
         part.require_points(group_size, f"group_size = {group_size} neighbours")
@@ -209,6 +247,7 @@ def _run(
         accelerator, model, recipe, batches, loss_of, folder, selector.after_epoch, title, after_step, augment, compiled
     )
     epoch = selector.restore(model, state)
+    require_finite_weights(model.state_dict(), "the trained model")
     metrics, answers = task.test(model, test, config.batch_size, voting)
     facts: dict[str, Any] = {
         "test": metrics.summary(),
@@ -256,10 +295,13 @@ def _run(
         head = build_probe(config, outputs["num_classes"])
         if synced:
             sync_batch_norm(head)
-        probed = probe(
-            accelerator, head, recipe, config.batch_size, parts, config.select, augment, voting, folder,
-            None if title is None else "linear probe",
-        )  # fmt: skip
+        try:
+            probed = probe(
+                accelerator, head, recipe, config.batch_size, parts, config.select, augment, voting, folder,
+                None if title is None else "linear probe",
+            )  # fmt: skip
+        except NotFiniteError as error:
+            raise NotFiniteError(f"of the linear probe, which --no-probe leaves out: {error}") from error
         facts["linear probe"] = probed.summary()
     facts["per class"] = metrics.per_class(training.classes)
     if accelerator.is_main_process:

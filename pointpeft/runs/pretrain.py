@@ -1,6 +1,7 @@
 """Pre-training without labels: masked autoencoding of a backbone, and the weight file with its card."""
 
 import json
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,19 @@ from pointpeft.backbones import create_backbone
 from pointpeft.backbones.masked_autoencoder import MaskedAutoencoder
 from pointpeft.data import load_dataset
 from pointpeft.data.transforms import named
+from pointpeft.escapes import markdown_text
 from pointpeft.files import save_tensors, write_atomically, write_json
 from pointpeft.runs.config import PretrainConfig
 from pointpeft.runs.plan import backbone_options
+from pointpeft.runs.resume import PRETRAIN_FREE, clouds_fingerprint, require_unchanged, resumed_config, tell_finished
 from pointpeft.tasks.base import Classification
 from pointpeft.tasks.batches import Clouds
 from pointpeft.tasks.storage import stay_on_disk
 from pointpeft.training.determinism import determinism
+from pointpeft.training.divergence import require_finite_weights
 from pointpeft.training.loop import Recipe, State, make_accelerator, seed_everything, train
 from pointpeft.training.memory import peak_memory
-from pointpeft.training.out_of_memory import named_out_of_memory
+from pointpeft.training.out_of_memory import named_out_of_memory, named_single_cloud
 from pointpeft.training.run_folder import RunFolder, write_text
 from pointpeft.training.seeds import derive_seed
 from pointpeft.training.tracking import require_tracker
@@ -59,13 +63,20 @@ def pretrain(config: PretrainConfig) -> PretrainResult:
     main = accelerator.is_main_process
     if config.resume is not None:
         folder = RunFolder(config.resume, main and Path(config.resume).is_dir())
-        config = folder.read_config(PretrainConfig, "pretrain")
+        config = resumed_config(folder, config, "pretrain", PRETRAIN_FREE)
+        folder.lock()
+        tell_finished(folder)
     else:
         if config.data is None:
             raise ValueError("name the clouds to pre-train on: pointpeft pretrain DATA")
         folder = RunFolder.shared(config.output, f"pretrain-{config.backbone}", main)
     asked, remedies = f"pre-training {config.backbone}", "--accumulate keeps the batch of a step"
-    with determinism(config.deterministic), named_out_of_memory(asked, config.batch_size, remedies):
+    with (
+        closing(folder),
+        determinism(config.deterministic),
+        named_out_of_memory(asked, config.batch_size, remedies),
+        named_single_cloud(config.batch_size),
+    ):
         return _pretrain(accelerator, config, folder)
 
 
@@ -100,6 +111,8 @@ def _pretrain(accelerator: Accelerator, config: PretrainConfig, folder: RunFolde
     clouds.require_points(backbone.config.group_size, f"group_size = {backbone.config.group_size} neighbours")
     augment = named(config.augment, dataset.up_axis)
     folder.write_config(config, "pretrain")
+    way_out = "Put the data back as it was, or begin a new run without --resume"
+    require_unchanged(folder, "training data", clouds_fingerprint(clouds, str(config.data)), way_out)
 
     def batches(epoch: int) -> Any:
         generator = torch.Generator().manual_seed(derive_seed(config.seed, epoch, "batches"))
@@ -114,6 +127,7 @@ def _pretrain(accelerator: Accelerator, config: PretrainConfig, folder: RunFolde
     facts = _facts(config, state, clouds, backbone, peak_memory(accelerator.device))
     weights = folder.path / WEIGHTS
     if main:
+        require_finite_weights(model.backbone_state_dict(), "the trained backbone")
         tensors = {name: tensor.contiguous().cpu() for name, tensor in model.backbone_state_dict().items()}
         header = {"format": "pt", "backbone": config.backbone, "fields": json.dumps(asdict(backbone.config))}
         header["metadata"] = json.dumps({name: value for name, value in facts.items() if name not in MEASURED})
@@ -158,7 +172,9 @@ def _facts(config: PretrainConfig, state: State, clouds: Clouds, backbone: Any, 
 
 def _card(facts: dict[str, Any]) -> str:
     """The model card: what the weights are, from the facts alone."""
-    rows = "\n".join(f"| {name} | {value} |" for name, value in facts.items() if not isinstance(value, dict))
+    rows = "\n".join(
+        f"| {name} | {markdown_text(value)} |" for name, value in facts.items() if not isinstance(value, dict)
+    )
     inner = ", ".join(f"{name} {value}" for name, value in facts["versions"].items())
     return (
         f"# {facts['backbone']}, pre-trained\n\n"

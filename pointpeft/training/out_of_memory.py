@@ -1,4 +1,4 @@
-"""What a run says when the memory ends."""
+"""What a run says when the memory ends, or when a step has but one cloud and the model measures them together."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import torch
 
 _NO_ROOM = ("DefaultCPUAllocator", "can't allocate memory")  # as PyTorch tells it of the CPU
+_NO_STATISTICS = "Expected more than 1 value per channel"  # as PyTorch tells it
 
 
 @contextmanager
@@ -30,4 +31,22 @@ def named_out_of_memory(what: str, batch_size: int, remedies: str) -> Iterator[N
         smaller = "" if batch_size == 1 else f" --batch-size {batch_size // 2} takes about half;"
         raise MemoryError(
             f"out of memory with batch size {batch_size} and {what}:{smaller} {remedies}. PyTorch says: {reason}"
+        ) from error
+
+
+@contextmanager
+def named_single_cloud(batch_size: int) -> Iterator[None]:
+    """Inside, BatchNorm's refusal of a single cloud is told with the option that it is about.
+
+    Raises:
+        ValueError: A step of training had one cloud for a BatchNorm over clouds.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if _NO_STATISTICS not in str(error):
+            raise
+        raise ValueError(
+            "each process needs at least 2 clouds in every step, since a BatchNorm of the model measures the clouds of "
+            f"a step together: give a larger --batch-size than {batch_size}, or more training clouds"
         ) from error

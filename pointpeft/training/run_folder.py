@@ -1,27 +1,30 @@
 """What a run leaves on disk, written so that a kill at any moment leaves either the old file or the new one."""
 
-import csv
 import hashlib
 import io
 import json
 from dataclasses import asdict, fields
+from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from accelerate.utils import broadcast_object_list
 
+from pointpeft.escapes import csv_text
 from pointpeft.files import sha256, write_atomically, write_json
+from pointpeft.locks import Lock
 from pointpeft.training.tracking import NONE, Board, Tracker
 
 Config = TypeVar("Config")
 CHECKPOINT = "checkpoint.pt"
+LOCK = ".lock"
 _SEAL = b"sha256:"
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes text to a temporary file and renames it."""
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    """Writes text to a temporary file and renames it; bytes of a name that are no text are written as escapes."""
+    write_atomically(path, lambda temporary: temporary.write_bytes(text.encode(errors="backslashreplace")))
 
 
 class RunFolder:
@@ -37,25 +40,34 @@ class RunFolder:
         self.main = main
         self._board: Board | None = None
         self._tracker: Tracker | None = None
+        self._lock: Lock | None = None
         if main:
             self.path.mkdir(parents=True, exist_ok=True)
 
     @classmethod
     def new(cls, output: Path | None, stem: str, main: bool = True) -> "RunFolder":
-        """A folder for a new run: `output`, which must not hold one yet, or the first free `runs/STEM[-N]`.
+        """A folder for a new run, locked: `output`, which must not hold one yet, or the first free `runs/STEM[-N]`.
 
         Raises:
-            ValueError: `output` already holds a run.
+            ValueError: `output` already holds a run, or another process is about to put one there.
         """
         if output is None:
-            output = Path("runs") / stem
-            number = 1
-            while output.exists():
-                number += 1
-                output = Path("runs") / f"{stem}-{number}"
-        elif (Path(output) / "config.json").exists():
+            return cls(_first_free(Path("runs"), stem), main).lock()
+        folder = cls(output, main).lock()
+        if (folder.path / "config.json").exists():
+            folder.close()
             raise ValueError(f"output {output} already holds a run; give another folder, or --resume {output}")
-        return cls(output, main)
+        return folder
+
+    def lock(self) -> "RunFolder":
+        """Keeps other processes from running in this folder until `close`, or the end of this one.
+
+        Raises:
+            InUseError: Another one does; says which.
+        """
+        if self.main and self._lock is None:
+            self._lock = Lock(self.path / LOCK, str(self.path), "give another folder")
+        return self
 
     @classmethod
     def shared(cls, output: Path | None, stem: str, main: bool) -> "RunFolder":
@@ -123,11 +135,7 @@ class RunFolder:
         if not self.main or not history:
             return
         columns = list(dict.fromkeys(name for row in history for name in row))
-        text = io.StringIO()
-        writer = csv.DictWriter(text, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(history)
-        write_text(self.path / "log.csv", text.getvalue())
+        write_text(self.path / "log.csv", csv_text(columns, history))
         if self._board is None:
             self._board = Board(self.path, int(history[-1]["epoch"]))
         for place in (self._board, self._tracker):
@@ -140,11 +148,26 @@ class RunFolder:
             self._tracker = Tracker(name, self.path, _plain(config))
 
     def close(self) -> None:
-        """Ends the TensorBoard file and the tracked run."""
+        """Ends the TensorBoard file, the tracked run and the lock."""
         for place in (self._board, self._tracker):
             if place is not None:
                 place.close()
-        self._board = self._tracker = None
+        if self._lock is not None:
+            self._lock.release()
+        self._board = self._tracker = self._lock = None
+
+
+def _first_free(parent: Path, stem: str) -> Path:
+    """Makes the first folder of a name and a number that is not there, so that no other process gets the same."""
+    parent.mkdir(parents=True, exist_ok=True)
+    for number in count(1):
+        folder = parent / (stem if number == 1 else f"{stem}-{number}")
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            continue
+        return folder
+    raise AssertionError("numbers do not end")
 
 
 def _plain(config: Any) -> dict[str, Any]:

@@ -1,12 +1,17 @@
 import csv
 import json
 import os
+from dataclasses import replace
 
+import numpy as np
 import pytest
+import torch
 
+from pointpeft.locks import InUseError
 from pointpeft.runs.compare import compare
-from pointpeft.runs.comparison_report import caption, latex
+from pointpeft.runs.comparison_report import as_csv, caption, latex, markdown
 from pointpeft.runs.config import CompareConfig
+from pointpeft.training.run_folder import RunFolder
 from tests.clouds import TINY_MODEL, write_parts
 
 BACKBONE = tuple(pair for pair in TINY_MODEL if not pair.startswith("rank"))
@@ -98,6 +103,36 @@ def test_numbers_chosen_on_the_test_set_are_marked(clouds_folder, tmp_path):
     assert "TEST SET CHOSE" in caption(facts["rows"], "test-best")
     for name in ("table.md", "table.tex", "table.html"):
         assert "TEST SET CHOSE" in (tmp_path / "c" / name).read_text()
+
+
+def test_a_comparison_is_not_completed_with_other_data_or_weights_nor_by_two_at_once(clouds_folder, tmp_path):
+    from safetensors.torch import save_file
+
+    options = config(clouds_folder, tmp_path / "c", methods=("nothing",), seeds=1)  # no run is needed to see it
+    assert compare(options)["failures"]
+    held = RunFolder(tmp_path / "c").lock()
+    with pytest.raises(InUseError, match="c is in use by process"):
+        compare(options)
+    held.close()
+    np.save(clouds_folder / "train" / "ball" / "0.npy", np.ones((99, 3), np.float32))
+    with pytest.raises(ValueError, match=r"the data .* changed: 1 files changed, such as train/ball/0\.npy"):
+        compare(options)
+    save_file({"a": torch.zeros(2)}, tmp_path / "w.safetensors")
+    options = replace(options, output=tmp_path / "d", checkpoint=str(tmp_path / "w.safetensors"))
+    assert compare(options)["failures"]
+    save_file({"a": torch.ones(2)}, tmp_path / "w.safetensors")
+    with pytest.raises(ValueError, match=r"the checkpoint .*w\.safetensors of the run in .* changed"):
+        compare(options)
+
+
+def test_a_table_has_as_many_columns_whatever_a_method_is_called():
+    row = dict.fromkeys(("trained", "trained %", "overall accuracy", "std", "mean class accuracy", "class std"), 0)
+    row |= dict.fromkeys(("seeds", "peak memory MiB", "clouds per second", "training seconds"), 0)
+    row |= {"method": "a:set=x|y\n<b>", "training loss": None, "p against the first": None}
+    lines = markdown([row]).splitlines()
+    assert [line.replace("\\|", "").count("|") for line in lines] == [12, 12, 12]
+    assert as_csv([row | {"method": "=1"}]).splitlines()[1].endswith("'=1,,")
+    assert latex([row | {"method": "\\^~"}], "last").count(r"\textbackslash{}\textasciicircum{}\textasciitilde{}") == 1
 
 
 def test_latex_escapes_what_it_must():

@@ -22,7 +22,9 @@ def revise(command: FinetuneConfig, parse: Callable[..., Any]) -> FinetuneConfig
         ValueError: Both a preset and a file, or one that is not there or cannot be read.
     """
     if command.resume is not None:
-        return command
+        from pointpeft.runs.resume import FINETUNE_FREE, revised
+
+        return revised(command, parse, "finetune", FINETUNE_FREE)
     if command.preset is not None and command.config is not None:
         raise ValueError(f"give a preset or a config, got both: {command.preset} and {command.config}")
     if command.preset is not None:

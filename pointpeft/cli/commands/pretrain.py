@@ -1,8 +1,24 @@
 """`pointpeft pretrain`: a backbone from clouds without labels."""
 
+from collections.abc import Callable
+from typing import Any
+
 from pointpeft.runs.config import PretrainConfig
 
-__all__ = ["PretrainConfig", "run"]
+__all__ = ["PretrainConfig", "revise", "run"]
+
+
+def revise(command: PretrainConfig, parse: Callable[..., Any]) -> PretrainConfig:
+    """The command, with `--resume` over the options that its run was begun with.
+
+    Raises:
+        ValueError: No such run, or an option that a resumed run cannot take up.
+    """
+    if command.resume is None:
+        return command
+    from pointpeft.runs.resume import PRETRAIN_FREE, revised
+
+    return revised(command, parse, "pretrain", PRETRAIN_FREE)
 
 
 def run(command: PretrainConfig) -> int:
