@@ -6,8 +6,9 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -16,11 +17,129 @@ from pointpeft.data import DataError
 from pointpeft.data.sets.folder import cloud_files
 from pointpeft.data.stream import Source, is_many, stream
 from pointpeft.files import write_atomically
+from pointpeft.locks import Lock
 from pointpeft.progress import make_bar
 from pointpeft.runs.evaluate import Adapted
+from pointpeft.runs.resume import weights_fingerprint
 from pointpeft.tasks.batches import fit
 
 BLOCK = 1024  # files of one piece of work where several machines share it
+
+
+def model_fingerprint(adapted: Adapted) -> str:
+    """SHA-256 of all that an answer depends on beside the cloud: weights, classes, how clouds are prepared."""
+    facts = (adapted.classes, adapted.num_points, adapted.normalized, dict(adapted.model.config))
+    return weights_fingerprint(adapted.model.state_dict(), json.dumps(facts, sort_keys=True, default=str))
+
+
+def sources_of(paths: list[Path], normalized: bool, dropped: dict[str, int] | bool = False) -> Iterator[tuple[Path, Source]]:
+    """The clouds of `stream`, each with the file that it lies in.
+
+    Raises:
+        DataError: As `stream`.
+    """
+    for path in paths:
+        files = cloud_files(path) if path.is_dir() else []
+        for file in files or [path]:
+            for source in stream([file], normalized, dropped):
+                yield file, source
+
+
+def origin_of(output: Path) -> Path:
+    """The file beside a file of predictions."""
+    return output.with_name(f"{output.stem}.origin.jsonl")
+
+
+class Origin:
+    """A line for the model, then one for each file that clouds were read from, in their order: size and time of change.
+
+    A file's line is written before those of its clouds, so that a stop between leaves too many of them at worst.
+
+    Args:
+        output: The file of predictions.
+        model: The model's fingerprint.
+        resumed: Whether the output has lines already.
+
+    Raises:
+        ValueError: The lines were made by another model, or nothing says by which.
+    """
+
+    def __init__(self, output: Path, model: str, resumed: bool) -> None:
+        self.output, self.path = output, origin_of(output)
+        self.way_out = f"remove {output} to predict anew, or give another --output"
+        self._last: Path | None = None
+        if resumed and not self.path.exists():
+            raise ValueError(f"{output} has lines, but no {self.path.name} says what made them; {self.way_out}")
+        self._file: BinaryIO = open(self.path, "r+b" if resumed else "w+b")  # closed by `close`
+        if not resumed:
+            self._write({"model": model})
+            return
+        try:
+            if self._read().get("model") != model:
+                raise ValueError(
+                    f"{output} holds the answers of another adapter, or of this one before it was trained again; "
+                    f"{self.way_out}"
+                )
+        except ValueError:
+            self.close()
+            raise
+
+    def require_same(self, file: Path) -> None:
+        """Compares the file of a cloud that has a line with what it was.
+
+        Raises:
+            ValueError: It is another one.
+        """
+        if file != self._last:
+            self._last = file
+            if self._read() != _facts(file):
+                raise ValueError(
+                    f"{file} changed since {self.output} was written, which holds the answer for what it was; "
+                    f"{self.way_out}"
+                )
+
+    def continue_here(self) -> None:
+        """Forgets the files behind those compared: their clouds have no lines."""
+        self._file.truncate(self._file.tell())
+
+    def add(self, file: Path) -> None:
+        """Writes the line of a file whose clouds are about to be read."""
+        if file != self._last:
+            self._last = file
+            self._write(_facts(file))
+
+    def close(self) -> None:
+        """Makes the lines durable."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+
+    def _write(self, facts: dict[str, Any]) -> None:
+        self._file.write(json.dumps(facts).encode() + b"\n")
+        self._file.flush()
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            facts = json.loads(self._file.readline())
+        except ValueError:
+            facts = None
+        if not isinstance(facts, dict):
+            raise ValueError(f"{self.path} does not say what the lines of {self.output} were made from; {self.way_out}")
+        return facts
+
+
+def _facts(file: Path) -> dict[str, Any]:
+    try:
+        found = file.stat()
+    except OSError as error:  # its cloud's line is an error, too
+        return {"file": str(file), "error": error.strerror}
+    return {"file": str(file), "size": found.st_size, "changed": found.st_mtime_ns}
+
+
+def joined_origin(parts: list[Path]) -> bytes:
+    """The origin of the parts' lines put together, each of which begins with the line of the same model."""
+    lines = [origin_of(part).read_bytes().splitlines(keepends=True) for part in parts]
+    return b"".join([lines[0][0], *(line for each in lines for line in each[1:])])
 
 
 def predict_stream(
@@ -35,7 +154,8 @@ def predict_stream(
     """Classifies the clouds of files, folders and shards.
 
     Each cloud gives a line in `output`: {"cloud", "class", "probability"} or {"cloud", "error"}, in the order of the
-    stream. Where the file is there already, its lines are kept and the work goes on behind them.
+    stream. Where the file is there already, its lines are kept and the work goes on behind them, if they were made by
+    the same model from the same clouds: what they were made from is kept beside them, see `Origin`.
 
     Args:
         adapted: The model.
@@ -49,26 +169,39 @@ def predict_stream(
         "clouds" and "errors" in the whole file, "clouds now", "seconds", "clouds per second" of this call, "output".
 
     Raises:
-        ValueError: The lines of `output` are of other clouds than the stream begins with.
+        InUseError: Another process is writing `output`.
+        ValueError: The lines of `output` are of another model, or of other clouds than the stream begins with.
         DataError: A shard or a folder that cannot be read.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     output.parent.mkdir(parents=True, exist_ok=True)
-    done, errors, last = _kept_lines(output)
+    lock = Lock(output.with_name(f".{output.name}.lock"), str(output), "give another --output")
+    try:
+        return _predict_locked(adapted, paths, output, batch_size, title, drop_non_finite)
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, f"cannot be written, {error.strerror}", str(output)) from error
+    finally:
+        lock.release()
+
+
+def _predict_locked(
+    adapted: Adapted, paths: list[Path], output: Path, batch_size: int, title: str | None, drop_non_finite: bool
+) -> dict[str, Any]:
+    done, errors = _kept_lines(output)
     dropped: dict[str, int] = {}
-    sources = stream(paths, adapted.normalized, dropped if drop_non_finite else False)
-    position = None
-    for source in itertools.islice(sources, done):
-        position = source.name
-    if position != last:
-        raise ValueError(
-            f"{output} ends with {last}, but the clouds given now have {position} in that place; "
-            "give the same clouds, or another --output"
-        )
+    sources = sources_of(paths, adapted.normalized, dropped if drop_non_finite else False)
+    model = model_fingerprint(adapted) + (" of finite points" if drop_non_finite else "")
     started, now = time.perf_counter(), 0
-    with open(output, "a", encoding="utf-8") as file, make_bar(title=title, unit="cloud") as bar:
-        for batch in _batches(adapted, sources, batch_size):
+    with (
+        closing(Origin(output, model, done > 0)) as origin,
+        open(output, "a", encoding="utf-8") as file,
+        make_bar(title=title, unit="cloud") as bar,
+    ):
+        _pass_over(sources, output, done, origin)
+        for batch in _batches(adapted, sources, batch_size, origin):
             lines = _answers(adapted, batch)
             for line in lines:
                 if lost := dropped.pop(line["cloud"], 0):
@@ -112,40 +245,59 @@ def join_parts(parts: list[Path], output: Path, facts: list[dict[str, Any]], sec
                 with open(part, "rb") as lines:
                     shutil.copyfileobj(lines, file)
 
+    write_atomically(origin_of(output), lambda temporary: temporary.write_bytes(joined_origin(parts)))
     write_atomically(output, write)
     for part in parts:
         part.unlink()
+        origin_of(part).unlink()
     parts[0].parent.rmdir()
     total = {name: sum(each[name] for each in facts) for name in ("clouds", "errors", "clouds now")}
     speed = {"seconds": round(seconds, 1), "clouds per second": round(total["clouds now"] / max(seconds, 1e-9), 1)}
     return {**total, **speed, "output": str(output)}
 
 
-def _kept_lines(output: Path) -> tuple[int, int, str | None]:
-    """How many whole lines a file has, how many are errors, the last cloud; cuts off a line that was not finished."""
+def _pass_over(sources: Iterator[tuple[Path, Source]], output: Path, done: int, origin: Origin) -> None:
+    """Takes the clouds that have a line out of the stream, and compares them with those that the lines are of."""
+    with open(output, "rb") as lines:
+        for line in itertools.islice(lines, done):
+            expected, (path, source) = json.loads(line)["cloud"], next(sources, (None, None))
+            if path is None or source is None or source.name != expected:
+                found = None if source is None else source.name
+                raise ValueError(
+                    f"{output} has a line of {expected}, but the clouds given now have {found} in that place; give the "
+                    "same clouds, or another --output"
+                )
+            origin.require_same(path)
+    origin.continue_here()
+
+
+def _kept_lines(output: Path) -> tuple[int, int]:
+    """How many whole lines a file has, and how many are errors; cuts off a line that was not finished."""
     if not output.exists():
-        return 0, 0, None
-    count, errors, last, end = 0, 0, None, 0
+        return 0, 0
+    count, errors, end = 0, 0, 0
     with open(output, "rb") as file:
         for number, line in enumerate(file, 1):
             if not line.endswith(b"\n"):
                 break
             try:
                 facts = json.loads(line)
-                last = facts["cloud"]
+                has_error = "error" in facts
+                facts["cloud"]
             except (ValueError, KeyError, TypeError):
                 raise ValueError(f"{output}, line {number}: is no prediction; give another --output") from None
-            count, errors, end = count + 1, errors + ("error" in facts), end + len(line)
+            count, errors, end = count + 1, errors + has_error, end + len(line)
     os.truncate(output, end)
-    return count, errors, last
+    return count, errors
 
 
 def _batches(
-    adapted: Adapted, sources: Iterator[Source], batch_size: int
+    adapted: Adapted, sources: Iterator[tuple[Path, Source]], batch_size: int, origin: Origin
 ) -> Iterator[list[tuple[str, Tensor | DataError]]]:
     group_size = adapted.model.backbone.config.group_size
     batch: list[tuple[str, Tensor | DataError]] = []
-    for source in sources:
+    for path, source in sources:
+        origin.add(path)
         try:
             points = source.read()
             if len(points) < group_size:
@@ -163,14 +315,19 @@ def _batches(
 @torch.inference_mode()
 def _answers(adapted: Adapted, batch: list[tuple[str, Tensor | DataError]]) -> list[dict[str, Any]]:
     clouds = [points for _, points in batch if isinstance(points, Tensor)]
-    answers: Iterator[tuple[float, int]] = iter(())
+    answers: Iterator[tuple[float, int, bool]] = iter(())
     if clouds:
-        best = adapted.model(torch.stack(clouds).to(adapted.device)).float().softmax(1).max(1)
-        answers = zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        logits = adapted.model(torch.stack(clouds).to(adapted.device)).float()
+        best = logits.softmax(1).max(1)
+        finite = logits.isfinite().all(1)
+        answers = zip(best.values.tolist(), best.indices.tolist(), finite.tolist(), strict=True)
     lines = []
     for name, points in batch:
         if isinstance(points, Tensor):
-            sure, index = next(answers)
+            sure, index, finite = next(answers)
+            if not finite:
+                lines.append({"cloud": name, "error": f"{name}: the model's logits are not finite"})
+                continue
             lines.append({"cloud": name, "class": adapted.classes[index], "probability": round(sure, 4)})
         else:
             lines.append({"cloud": name, "error": str(points)})

@@ -1,6 +1,9 @@
+import copy
 import io
 import json
+import os
 import tarfile
+from dataclasses import replace
 
 import h5py
 import numpy as np
@@ -11,6 +14,7 @@ from pointpeft import create_model
 from pointpeft.data import DataError
 from pointpeft.data import stream as stream_module
 from pointpeft.data.stream import stream
+from pointpeft.locks import InUseError, Lock
 from pointpeft.runs.evaluate import Adapted, predict
 from pointpeft.runs.predict import predict_stream
 
@@ -99,12 +103,72 @@ def test_other_clouds_or_another_file_are_not_continued(adapted, places, tmp_pat
     before = output.read_bytes()
     with pytest.raises(ValueError, match="give the same clouds, or another --output"):
         predict_stream(adapted, [places[1]], output)
-    with pytest.raises(ValueError, match=r"ends with .*, but"):
+    with pytest.raises(ValueError, match=r"has a line of .*, but"):
         predict_stream(adapted, [places[0] / "inner" / "0.npy"], output)
     assert output.read_bytes() == before
     output.write_text("something else\n")
     with pytest.raises(ValueError, match="line 1: is no prediction"):
         predict_stream(adapted, [places[0]], output)
+
+
+def other(adapted, **changes):
+    return replace(adapted, model=copy.deepcopy(adapted.model), **changes)
+
+
+def test_answers_of_another_model_are_not_continued(adapted, places, tmp_path):
+    output = tmp_path / "out.jsonl"
+    predict_stream(adapted, [places[0]], output)
+    before = output.read_bytes()
+    trained_again = other(adapted)
+    with torch.no_grad():
+        next(trained_again.model.head.parameters()).add_(1e-3)
+    for another in (trained_again, other(adapted, classes=("cat", "dog", "cow")), other(adapted, num_points=32)):
+        with pytest.raises(ValueError, match=r"holds the answers of another adapter, or of this one before it was"):
+            predict_stream(another, [places[0]], output)
+    assert output.read_bytes() == before
+    assert predict_stream(other(adapted), [places[0]], output)["clouds now"] == 0
+    (tmp_path / "out.origin.jsonl").unlink()
+    with pytest.raises(ValueError, match=r"has lines, but no out\.origin\.jsonl says what made them; remove"):
+        predict_stream(adapted, [places[0]], output)
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_the_answer_of_a_replaced_cloud_is_not_kept(adapted, clouds, places, tmp_path, place):
+    output = tmp_path / "out.jsonl"
+    predict_stream(adapted, [places[place]], output)
+    if place == 0:
+        np.save(places[0] / "inner" / "3.npy", clouds[4])
+    else:
+        places[place].touch()
+    with pytest.raises(
+        ValueError, match=r"(3\.npy|shard\.(tar|h5)) changed since .*remove .* to predict anew, or give"
+    ):
+        predict_stream(adapted, [places[place]], output)
+
+
+def test_clouds_that_were_not_predicted_yet_may_change_and_come(adapted, clouds, places, tmp_path):
+    output, folder = tmp_path / "out.jsonl", places[0] / "inner"
+    predict_stream(adapted, [places[0]], output)
+    output.write_text("".join(output.read_text().splitlines(keepends=True)[:3]))
+    np.save(folder / "5.npy", clouds[6])
+    np.save(folder / "7.npy", clouds[1])
+    facts = predict_stream(adapted, [places[0]], output)
+    assert (facts["clouds"], facts["clouds now"]) == (8, 5)
+    assert predict_stream(adapted, [places[0]], output)["clouds now"] == 0
+    np.save(folder / "5.npy", clouds[5])
+    with pytest.raises(ValueError, match=r"5\.npy changed since"):
+        predict_stream(adapted, [places[0]], output)
+
+
+def test_two_predictions_do_not_write_one_file(adapted, places, tmp_path):
+    output = tmp_path / "out.jsonl"
+    lock = Lock(tmp_path / ".out.jsonl.lock", str(output), "wait")
+    with pytest.raises(
+        InUseError, match=rf"out\.jsonl is in use by process {os.getpid()} .*\.lock; .* another --output"
+    ):
+        predict_stream(adapted, [places[0]], output)
+    lock.release()
+    assert predict_stream(adapted, [places[0]], output)["clouds now"] == 7
 
 
 def test_bad_clouds_get_a_line_and_do_not_stop_the_others(adapted, clouds, tmp_path):
@@ -130,7 +194,11 @@ def test_names_in_a_shard_never_become_paths(adapted, clouds, tmp_path):
     facts = predict_stream(adapted, [shard], tmp_path / "out" / "out.jsonl")
     assert facts["clouds"] == 2
     assert facts["errors"] == 0
-    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == ["out.jsonl", "s.tar"]
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == [
+        "out.jsonl",
+        "out.origin.jsonl",
+        "s.tar",
+    ]
 
 
 def test_a_member_that_is_too_large_is_not_read(clouds, tmp_path, monkeypatch):

@@ -17,7 +17,8 @@ class Predict:
     A file that cannot be read is reported on the error stream, the others are still classified, and the exit code is 1.
 
     Folders, .tar and .h5 shards are streamed: any number of clouds at constant memory, one JSON line each in
-    `predictions.jsonl` of --output. The same command again goes on where it stopped.
+    `predictions.jsonl` of --output. The same command again goes on where it stopped; what was predicted by another
+    adapter, or of clouds that have changed since, is never taken for its own.
     """
 
     run: Annotated[Path, Positional, arg(metavar="RUN")]
@@ -28,8 +29,9 @@ class Predict:
     """Print one JSON list, with the best three classes of each file."""
     category: str | None = None
     """What the clouds are, for part segmentation of several categories."""
-    output: Annotated[Path, arg(metavar="FOLDER")] = Path("predictions")
-    """Folder for the labels of points and their pictures, and for the predictions of a stream."""
+    output: Annotated[Path | None, arg(metavar="FOLDER")] = None
+    """Folder for the labels of points and their pictures, and for the predictions of a stream. None: one of its own for
+    each adapter as it is now, `predictions/RUN-CHECKSUM`."""
     batch_size: int = 32
     """Clouds per step of a stream."""
     drop_non_finite: bool = False
@@ -50,14 +52,19 @@ def run(command: Predict) -> int:
     from pointpeft.cli.table import print_rows
     from pointpeft.data.stream import is_many
     from pointpeft.runs.evaluate import load_run, predict, predict_points
-    from pointpeft.runs.predict import predict_stream
+    from pointpeft.runs.predict import model_fingerprint, predict_stream
     from pointpeft.training.loop import make_accelerator
 
     if not command.files:
         raise ValueError("name at least one file to classify")
-    output = command.output / "predictions.jsonl"
     drop = command.drop_non_finite
     adapted = load_run(command.run, make_accelerator(command.device).device)
+    folder = command.output
+    if folder is None:
+        run = command.run.resolve()
+        name = run.parent.name if run.name == "adapter" else run.name
+        folder = Path("predictions") / f"{name}-{model_fingerprint(adapted)[:8]}"
+    output = folder / "predictions.jsonl"
     if command.ray is not None:
         if drop:
             raise ValueError("drop_non_finite must not be given with ray")
@@ -79,7 +86,7 @@ def run(command: Predict) -> int:
     if adapted.model.dense:
         if drop:
             raise ValueError("drop_non_finite must not be given for segmentation, which labels every point of a file")
-        results = predict_points(adapted, command.files, command.output, command.category)
+        results = predict_points(adapted, command.files, folder, command.category)
     else:
         results = predict(adapted, command.files, drop_non_finite=drop)
     if command.json:
