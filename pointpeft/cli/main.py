@@ -1,15 +1,20 @@
 """The console script: finds the command, runs it, turns failures into a message and an exit code."""
 
 import difflib
+import io
+import math
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from types import FrameType
 from typing import Annotated, Any, NoReturn, Union
+
+from pointpeft.cli.interrupts import answered
 
 # Nothing heavy is imported up here: the first second, too, ends in our message where Ctrl-C comes.
 
@@ -56,6 +61,7 @@ Exit codes: 0 done, 1 wrong input or option, 2 wrong command line, 130 stopped b
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
+    _write_any_name()
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
@@ -82,17 +88,33 @@ def main(argv: list[str] | None = None) -> int:
         return FAILED
 
 
+def _write_any_name() -> None:
+    """Lets standard output and error write signs that their encoding lacks as escapes: a name ends no command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors != "backslashreplace":
+            # A file whose descriptor now leads to a pipe cannot say where it stands, and keeps its way with such signs.
+            with suppress(OSError):
+                stream.reconfigure(errors="backslashreplace")
+
+
 @contextmanager
 def _imports_end_at_once() -> Iterator[None]:
     """Within it Ctrl-C during an import ends the process: an exception would have to pass through libraries that are
-    half loaded, and some abort.
+    half loaded, and some abort. So it does in an operation that does not return within a second: every file is written
+    so that an end at any moment harms none.
     """
+    last_answer = -math.inf
+
+    def end() -> NoReturn:
+        os.write(2, f"{STOPPED}\n".encode())
+        os._exit(INTERRUPTED)
 
     def interrupted(number: int, frame: FrameType | None) -> NoReturn:
+        nonlocal last_answer
+        last_answer = time.monotonic()
         while frame is not None:
             if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
-                os.write(2, f"{STOPPED}\n".encode())
-                os._exit(INTERRUPTED)
+                end()
             frame = frame.f_back
         raise KeyboardInterrupt
 
@@ -105,7 +127,8 @@ def _imports_end_at_once() -> Iterator[None]:
         yield
         return
     try:
-        yield
+        with answered(interrupted, lambda: last_answer, end):
+            yield
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

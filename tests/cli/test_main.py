@@ -1,3 +1,4 @@
+import io
 import json
 import os
 import re
@@ -8,7 +9,10 @@ import sys
 import h5py
 import numpy as np
 import pytest
+import torch
 
+from pointpeft import create_model
+from pointpeft.checkpoints import save_adapter
 from pointpeft.cli.main import COMMANDS, STOPPED, main
 from tests.clouds import TINY, TINY_MODEL, write_clouds
 from tests.hardening.faults.runs import interrupt_imports
@@ -195,6 +199,50 @@ def test_ctrl_c_in_the_imports_ends_with_the_message(moment, tmp_path):
     # A library that is half loaded aborted the process when the exception came through it.
     code, said = interrupt_imports(["finetune", f"--output={tmp_path / 'run'}", "--epochs=500"], moment)
     assert (code, said.strip().splitlines()[-1:]) == (130, [STOPPED])
+
+
+@pytest.fixture
+def two_adapters(tmp_path, monkeypatch):
+    """Adapters of the same name and form but of other classes, and a place of their own for what is predicted."""
+    monkeypatch.chdir(tmp_path)
+    for place, classes in (("here", ["ball", "box", "rod"]), ("there", ["cat", "dog", "cow"])):
+        torch.manual_seed(0)
+        model = create_model("point_mae_tiny", "linear", 3, depth=1, num_groups=8, group_size=8, width=24, num_heads=2)
+        facts = {"classes": classes, "points": 64, "clouds normalized": True}
+        save_adapter(model, tmp_path / place / "run" / "adapter", facts)
+    return tmp_path / "here" / "run", tmp_path / "there" / "run"
+
+
+def test_each_adapter_gives_its_own_answers_for_the_same_folder(clouds_folder, two_adapters, tmp_path, capsys):
+    first, second = two_adapters
+    for number, (run, classes) in enumerate(((first, {"ball", "box", "rod"}), (second, {"cat", "dog", "cow"}))):
+        assert main(["predict", str(run), str(clouds_folder / "test"), "--quiet", "--device=cpu"]) == 0
+        said = capsys.readouterr().out
+        assert "clouds now             24" in said
+        output = next(line.split(maxsplit=1)[1] for line in said.splitlines() if line.startswith("output"))
+        answers = [json.loads(line) for line in (tmp_path / output).read_text().splitlines()]
+        assert len(answers) == 24
+        assert {answer["class"] for answer in answers} <= classes
+        assert len(list((tmp_path / "predictions").iterdir())) == number + 1
+    assert main(["predict", str(first), str(clouds_folder / "test"), "--quiet", "--device=cpu", "--output=o"]) == 0
+    capsys.readouterr()
+    said = failure(capsys, "predict", second, clouds_folder / "test", "--quiet", "--device=cpu", "--output=o")
+    assert "o/predictions.jsonl holds the answers of another adapter" in said
+
+
+def test_a_name_that_the_terminal_cannot_write_loses_no_prediction(two_adapters, tmp_path, monkeypatch):
+    np.save(tmp_path / "\u6d4b\u8bd5 \u00e9.npy", np.random.default_rng(0).normal(size=(80, 3)))
+    written = {name: io.TextIOWrapper(io.BytesIO(), encoding="ascii") for name in ("stdout", "stderr")}
+    for name, stream in written.items():  # as PYTHONIOENCODING=ascii makes them
+        monkeypatch.setattr(sys, name, stream)
+    code = main(["predict", str(two_adapters[0]), "\u6d4b\u8bd5 \u00e9.npy", "\u00e9.npy", "--device=cpu"])
+    monkeypatch.undo()
+    for stream in written.values():
+        stream.flush()
+    said, errors = (stream.buffer.getvalue().decode("ascii") for stream in written.values())
+    assert code == 1  # of the file that is not there
+    assert r"%  \u6d4b\u8bd5 \xe9.npy" in said
+    assert r"\xe9.npy" in errors
 
 
 def test_ctrl_c_is_put_back_as_it_was(monkeypatch):
