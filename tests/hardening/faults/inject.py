@@ -14,6 +14,7 @@ import random
 import resource
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
@@ -118,7 +119,7 @@ class Injector:
 
     def sabotage(self) -> Callable[[], None]:
         """Kills the process inside one of its writes."""
-        which, when = self.random.randrange(1, 22), self.random.choice(["before", "half", "durable", "renamed"])
+        which, when = self.random.randrange(1, 48), self.random.choice(["before", "half", "durable", "renamed"])
 
         def prepare() -> None:
             count, real_sync, real_replace = 0, os.fsync, os.replace
@@ -131,7 +132,7 @@ class Injector:
                 count += 1
                 if count == which and when == "before":
                     end()
-                if count == which and when == "half":
+                if count == which and when == "half" and stat.S_ISREG(os.fstat(descriptor).st_mode):
                     os.ftruncate(descriptor, os.fstat(descriptor).st_size // 2)
                     end()
                 real_sync(descriptor)
