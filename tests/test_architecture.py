@@ -22,7 +22,7 @@ FLOORS = (
     ("backbones", "compat"),
     ("ops",),
     ("weights", "data"),
-    ("drawing", "files"),
+    ("drawing", "files", "escapes", "locks"),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 MODULES = {

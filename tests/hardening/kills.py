@@ -18,10 +18,10 @@ import torch
 
 torch.set_num_threads(1)  # a fork keeps one thread only
 
+from tests.clouds import write_clouds  # noqa: E402
 from tests.hardening.faults.inject import preload  # noqa: E402
 from tests.hardening.faults.runs import OPTIONS, Child, quietly, run, same, sound  # noqa: E402
 from tests.hardening.fuzz.driver import write  # noqa: E402
-from tests.training.conftest import write_clouds  # noqa: E402
 
 AHEAD = 2.0  # a process is killed after the time of its start and of so many epochs, at most
 

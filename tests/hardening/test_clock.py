@@ -7,8 +7,8 @@ import time
 
 import torch
 
+from tests.clouds import write_clouds
 from tests.hardening.faults.runs import OPTIONS, run, same
-from tests.training.conftest import write_clouds
 
 
 def jumping():

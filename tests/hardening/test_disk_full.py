@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from pointpeft import files
+from tests.clouds import write_clouds
 from tests.hardening.faults.runs import EPOCHS, OPTIONS, run, same, sound
-from tests.training.conftest import write_clouds
 
 
 @pytest.fixture(scope="module")

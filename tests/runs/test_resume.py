@@ -11,7 +11,7 @@ from pointpeft.runs.config import FinetuneConfig, PretrainConfig
 from pointpeft.runs.finetune import finetune
 from pointpeft.runs.pretrain import pretrain
 from pointpeft.training.run_folder import RunFolder
-from tests.training.conftest import TINY, TINY_MODEL, write_clouds
+from tests.clouds import TINY, TINY_MODEL, write_clouds
 
 RUN = {**TINY, "set": TINY_MODEL, "checkpoint": "none", "probe": False, "quiet": True, "device": "cpu"}
 

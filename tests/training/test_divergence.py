@@ -14,7 +14,7 @@ from pointpeft.runs.pretrain import pretrain
 from pointpeft.training.divergence import NotFiniteError, not_finite, require_finite_logits
 from pointpeft.training.loop import Recipe, make_accelerator, train
 from pointpeft.training.run_folder import RunFolder
-from tests.training.conftest import TINY, TINY_MODEL
+from tests.clouds import TINY, TINY_MODEL
 
 RUN = {**TINY, "set": TINY_MODEL, "checkpoint": "none", "probe": False, "quiet": True, "device": "cpu"}
 
