@@ -218,7 +218,7 @@ def test_each_adapter_gives_its_own_answers_for_the_same_folder(clouds_folder, t
     for number, (run, classes) in enumerate(((first, {"ball", "box", "rod"}), (second, {"cat", "dog", "cow"}))):
         assert main(["predict", str(run), str(clouds_folder / "test"), "--quiet", "--device=cpu"]) == 0
         said = capsys.readouterr().out
-        assert "clouds now             24" in said
+        assert "clouds now         24\n" in said
         output = next(line.split(maxsplit=1)[1] for line in said.splitlines() if line.startswith("output"))
         answers = [json.loads(line) for line in (tmp_path / output).read_text().splitlines()]
         assert len(answers) == 24

@@ -49,4 +49,4 @@ def test_predictions_go_on_under_a_clock_that_goes_backwards(tmp_path):
     for expected in (9, 0):
         code, said, _ = run(arguments, jumping)
         assert code == 0, said
-        assert f"clouds now             {expected}\n" in said
+        assert f"clouds now         {expected}\n" in said
