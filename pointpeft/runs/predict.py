@@ -32,7 +32,9 @@ def model_fingerprint(adapted: Adapted) -> str:
     return weights_fingerprint(adapted.model.state_dict(), json.dumps(facts, sort_keys=True, default=str))
 
 
-def sources_of(paths: list[Path], normalized: bool, dropped: dict[str, int] | bool = False) -> Iterator[tuple[Path, Source]]:
+def sources_of(
+    paths: list[Path], normalized: bool, dropped: dict[str, int] | bool = False
+) -> Iterator[tuple[Path, Source]]:
     """The clouds of `stream`, each with the file that it lies in.
 
     Raises:
