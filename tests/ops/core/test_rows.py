@@ -41,7 +41,7 @@ def backward(grad, x, gamma, beta):
 @pytest.mark.parametrize("gelu", [False, True])
 def test_scale_and_shift_equal_pytorch(size, dtype, gelu, cpu_level, generator):
     x, grad, gamma, beta = rows(generator, size, size, size[1:], size[1:], dtype=dtype)
-    exact = [t.double().requires_grad_() for t in (x, gamma, beta)]
+    exact = [t.double().clone().requires_grad_() for t in (x, gamma, beta)]
     y = exact[1] * exact[0] + exact[2]
     y = F.gelu(y) if gelu else y
     dx, d_gamma, d_beta = torch.autograd.grad(y, exact, grad.double())
@@ -84,7 +84,7 @@ def test_passes_over_patches_keep_nan(cpu_level):
 def test_gelu_and_its_slope_are_accurate_over_the_whole_line(cpu_level):
     x = torch.linspace(-12, 12, 100_001)[:, None]
     one, zero = torch.ones(1), torch.zeros(1)
-    exact = x.double().requires_grad_()
+    exact = x.double().clone().requires_grad_()
     y = exact * 0.5 * torch.erfc(-exact / 2**0.5)
     (slope,) = torch.autograd.grad(y.sum(), exact)
     y = y.detach()
@@ -129,7 +129,7 @@ def test_norm_equals_pytorch(size, dtype, gated, cpu_level, generator):
     x, grad, weight, bias, gate, d_gate = rows(generator, size, size, (c,), (c,), (c,), (n,), dtype=dtype)
     sums = torch.float64 if dtype == torch.float64 else torch.float32
     d_gate = d_gate.to(sums)
-    exact = [t.double().requires_grad_() for t in (x, weight, bias, gate)]
+    exact = [t.double().clone().requires_grad_() for t in (x, weight, bias, gate)]
     u = F.layer_norm(exact[0], (c,), *exact[1:3], 1e-2)
     loss = (u * grad.double()).sum() + (u @ exact[3] @ d_gate.double() if gated else 0)
     dx, d_weight, d_bias = torch.autograd.grad(loss, exact[:3], retain_graph=True)
