@@ -76,9 +76,9 @@ def create_model(
     return model
 
 
-def create_from_config(config: dict[str, Any], checkpoint: str | Path | None = None, **where: Any) -> PointModel:
+def create_from_config(config: dict[str, Any], checkpoint: str | Path | None = None, **factory: Any) -> PointModel:
     """The model that `PointModel.config` describes, with fresh weights around the checkpoint's."""
     method = create_method(config["method"]["name"], **config["method"]["fields"])
     name, values = config["backbone"]["name"], config["backbone"]["fields"]
     task = {key: config[key] for key in ("task", "num_categories") if key in config}  # older adapters classify
-    return create_model(name, method, config["num_classes"], checkpoint, **task, **where, **values)
+    return create_model(name, method, config["num_classes"], checkpoint, **task, **factory, **values)

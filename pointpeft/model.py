@@ -80,20 +80,20 @@ class PointModel(nn.Module):
         self.pool: Any = None
         if self.dense:
             backbone.for_points()
-        self.read(backbone.pooled)
+        self.set_pooling(backbone.pooled)
         method.attach(self)
         parameter = next(backbone.parameters())
-        at = {"device": parameter.device, "dtype": parameter.dtype}
+        factory = {"device": parameter.device, "dtype": parameter.dtype}
         self.head: ClassificationHead | DenseHead | UpsamplingHead
         width = backbone.config.width
         if self.pool is not None:
-            self.head = ClassificationHead(self.pool.out_dim, num_classes, **backbone.head_options, **at)
+            self.head = ClassificationHead(self.pool.out_dim, num_classes, **backbone.head_options, **factory)
         elif backbone.dense_upsampling:
             min_sq_norm = backbone.config.min_sq_norm
-            self.head = UpsamplingHead(width, num_classes, num_categories, min_sq_norm=min_sq_norm, **at)
+            self.head = UpsamplingHead(width, num_classes, num_categories, min_sq_norm=min_sq_norm, **factory)
         else:
             options = {"whole": width * backbone.dense_whole, "hidden": backbone.dense_hidden}
-            self.head = DenseHead(width, num_classes, num_categories, **options, **at)
+            self.head = DenseHead(width, num_classes, num_categories, **options, **factory)
 
     @property
     def dense(self) -> bool:
@@ -112,15 +112,16 @@ class PointModel(nn.Module):
         """Names of what the call takes beside xyz."""
         return (*self.method.inputs, *(("category",) if self.num_categories else ()))
 
-    def read(self, what: tuple[str, ...] | nn.Module) -> None:
-        """Sets what the classifier reads; a dense head reads patch tokens alone, whatever is asked.
+    def set_pooling(self, parts: tuple[str, ...] | nn.Module) -> None:
+        """Sets which tokens the classifier reads; a dense head reads the patch tokens alone, and ignores it.
 
         Args:
-            what: Names of parts, see `Pool`; or a module of its kind with an `out_dim`.
+            parts: Names of what is pooled and put side by side, see `Pool`; or a module with an `out_dim` that maps
+                tokens and context to features, as `Pool` does.
         """
         if not self.dense:
-            pooled = isinstance(what, nn.Module)
-            self.pool = what if pooled else Pool(what, self.backbone.config.width, self.backbone.prefix)
+            is_module = isinstance(parts, nn.Module)
+            self.pool = parts if is_module else Pool(parts, self.backbone.config.width, self.backbone.prefix)
 
     def forward_features(self, xyz: Tensor, **inputs: Tensor) -> Any:
         """What the head reads, [B, F], or `DenseFeatures` where points are classified; arguments as in `forward`."""

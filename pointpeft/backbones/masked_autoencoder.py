@@ -19,10 +19,10 @@ class Decoder(nn.Module):
         self, width: int, depth: int, num_heads: int, drop_path: float, *, device: Any = None, dtype: Any = None
     ):
         super().__init__()
-        where = {"device": device, "dtype": dtype}
+        factory = {"device": device, "dtype": dtype}
         rates = [drop_path * i / max(1, depth - 1) for i in range(depth)]
-        self.blocks = nn.ModuleList(Block(width, num_heads, drop_path=rate, **where) for rate in rates)
-        self.norm = nn.LayerNorm(width, **where)
+        self.blocks = nn.ModuleList(Block(width, num_heads, drop_path=rate, **factory) for rate in rates)
+        self.norm = nn.LayerNorm(width, **factory)
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
         """[B, T, C] -> [B, T, C]"""
@@ -59,16 +59,16 @@ class MaskedAutoencoder(nn.Module):
                 f"mask_ratio must hide at least one and not all of {config.num_groups} patches, got {mask_ratio}"
             )
         parameter = backbone.norm.weight
-        where: dict[str, Any] = {"device": parameter.device, "dtype": parameter.dtype}
+        factory: dict[str, Any] = {"device": parameter.device, "dtype": parameter.dtype}
         width = config.width
         self.backbone = backbone
         self.embed_hidden = embed_hidden
-        self.mask_token = nn.Parameter(torch.empty(1, 1, width, **where))
+        self.mask_token = nn.Parameter(torch.empty(1, 1, width, **factory))
         self.decoder_pos_embed = nn.Sequential(
-            nn.Linear(3, POS_HIDDEN, **where), nn.GELU(), nn.Linear(POS_HIDDEN, width, **where)
+            nn.Linear(3, POS_HIDDEN, **factory), nn.GELU(), nn.Linear(POS_HIDDEN, width, **factory)
         )
-        self.decoder = Decoder(width, decoder_depth, config.num_heads, config.drop_path, **where)
-        self.increase_dim = nn.Sequential(nn.Conv1d(width, 3 * config.group_size, 1, **where))
+        self.decoder = Decoder(width, decoder_depth, config.num_heads, config.drop_path, **factory)
+        self.increase_dim = nn.Sequential(nn.Conv1d(width, 3 * config.group_size, 1, **factory))
         for part in (self.decoder_pos_embed, self.decoder, self.increase_dim):
             init_weights(part)
         nn.init.trunc_normal_(self.mask_token, std=0.02)

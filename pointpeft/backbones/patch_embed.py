@@ -31,21 +31,21 @@ class PatchEmbed(nn.Module):
 
     def __init__(self, width: int, hidden: int = PUBLISHED_WIDTH, *, device: Any = None, dtype: Any = None):
         super().__init__()
-        where = {"device": device, "dtype": dtype}
+        factory = {"device": device, "dtype": dtype}
         self.width = width
         self.hidden = hidden
         self.published_order = False
         self.first_conv = nn.Sequential(
-            nn.Conv1d(3, hidden, 1, **where),
-            nn.BatchNorm1d(hidden, **where),
+            nn.Conv1d(3, hidden, 1, **factory),
+            nn.BatchNorm1d(hidden, **factory),
             nn.ReLU(),
-            nn.Conv1d(hidden, 2 * hidden, 1, **where),
+            nn.Conv1d(hidden, 2 * hidden, 1, **factory),
         )
         self.second_conv = nn.Sequential(
-            nn.Conv1d(4 * hidden, 4 * hidden, 1, **where),
-            nn.BatchNorm1d(4 * hidden, **where),
+            nn.Conv1d(4 * hidden, 4 * hidden, 1, **factory),
+            nn.BatchNorm1d(4 * hidden, **factory),
             nn.ReLU(),
-            nn.Conv1d(4 * hidden, width, 1, **where),
+            nn.Conv1d(4 * hidden, width, 1, **factory),
         )
 
     @property

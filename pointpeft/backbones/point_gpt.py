@@ -88,24 +88,24 @@ class LargePatchEmbed(PatchEmbed):
 
     def __init__(self, width: int, hidden: int = LARGE_HIDDEN, *, device: Any = None, dtype: Any = None):
         nn.Module.__init__(self)
-        where = {"device": device, "dtype": dtype}
+        factory = {"device": device, "dtype": dtype}
         self.width = width
         self.hidden = hidden
         self.published_order = False  # there is only one order here, the published one
         self.first_conv = nn.Sequential(
-            nn.Conv1d(3, hidden, 1, **where),
-            nn.BatchNorm1d(hidden, **where),
+            nn.Conv1d(3, hidden, 1, **factory),
+            nn.BatchNorm1d(hidden, **factory),
             nn.ReLU(),
-            nn.Conv1d(hidden, 2 * hidden, 1, **where),
-            nn.BatchNorm1d(2 * hidden, **where),
+            nn.Conv1d(hidden, 2 * hidden, 1, **factory),
+            nn.BatchNorm1d(2 * hidden, **factory),
             nn.ReLU(),
-            nn.Conv1d(2 * hidden, 4 * hidden, 1, **where),
+            nn.Conv1d(2 * hidden, 4 * hidden, 1, **factory),
         )
         self.second_conv = nn.Sequential(
-            nn.Conv1d(8 * hidden, 8 * hidden, 1, **where),
-            nn.BatchNorm1d(8 * hidden, **where),
+            nn.Conv1d(8 * hidden, 8 * hidden, 1, **factory),
+            nn.BatchNorm1d(8 * hidden, **factory),
             nn.ReLU(),
-            nn.Conv1d(8 * hidden, width, 1, **where),
+            nn.Conv1d(8 * hidden, width, 1, **factory),
         )
 
     def forward(self, patches: Tensor) -> Tensor:
@@ -140,16 +140,16 @@ class Generator(nn.Module):
 
     def __init__(self, config: Any, *, device: Any = None, dtype: Any = None):
         super().__init__()
-        where = {"device": device, "dtype": dtype}
+        factory = {"device": device, "dtype": dtype}
         width, points = config.width, 3 * config.group_size
-        self.sos = nn.Parameter(torch.randn(width, **where))
+        self.sos = nn.Parameter(torch.randn(width, **factory))
         self.layers = nn.ModuleList(
-            GPTBlock(width, config.num_heads, config.mlp_ratio, **where) for _ in range(config.generator_depth)
+            GPTBlock(width, config.num_heads, config.mlp_ratio, **factory) for _ in range(config.generator_depth)
         )
-        self.ln_f = nn.LayerNorm(width, **where)
-        self.increase_dim = nn.Sequential(nn.Conv1d(width, points, 1, **where))
-        self.extractor_dim = nn.Sequential(nn.Conv1d(width, points, 1, **where))
-        self.norm = nn.LayerNorm(width, **where)
+        self.ln_f = nn.LayerNorm(width, **factory)
+        self.increase_dim = nn.Sequential(nn.Conv1d(width, points, 1, **factory))
+        self.extractor_dim = nn.Sequential(nn.Conv1d(width, points, 1, **factory))
+        self.norm = nn.LayerNorm(width, **factory)
 
 
 def greedy_order(centers: Tensor) -> Tensor:

@@ -102,20 +102,20 @@ class PointMAE(nn.Module):
 
     def __init__(self, config: PointMAEConfig, *, device: Any = None, dtype: Any = None):
         super().__init__()
-        where = {"device": device, "dtype": dtype}
+        factory = {"device": device, "dtype": dtype}
         self.config = config
         width = config.width
         for name in self.prefix:
-            self.register_parameter(f"{name}_token", nn.Parameter(torch.empty(1, 1, width, **where)))
-            self.register_parameter(f"{name}_pos", nn.Parameter(torch.empty(1, 1, width, **where)))
-        self.patch_embed: nn.Module = self.make_patch_embed(config, **where)
+            self.register_parameter(f"{name}_token", nn.Parameter(torch.empty(1, 1, width, **factory)))
+            self.register_parameter(f"{name}_pos", nn.Parameter(torch.empty(1, 1, width, **factory)))
+        self.patch_embed: nn.Module = self.make_patch_embed(config, **factory)
         self.patch_transform: nn.Module = nn.Identity()
-        self.pos_embed: nn.Module = self.make_pos_embed(config, **where)
+        self.pos_embed: nn.Module = self.make_pos_embed(config, **factory)
         rates = [config.drop_path * i / max(1, config.depth - 1) for i in range(config.depth)]
         self.blocks = nn.ModuleList(
-            self.block_type(width, config.num_heads, config.mlp_ratio, rate, **where) for rate in rates
+            self.block_type(width, config.num_heads, config.mlp_ratio, rate, **factory) for rate in rates
         )
-        self.norm: nn.Module = self.make_norm(config, **where)
+        self.norm: nn.Module = self.make_norm(config, **factory)
         self.token_transform: nn.Module = nn.Identity()
         init_weights(self)
         for name in self.prefix:
@@ -128,8 +128,10 @@ class PointMAE(nn.Module):
 
     def make_pos_embed(self, config: PointMAEConfig, *, device: Any = None, dtype: Any = None) -> nn.Module:
         """What turns centres into positions: [B, G, 3] -> [B, G, C]."""
-        where = {"device": device, "dtype": dtype}
-        return nn.Sequential(nn.Linear(3, POS_HIDDEN, **where), nn.GELU(), nn.Linear(POS_HIDDEN, config.width, **where))
+        factory = {"device": device, "dtype": dtype}
+        return nn.Sequential(
+            nn.Linear(3, POS_HIDDEN, **factory), nn.GELU(), nn.Linear(POS_HIDDEN, config.width, **factory)
+        )
 
     def make_norm(self, config: PointMAEConfig, *, device: Any = None, dtype: Any = None) -> nn.Module:
         """What normalises the tokens after the last block: [B, T, C] -> [B, T, C]."""

@@ -33,15 +33,15 @@ class ClassificationHead(nn.Module):
         dtype: Any = None,
     ):
         super().__init__()
-        where = {"device": device, "dtype": dtype}
+        factory = {"device": device, "dtype": dtype}
         layers: list[nn.Module] = []
         for width in hidden:
-            layers.append(nn.Linear(in_dim, width, **where))
+            layers.append(nn.Linear(in_dim, width, **factory))
             if batchnorm:
-                layers.append(nn.BatchNorm1d(width, **where))
+                layers.append(nn.BatchNorm1d(width, **factory))
             layers += [nn.ReLU(), nn.Dropout(dropout)]
             in_dim = width
-        self.layers = nn.Sequential(*layers, nn.Linear(in_dim, num_classes, **where))
+        self.layers = nn.Sequential(*layers, nn.Linear(in_dim, num_classes, **factory))
 
     def forward(self, features: Tensor) -> Tensor:
         """[B, in_dim] -> [B, num_classes]"""

@@ -89,17 +89,17 @@ class DenseHead(nn.Module):
         dtype: Any = None,
     ):
         super().__init__()
-        at = {"device": device, "dtype": dtype}
+        factory = {"device": device, "dtype": dtype}
         levels = NUM_LEVELS * width
         local, first, last = hidden or dense_widths(width)
         self.num_categories = num_categories
         if num_categories:
-            conv = nn.Conv1d(num_categories, CATEGORY_WIDTH, 1, bias=False, **at)
-            self.category: Any = nn.Sequential(conv, nn.BatchNorm1d(CATEGORY_WIDTH, **at))
-        self.propagation = Propagation(levels, (4 * width, local), **at)
+            conv = nn.Conv1d(num_categories, CATEGORY_WIDTH, 1, bias=False, **factory)
+            self.category: Any = nn.Sequential(conv, nn.BatchNorm1d(CATEGORY_WIDTH, **factory))
+        self.propagation = Propagation(levels, (4 * width, local), **factory)
         seen = local + 2 * levels + whole + (CATEGORY_WIDTH if num_categories else 0)
-        self.convs: Any = convolutions((seen, first, last, num_classes), at)
-        self.norms: Any = norms((first, last), at)
+        self.convs: Any = convolutions((seen, first, last, num_classes), factory)
+        self.norms: Any = norms((first, last), factory)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, points: Tensor, features: DenseFeatures, category: Tensor | None = None) -> Tensor:

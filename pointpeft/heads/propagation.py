@@ -32,10 +32,10 @@ class Propagation(nn.Module):
         self, width: int, hidden: tuple[int, int], num_categories: int = 0, *, device: Any = None, dtype: Any = None
     ):
         super().__init__()
-        at = {"device": device, "dtype": dtype}
+        factory = {"device": device, "dtype": dtype}
         self.num_categories = num_categories
-        self.convs: Any = convolutions((num_categories + 3 + width, *hidden), at)
-        self.norms: Any = norms(hidden, at)
+        self.convs: Any = convolutions((num_categories + 3 + width, *hidden), factory)
+        self.norms: Any = norms(hidden, factory)
 
     def forward(self, points: Tensor, support: Tensor, features: Tensor, category: Tensor | None = None) -> Tensor:
         """Carries features to points.
@@ -68,14 +68,14 @@ class Propagation(nn.Module):
         return activate(self.norms[1], project(second, activate(self.norms[0], x)))
 
 
-def convolutions(widths: tuple[int, ...], at: dict[str, Any]) -> nn.ModuleList:
+def convolutions(widths: tuple[int, ...], factory: dict[str, Any]) -> nn.ModuleList:
     """1x1 convolutions, for the shapes of published files; they are computed as matrix products."""
-    return nn.ModuleList(nn.Conv1d(a, b, 1, **at) for a, b in pairwise(widths))
+    return nn.ModuleList(nn.Conv1d(a, b, 1, **factory) for a, b in pairwise(widths))
 
 
-def norms(widths: tuple[int, ...], at: dict[str, Any]) -> nn.ModuleList:
+def norms(widths: tuple[int, ...], factory: dict[str, Any]) -> nn.ModuleList:
     """A BatchNorm for each width."""
-    return nn.ModuleList(nn.BatchNorm1d(width, **at) for width in widths)
+    return nn.ModuleList(nn.BatchNorm1d(width, **factory) for width in widths)
 
 
 def project(conv: nn.Conv1d, x: Tensor) -> Tensor:

@@ -31,10 +31,10 @@ class EdgeUpsampling(nn.Module):
 
     def __init__(self, width: int, *, device: Any = None, dtype: Any = None):
         super().__init__()
-        at = {"device": device, "dtype": dtype}
+        factory = {"device": device, "dtype": dtype}
         hidden = NORM_GROUPS * -(-width // 3)  # 512 for 384, and a multiple of the groups for every width
-        self.layer1 = _edge_layer(width, hidden, at)
-        self.layer2 = _edge_layer(hidden, width, at)
+        self.layer1 = _edge_layer(width, hidden, factory)
+        self.layer2 = _edge_layer(hidden, width, factory)
 
     def forward(self, coarse: Tensor, h: Tensor, fine: Tensor, x: Tensor) -> Tensor:
         """Coordinates and features of both levels -> features of the finer one.
@@ -93,18 +93,18 @@ class UpsamplingHead(nn.Module):
         super().__init__()
         if width % NORM_GROUPS:
             raise ValueError(f"width must be a multiple of {NORM_GROUPS} for this head's norms, got {width}")
-        at = {"device": device, "dtype": dtype}
+        factory = {"device": device, "dtype": dtype}
         self.num_categories = num_categories
         self.min_sq_norm = min_sq_norm
         carried, last = (4 * width, width), width // 3
-        self.propagation_2 = Propagation(width, carried, **at)
-        self.propagation_1 = Propagation(width, carried, **at)
-        self.propagation_0 = Propagation(width, carried, num_categories, **at)
-        self.upsampling_1 = EdgeUpsampling(width, **at)
-        self.upsampling_2 = EdgeUpsampling(width, **at)
-        self.conv1 = nn.Conv1d(width, last, 1, **at)
-        self.bn1 = nn.BatchNorm1d(last, **at)
-        self.conv2 = nn.Conv1d(last, num_classes, 1, **at)
+        self.propagation_2 = Propagation(width, carried, **factory)
+        self.propagation_1 = Propagation(width, carried, **factory)
+        self.propagation_0 = Propagation(width, carried, num_categories, **factory)
+        self.upsampling_1 = EdgeUpsampling(width, **factory)
+        self.upsampling_2 = EdgeUpsampling(width, **factory)
+        self.conv1 = nn.Conv1d(width, last, 1, **factory)
+        self.bn1 = nn.BatchNorm1d(last, **factory)
+        self.conv2 = nn.Conv1d(last, num_classes, 1, **factory)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, points: Tensor, features: DenseFeatures, category: Tensor | None = None) -> Tensor:
@@ -130,9 +130,9 @@ class UpsamplingHead(nn.Module):
         return project(self.conv2, self.dropout(activate(self.bn1, project(self.conv1, x))))
 
 
-def _edge_layer(width: int, out: int, at: dict[str, Any]) -> nn.Sequential:
+def _edge_layer(width: int, out: int, factory: dict[str, Any]) -> nn.Sequential:
     """A convolution over edges and its norm, under the names and shapes of published files."""
-    return nn.Sequential(nn.Conv2d(2 * width, out, 1, bias=False, **at), nn.GroupNorm(NORM_GROUPS, out, **at))
+    return nn.Sequential(nn.Conv2d(2 * width, out, 1, bias=False, **factory), nn.GroupNorm(NORM_GROUPS, out, **factory))
 
 
 def _edge_conv(layer: nn.Sequential, support: Tensor, x: Tensor, idx: Tensor) -> Tensor:

@@ -34,8 +34,9 @@ class TrainingClouds:
 class Method:
     """A way of adapting a frozen backbone.
 
-    A method writes `build`: it replaces parts of `model.backbone`, and says by `model.read` what the classifier reads.
-    What it creates trains; what it takes over stays frozen, except what `trains` names. The head always trains.
+    A method writes `build`: it replaces parts of `model.backbone`, and sets by `model.set_pooling` which tokens the
+    classifier reads. What it creates trains; what it takes over stays frozen, except what `trains` names. The head
+    always trains.
 
     Attributes:
         freeze_batchnorm: Keeps the statistics of the frozen tokenizer as pre-trained; published code lets them move
@@ -204,8 +205,8 @@ def create_method(name: str, **options: Any) -> Method:
     return cls(**values)
 
 
-def where(module: nn.Module) -> dict[str, Any]:
-    """Device and dtype of a module's parameters, for the constructors of what stands beside it."""
+def factory_kwargs(module: nn.Module) -> dict[str, Any]:
+    """Device and dtype of a module's parameters, for the constructors of modules that are put beside it."""
     parameter = next(module.parameters())
     return {"device": parameter.device, "dtype": parameter.dtype}
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pointpeft.backbones.context import Context
 from pointpeft.backbones.layers import Block
-from pointpeft.methods.base import PREFIX_TOKENS, Method, register_method, where
+from pointpeft.methods.base import PREFIX_TOKENS, Method, factory_kwargs, register_method
 from pointpeft.methods.reparameterized.scale_shift import ScaleShift
 from pointpeft.model import PointModel
 
@@ -45,16 +45,16 @@ class SharedMixtureOfAdapters(nn.Module):
         super().__init__()
         if width % heads:
             raise ValueError(f"heads must divide the width {width}, got {heads}")
-        at = {"device": device, "dtype": dtype}
+        factory = {"device": device, "dtype": dtype}
         part = width // heads
         self.heads = heads
-        self.router = nn.Linear(part, router_width, bias=False, **at)
-        self.embeddings = nn.Parameter(torch.empty(experts, router_width, **at))
-        self.log_temperature = nn.Parameter(torch.empty((), **at))
-        self.down = nn.Parameter(torch.empty(experts, part, rank, **at))
-        self.down_bias = nn.Parameter(torch.empty(experts, rank, **at))
-        self.up = nn.Parameter(torch.empty(experts, rank, part, **at))
-        self.up_bias = nn.Parameter(torch.empty(experts, part, **at))
+        self.router = nn.Linear(part, router_width, bias=False, **factory)
+        self.embeddings = nn.Parameter(torch.empty(experts, router_width, **factory))
+        self.log_temperature = nn.Parameter(torch.empty((), **factory))
+        self.down = nn.Parameter(torch.empty(experts, part, rank, **factory))
+        self.down_bias = nn.Parameter(torch.empty(experts, rank, **factory))
+        self.up = nn.Parameter(torch.empty(experts, rank, part, **factory))
+        self.up_bias = nn.Parameter(torch.empty(experts, part, **factory))
         nn.init.normal_(self.embeddings)
         nn.init.constant_(self.log_temperature, math.log(0.07))
         bound = 1 / math.sqrt(part)
@@ -63,7 +63,7 @@ class SharedMixtureOfAdapters(nn.Module):
             nn.init.zeros_(parameter)
         self.scale: nn.Linear | None = None
         if dynamic:
-            self.scale = nn.Linear(part, experts, **at)
+            self.scale = nn.Linear(part, experts, **factory)
             nn.init.zeros_(self.scale.bias)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -100,7 +100,7 @@ class AdapterXBlock(Block):
         self.norm2.requires_grad_(True)
         self.mixture_of_all = [mixture]  # in a list: it belongs to the backbone, not to this block
         self.balance = balance
-        self.prompt_generator = ScaleShift(block.width, **where(block))
+        self.prompt_generator = ScaleShift(block.width, **factory_kwargs(block))
         nn.init.ones_(self.prompt_generator.gamma)
         nn.init.zeros_(self.prompt_generator.beta)
 
@@ -156,10 +156,10 @@ class AdapterX(Method):
     def build(self, model: PointModel) -> None:
         """Puts the library beside the blocks and gives every block its norm and prompt generator."""
         backbone = model.backbone
-        width, at = backbone.config.width, where(backbone)
+        width, factory = backbone.config.width, factory_kwargs(backbone)
         backbone.mixture = SharedMixtureOfAdapters(
-            width, self.heads, self.experts, self.rank, self.router_width, self.dynamic, **at
+            width, self.heads, self.experts, self.rank, self.router_width, self.dynamic, **factory
         )
         for i, block in enumerate(backbone.blocks):
             backbone.blocks[i] = AdapterXBlock(block, backbone.mixture, self.balance / len(backbone.blocks))
-        model.read(self.parts)
+        model.set_pooling(self.parts)

@@ -7,7 +7,7 @@ from torch import Tensor
 from pointpeft.backbones.context import Context
 from pointpeft.backbones.layers import Block
 from pointpeft.methods.adapters.bottleneck import Bottleneck
-from pointpeft.methods.base import PREFIX_TOKENS, Method, register_method, where
+from pointpeft.methods.base import PREFIX_TOKENS, Method, factory_kwargs, register_method
 from pointpeft.model import PointModel
 
 
@@ -16,7 +16,7 @@ class AdaptFormerBlock(Block):
 
     def __init__(self, block: Block, rank: int, scale: float, dropout: float):
         self.adopt(block)
-        self.adapter = Bottleneck(block.width, rank, "relu", dropout, **where(block))
+        self.adapter = Bottleneck(block.width, rank, "relu", dropout, **factory_kwargs(block))
         self.scale = scale
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pointpeft.backbones.context import Context
 from pointpeft.backbones.layers import Block
-from pointpeft.methods.base import PREFIX_TOKENS, Method, register_method, where
+from pointpeft.methods.base import PREFIX_TOKENS, Method, factory_kwargs, register_method
 from pointpeft.model import PointModel
 
 EPS = 1e-5  # beside the deviation of the weights, as published
@@ -63,8 +63,8 @@ class BiAdaptFormerBlock(Block):
 
     def __init__(self, block: Block, method: "BiAdaptFormer"):
         self.adopt(block)
-        self.down = QuantizedLinear(block.width, method.rank, method.bits, **where(block))
-        self.up = QuantizedLinear(method.rank, block.width, method.bits, **where(block))
+        self.down = QuantizedLinear(block.width, method.rank, method.bits, **factory_kwargs(block))
+        self.up = QuantizedLinear(method.rank, block.width, method.bits, **factory_kwargs(block))
         nn.init.trunc_normal_(self.up.weight, std=0.001, a=-0.002, b=0.002)
         self.dropout = nn.Dropout(method.dropout)
         self.scale = method.scale

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from pointpeft.backbones.context import Context
 from pointpeft.backbones.layers import Block, Mlp
 from pointpeft.backbones.plain import is_frozen, is_plain
-from pointpeft.methods.base import Method, register_method, where
+from pointpeft.methods.base import Method, factory_kwargs, register_method
 from pointpeft.methods.reparameterized.scale_shift import ScaleShift, fold, is_foldable, mapped, normed, terms
 from pointpeft.model import PointModel
 from pointpeft.ops import adapted_mlp, dynamic_adapter, frozen_attention, scale_shift_attention
@@ -27,11 +27,11 @@ class DynamicAdapter(nn.Module):
         self, width: int, rank: int, dropout: float, gate_bias: float = 0.0, *, device: Any = None, dtype: Any = None
     ):
         super().__init__()
-        where = {"device": device, "dtype": dtype}
-        self.norm = nn.LayerNorm(width, **where)
-        self.scale = nn.Linear(width, 1, **where)
-        self.down = nn.Linear(width, rank, **where)
-        self.up = nn.Linear(rank, width, **where)
+        factory = {"device": device, "dtype": dtype}
+        self.norm = nn.LayerNorm(width, **factory)
+        self.scale = nn.Linear(width, 1, **factory)
+        self.down = nn.Linear(width, rank, **factory)
+        self.up = nn.Linear(rank, width, **factory)
         self.dropout = nn.Dropout(dropout)
         for layer in (self.scale, self.down):
             nn.init.kaiming_uniform_(layer.weight, a=math.sqrt(5))
@@ -76,15 +76,15 @@ class DAPTBlock(Block):
 
     def __init__(self, block: Block, rank: int, dropout: float, gate_bias: float):
         self.adopt(block)
-        width, hidden, at = block.width, block.mlp.fc1.out_features, where(block)
-        self.tfts_1 = ScaleShift(width, **at)
-        self.tfts_qkv = ScaleShift(3 * width, **at)
-        self.tfts_proj = ScaleShift(width, **at)
-        self.tfts_2 = ScaleShift(width, **at)
-        self.tfts_fc1 = ScaleShift(hidden, **at)
-        self.tfts_fc2 = ScaleShift(width, **at)
-        self.tfts_3 = ScaleShift(width, **at)
-        self.adapter = DynamicAdapter(width, rank, dropout, gate_bias, **at)
+        width, hidden, factory = block.width, block.mlp.fc1.out_features, factory_kwargs(block)
+        self.tfts_1 = ScaleShift(width, **factory)
+        self.tfts_qkv = ScaleShift(3 * width, **factory)
+        self.tfts_proj = ScaleShift(width, **factory)
+        self.tfts_2 = ScaleShift(width, **factory)
+        self.tfts_fc1 = ScaleShift(hidden, **factory)
+        self.tfts_fc2 = ScaleShift(width, **factory)
+        self.tfts_3 = ScaleShift(width, **factory)
+        self.adapter = DynamicAdapter(width, rank, dropout, gate_bias, **factory)
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
         """[B, T, C] -> [B, T + 1, C]: every block leaves one prompt behind the prefix."""
@@ -234,12 +234,12 @@ class DAPT(Method):
     def build(self, model: PointModel) -> None:
         """Puts the transforms and the adapters in."""
         backbone = model.backbone
-        width, at = backbone.config.width, where(backbone)
-        backbone.patch_transform = ScaleShift(width, **at)
-        backbone.token_transform = ScaleShift(width, **at)
+        width, factory = backbone.config.width, factory_kwargs(backbone)
+        backbone.patch_transform = ScaleShift(width, **factory)
+        backbone.token_transform = ScaleShift(width, **factory)
         for i, block in enumerate(backbone.blocks):
             backbone.blocks[i] = DAPTBlock(block, self.rank, self.dropout, self.gate_bias)
-        model.read(self.parts)
+        model.set_pooling(self.parts)
 
     def fold(self, model: PointModel) -> None:
         """Folds all transforms but those of the prompts; the patches' only where it keeps the maximum's order."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pointpeft.backbones.context import Context
 from pointpeft.backbones.layers import Block
 from pointpeft.methods.adapters.bottleneck import Bottleneck
-from pointpeft.methods.base import PREFIX_TOKENS, Method, register_method, where
+from pointpeft.methods.base import PREFIX_TOKENS, Method, factory_kwargs, register_method
 from pointpeft.model import PointModel
 
 
@@ -23,12 +23,12 @@ class MixtureOfAdapters(nn.Module):
 
     def __init__(self, width: int, rank: int, experts: int, dropout: float, *, device: Any = None, dtype: Any = None):
         super().__init__()
-        at = {"device": device, "dtype": dtype}
-        self.router = nn.Linear(width, experts, **at)
-        self.down = nn.Parameter(torch.empty(experts, width, rank, **at))
-        self.down_bias = nn.Parameter(torch.zeros(experts, rank, **at))
-        self.up = nn.Parameter(torch.zeros(experts, rank, width, **at))
-        self.up_bias = nn.Parameter(torch.zeros(experts, width, **at))
+        factory = {"device": device, "dtype": dtype}
+        self.router = nn.Linear(width, experts, **factory)
+        self.down = nn.Parameter(torch.empty(experts, width, rank, **factory))
+        self.down_bias = nn.Parameter(torch.zeros(experts, rank, **factory))
+        self.up = nn.Parameter(torch.zeros(experts, rank, width, **factory))
+        self.up_bias = nn.Parameter(torch.zeros(experts, width, **factory))
         self.dropout = nn.Dropout(dropout)
         bound = 1 / math.sqrt(width)
         nn.init.uniform_(self.down, -bound, bound)
@@ -51,7 +51,7 @@ class DyTBlock(Block):
 
     def __init__(self, block: Block, adapter: nn.Module, method: "DyT"):
         self.adopt(block)
-        self.dispatcher = nn.Linear(block.width, 1, **where(block))
+        self.dispatcher = nn.Linear(block.width, 1, **factory_kwargs(block))
         self.adapter = adapter
         self.scale, self.temperature = method.scale, method.temperature
         self.keep, self.rate_weight = method.keep, method.rate_weight
@@ -134,11 +134,11 @@ class DyT(Method):
         """Puts dispatchers and adapters in."""
         blocks = model.backbone.blocks
         for i, block in enumerate(blocks):
-            at = where(block)
+            factory = factory_kwargs(block)
             adapter: nn.Module = (
-                Bottleneck(block.width, self.rank, "relu", self.dropout, **at)
+                Bottleneck(block.width, self.rank, "relu", self.dropout, **factory)
                 if self.experts == 1
-                else MixtureOfAdapters(block.width, self.rank, self.experts, self.dropout, **at)
+                else MixtureOfAdapters(block.width, self.rank, self.experts, self.dropout, **factory)
             )
             blocks[i] = DyTBlock(block, adapter, self)
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from pointpeft.backbones.context import Context
 from pointpeft.backbones.layers import Block
 from pointpeft.methods.adapters.bottleneck import Bottleneck
-from pointpeft.methods.base import PREFIX_TOKENS, Method, register_method, where
+from pointpeft.methods.base import PREFIX_TOKENS, Method, factory_kwargs, register_method
 from pointpeft.model import PointModel
 
 
@@ -17,7 +17,7 @@ class HoulsbyBlock(Block):
     def __init__(self, block: Block, rank: int, places: tuple[str, ...]):
         self.adopt(block)
         for place in places:
-            self.add_module(f"adapter_{place}", Bottleneck(block.width, rank, **where(block)))
+            self.add_module(f"adapter_{place}", Bottleneck(block.width, rank, **factory_kwargs(block)))
         self.places = places
 
     def adapt(self, place: str, z: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pointpeft.backbones.context import Context
 from pointpeft.backbones.layers import Block
-from pointpeft.methods.base import PREFIX_TOKENS, Method, register_method, where
+from pointpeft.methods.base import PREFIX_TOKENS, Method, factory_kwargs, register_method
 from pointpeft.methods.morton import along_curve, cells_of, sorted_by
 from pointpeft.model import PointModel
 from pointpeft.ops import gather, knn
@@ -31,11 +31,11 @@ class InstanceConditionedAdapter(nn.Module):
         self, width: int, rank: int, neighbors: int, scale: float, form: str, *, device: Any = None, dtype: Any = None
     ):
         super().__init__()
-        at = {"device": device, "dtype": dtype}
+        factory = {"device": device, "dtype": dtype}
         self.neighbors, self.scale, self.form = neighbors, scale, form
-        self.down = nn.Linear(width, rank, **at)
-        self.kernel = nn.Linear(rank, rank * neighbors, **at)
-        self.up = nn.Linear(rank, width, **at)
+        self.down = nn.Linear(width, rank, **factory)
+        self.kernel = nn.Linear(rank, rank * neighbors, **factory)
+        self.up = nn.Linear(rank, width, **factory)
         nn.init.kaiming_uniform_(self.down.weight, a=math.sqrt(5))
         for parameter in (self.down.bias, self.up.weight, self.up.bias):
             nn.init.zeros_(parameter)
@@ -67,7 +67,7 @@ class IConFormerBlock(Block):
 
     def __init__(self, block: Block, rank: int, neighbors: int, scale: float, form: str):
         self.adopt(block)
-        self.adapter = InstanceConditionedAdapter(block.width, rank, neighbors, scale, form, **where(block))
+        self.adapter = InstanceConditionedAdapter(block.width, rank, neighbors, scale, form, **factory_kwargs(block))
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
         """[B, T, C] -> [B, T, C]"""

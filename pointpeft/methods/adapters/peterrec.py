@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from pointpeft.backbones.context import Context
 from pointpeft.backbones.layers import Block
-from pointpeft.methods.base import PREFIX_TOKENS, Method, register_method, where
+from pointpeft.methods.base import PREFIX_TOKENS, Method, factory_kwargs, register_method
 from pointpeft.model import PointModel
 
 
@@ -47,8 +47,8 @@ class PeterRecBlock(Block):
 
     def __init__(self, block: Block, rank: int, insertion: str, residual: bool):
         self.adopt(block)
-        self.patch_attn = ModelPatch(block.width, rank, residual, **where(block))
-        self.patch_mlp = ModelPatch(block.width, rank, residual, **where(block))
+        self.patch_attn = ModelPatch(block.width, rank, residual, **factory_kwargs(block))
+        self.patch_mlp = ModelPatch(block.width, rank, residual, **factory_kwargs(block))
         self.serial = insertion == "serial"
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:

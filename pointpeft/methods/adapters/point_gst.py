@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pointpeft.backbones.context import Context
 from pointpeft.backbones.layers import Block
-from pointpeft.methods.base import Method, register_method, where
+from pointpeft.methods.base import Method, factory_kwargs, register_method
 from pointpeft.methods.morton import along_curve, cells_of, sorted_by
 from pointpeft.model import PointModel
 
@@ -97,14 +97,14 @@ class SpectralAdapter(nn.Module):
     with one W for both. In the published code U and Uᵀ are exchanged.
     """
 
-    def __init__(self, width: int, rank: int, published: bool, at: dict[str, Any]):
+    def __init__(self, width: int, rank: int, published: bool, factory: dict[str, Any]):
         super().__init__()
         self.published = published
-        self.down = nn.Linear(width, rank, **at)
-        self.norm_whole = nn.LayerNorm(rank, **at)
-        self.norm_runs = nn.LayerNorm(rank, **at)
-        self.tune = nn.Linear(rank, rank, **at)
-        self.up = nn.Linear(rank, width, **at)
+        self.down = nn.Linear(width, rank, **factory)
+        self.norm_whole = nn.LayerNorm(rank, **factory)
+        self.norm_runs = nn.LayerNorm(rank, **factory)
+        self.tune = nn.Linear(rank, rank, **factory)
+        self.up = nn.Linear(rank, width, **factory)
         nn.init.xavier_uniform_(self.down.weight)
         for layer in (self.tune, self.up):
             nn.init.zeros_(layer.weight)
@@ -135,7 +135,7 @@ class PointGSTBlock(Block):
     def __init__(self, block: Block, method: "PointGST"):
         self.adopt(block)
         self.local, self.published = method.local, method.quirks == "published"
-        self.spectral = SpectralAdapter(block.width, method.rank, self.published, where(block))
+        self.spectral = SpectralAdapter(block.width, method.rank, self.published, factory_kwargs(block))
 
     def graphs(self, ctx: Context) -> Spectra:
         """The bases of this pass, computed by the first block."""

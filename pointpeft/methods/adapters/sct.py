@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pointpeft.backbones.context import Context
 from pointpeft.backbones.layers import Block
-from pointpeft.methods.base import PREFIX_TOKENS, Method, TrainingClouds, register_method, where
+from pointpeft.methods.base import PREFIX_TOKENS, Method, TrainingClouds, factory_kwargs, register_method
 from pointpeft.model import PointModel
 
 
@@ -42,7 +42,7 @@ class SCTBlock(Block):
 
     def __init__(self, block: Block, count: int, scale: float):
         self.adopt(block)
-        self.salient = SalientChannels(count, scale, **where(block))
+        self.salient = SalientChannels(count, scale, **factory_kwargs(block))
         self.observed: list[Tensor] | None = None  # while `salience` looks at the frozen block
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pointpeft.backbones.context import Context
 from pointpeft.backbones.plain import is_plain
-from pointpeft.methods.base import Method, register_method, where
+from pointpeft.methods.base import Method, factory_kwargs, register_method
 from pointpeft.model import PointModel
 from pointpeft.ops import aggregate_neighbors, knn
 
@@ -18,12 +18,12 @@ from pointpeft.ops import aggregate_neighbors, knn
 class GraphAdapter(nn.Module):
     """h_i ← W_3 (W_1 h_i + max_j W_2 h_j) over the neighbours j of patch i, and the displacement d = ReLU(W_up h)."""
 
-    def __init__(self, width: int, rank: int, at: dict[str, Any]):
+    def __init__(self, width: int, rank: int, factory: dict[str, Any]):
         super().__init__()
-        self.center = nn.Linear(rank, rank, **at)
-        self.neighbor = nn.Linear(rank, rank, **at)
-        self.mix = nn.Linear(rank, rank, **at)
-        self.up = nn.Linear(rank, width, **at)
+        self.center = nn.Linear(rank, rank, **factory)
+        self.neighbor = nn.Linear(rank, rank, **factory)
+        self.mix = nn.Linear(rank, rank, **factory)
+        self.up = nn.Linear(rank, width, **factory)
 
     def forward(self, h: Tensor, idx: Tensor) -> tuple[Tensor, Tensor]:
         """State [B, G, R] and neighbours int64 [B, G, K] -> the next state [B, G, R], displacements [B, G, C]"""
@@ -34,17 +34,17 @@ class GraphAdapter(nn.Module):
 class SideNetwork(nn.Module):
     """What runs beside the blocks: the state h gathers the tokens that enter each block, h ← h + W_down x."""
 
-    def __init__(self, method: "STAG", width: int, depth: int, at: dict[str, Any]):
+    def __init__(self, method: "STAG", width: int, depth: int, factory: dict[str, Any]):
         super().__init__()
         self.first, self.k, self.depth = depth - math.ceil(method.adapted * depth), method.k, depth
         self.share_down = method.share_down or depth
         self.share_graph = method.share_graph or depth
         adapted = depth - self.first
         self.down = nn.ModuleList(
-            nn.Linear(width, method.rank, **at) for _ in range(math.ceil(depth / self.share_down))
+            nn.Linear(width, method.rank, **factory) for _ in range(math.ceil(depth / self.share_down))
         )
         self.graph = nn.ModuleList(
-            GraphAdapter(width, method.rank, at) for _ in range(math.ceil(adapted / self.share_graph))
+            GraphAdapter(width, method.rank, factory) for _ in range(math.ceil(adapted / self.share_graph))
         )
 
 
@@ -159,7 +159,7 @@ class STAG(Method):
         """Puts the side network beside the blocks."""
         backbone = model.backbone
         width, depth = backbone.config.width, len(backbone.blocks)
-        backbone.side = SideNetwork(self, width, depth, where(backbone))
+        backbone.side = SideNetwork(self, width, depth, factory_kwargs(backbone))
         for i, block in enumerate(backbone.blocks):
             backbone.blocks[i] = STAGBlock(block, backbone.side, i)
-        model.read(TokenMean(width))
+        model.set_pooling(TokenMean(width))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pointpeft.backbones.context import Context
 from pointpeft.backbones.layers import Block
 from pointpeft.methods.adapters.bottleneck import Bottleneck
-from pointpeft.methods.base import PREFIX_TOKENS, Method, register_method, where
+from pointpeft.methods.base import PREFIX_TOKENS, Method, factory_kwargs, register_method
 from pointpeft.methods.prompts.prefix import PrefixEncoder
 from pointpeft.model import PointModel
 
@@ -69,19 +69,19 @@ class UniPELTBlock(Block):
 
     def __init__(self, block: Block, index: int, encoder: PrefixEncoder | None, rank: int, method: "UniPELT"):
         self.adopt(block)
-        width, at, parts = block.width, where(block), method.parts
+        width, factory, parts = block.width, factory_kwargs(block), method.parts
         self.index = index
         self.encoder_of_all = [encoder]  # in a list: it belongs to the backbone, not to this block
         gated = not method.central_gate
-        self.central_gate = CentralGate(width, **at) if method.central_gate else None
-        self.lora_q = LoRA(width, method.lora_rank, gated, **at) if "lora" in parts else None
-        self.lora_v = LoRA(width, method.lora_rank, gated, **at) if "lora" in parts else None
-        self.prefix_gate = Gate(width, **at) if "prefix" in parts and gated else None
-        self.adapter = Bottleneck(width, rank, "relu", **at) if "adapter" in parts else None
-        self.adapter_gate = Gate(width, **at) if "adapter" in parts else None
+        self.central_gate = CentralGate(width, **factory) if method.central_gate else None
+        self.lora_q = LoRA(width, method.lora_rank, gated, **factory) if "lora" in parts else None
+        self.lora_v = LoRA(width, method.lora_rank, gated, **factory) if "lora" in parts else None
+        self.prefix_gate = Gate(width, **factory) if "prefix" in parts and gated else None
+        self.adapter = Bottleneck(width, rank, "relu", **factory) if "adapter" in parts else None
+        self.adapter_gate = Gate(width, **factory) if "adapter" in parts else None
         self.prompts: nn.Parameter | None = None
         if index == 0 and method.soft_prompts:
-            self.prompts = nn.Parameter(torch.empty(1, method.soft_prompts, width, **at))
+            self.prompts = nn.Parameter(torch.empty(1, method.soft_prompts, width, **factory))
             nn.init.normal_(self.prompts, std=0.02)
 
     def attend(self, u: Tensor, ctx: Context) -> Tensor:
@@ -163,7 +163,7 @@ class UniPELT(Method):
         rank = self.rank or max(1, width // 16)
         encoder = None
         if "prefix" in self.parts:
-            encoder = PrefixEncoder(width, depth, self.num_prompts, PREFIX_HIDDEN, **where(backbone))
+            encoder = PrefixEncoder(width, depth, self.num_prompts, PREFIX_HIDDEN, **factory_kwargs(backbone))
             backbone.prefix_encoder = encoder
         for i, block in enumerate(backbone.blocks):
             if self.bitfit:

@@ -11,7 +11,7 @@ from pointpeft.backbones.context import Context
 from pointpeft.backbones.layers import Block
 from pointpeft.backbones.patch_embed import is_row_norm, track_statistics
 from pointpeft.backbones.plain import is_plain
-from pointpeft.methods.base import Method, register_method, where
+from pointpeft.methods.base import Method, factory_kwargs, register_method
 from pointpeft.model import PointModel
 from pointpeft.ops import aggregate_neighbors, gather, knn
 
@@ -27,10 +27,10 @@ EDGE_CONVS = {"dgcnn": 3, "dgcnn_light2": 2, "dgcnn_light": 1}
 GENERATORS = (*EDGE_CONVS, "mlp", "transformer")
 
 
-def conv(norm: nn.BatchNorm1d, in_width: int, dims: int, at: dict[str, Any]) -> nn.Sequential:
+def conv(norm: nn.BatchNorm1d, in_width: int, dims: int, factory: dict[str, Any]) -> nn.Sequential:
     """A 1x1 convolution without bias and its norm, under the names and shapes of published files."""
     kind = nn.Conv2d if dims == 2 else nn.Conv1d
-    return nn.Sequential(kind(in_width, norm.num_features, 1, bias=False, **at), norm)
+    return nn.Sequential(kind(in_width, norm.num_features, 1, bias=False, **factory), norm)
 
 
 def activate(norm: nn.BatchNorm1d, x: Tensor) -> Tensor:
@@ -83,17 +83,17 @@ class EdgeConvPrompt(nn.Module):
     al., "Dynamic graph CNN for learning on point clouds", 2019, Eqs. 7-8.
     """
 
-    def __init__(self, width: int, stages: int, k: int, at: dict[str, Any]):
+    def __init__(self, width: int, stages: int, k: int, factory: dict[str, Any]):
         super().__init__()
         self.stages, self.k = stages, k
         for i in range(1, stages + 1):
-            norm = nn.BatchNorm1d(width, **at)
-            self.add_module(f"conv{i}", conv(norm, 2 * width, 2, at))
-        last = conv(nn.BatchNorm1d(width, **at), stages * width, 1, at)
+            norm = nn.BatchNorm1d(width, **factory)
+            self.add_module(f"conv{i}", conv(norm, 2 * width, 2, factory))
+        last = conv(nn.BatchNorm1d(width, **factory), stages * width, 1, factory)
         if stages > 1:
             self.conv5 = last
         else:  # another name, since published files hold another norm as bn5
-            self.last, self.unread = last, nn.BatchNorm1d(width, **at)
+            self.last, self.unread = last, nn.BatchNorm1d(width, **factory)
 
     def edge_conv(self, layer: nn.Sequential, x: Tensor) -> Tensor:
         """One EdgeConv. [B, G, C] -> [B, G, C]"""
@@ -135,10 +135,10 @@ class EdgeConvPrompt(nn.Module):
 class MlpPrompt(nn.Module):
     """prompt = max_i LeakyReLU(BN(W x_i))."""
 
-    def __init__(self, width: int, at: dict[str, Any]):
+    def __init__(self, width: int, factory: dict[str, Any]):
         super().__init__()
-        self.last = conv(nn.BatchNorm1d(width, **at), width, 1, at)
-        self.unread = nn.BatchNorm1d(width, **at)
+        self.last = conv(nn.BatchNorm1d(width, **factory), width, 1, factory)
+        self.unread = nn.BatchNorm1d(width, **factory)
 
     def forward(self, x: Tensor, pos: Tensor | None) -> Tensor:
         """Patch tokens -> prompt; positions take no part. [B, G, C] -> [B, 1, C]"""
@@ -148,9 +148,9 @@ class MlpPrompt(nn.Module):
 class TransformerPrompt(nn.Module):
     """prompt = max_i of one transformer block on the patch tokens and their positions."""
 
-    def __init__(self, width: int, num_heads: int, at: dict[str, Any]):
+    def __init__(self, width: int, num_heads: int, factory: dict[str, Any]):
         super().__init__()
-        self.block = Block(width, num_heads, **at)
+        self.block = Block(width, num_heads, **factory)
 
     def forward(self, x: Tensor, pos: Tensor | None) -> Tensor:
         """Patch tokens and their positions -> prompt. [B, G, C] -> [B, 1, C]"""
@@ -164,7 +164,7 @@ class PromptedBlock(nn.Module):
         super().__init__()
         self.block = block
         self.generator = generator
-        self.prompt_pos = nn.Parameter(torch.empty(1, 1, width, **where(block)), requires_grad=False)
+        self.prompt_pos = nn.Parameter(torch.empty(1, 1, width, **factory_kwargs(block)), requires_grad=False)
         nn.init.trunc_normal_(self.prompt_pos, std=0.02)
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
@@ -186,7 +186,7 @@ class SummarisedBlock(nn.Module):
         self.block, self.index, self.summary = block, index, summary
         self.summary_pos: nn.Parameter | None = None
         if first:
-            self.summary_pos = nn.Parameter(torch.empty(1, 1, width, **where(block)))
+            self.summary_pos = nn.Parameter(torch.empty(1, 1, width, **factory_kwargs(block)))
             nn.init.trunc_normal_(self.summary_pos, std=0.02)
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
@@ -278,11 +278,15 @@ class IDPT(Method):
         if not -len(blocks) <= self.prompt_layer < len(blocks):
             raise ValueError(f"prompt_layer must be below the depth {len(blocks)}, got {self.prompt_layer}")
         blocks[self.prompt_layer] = PromptedBlock(blocks[self.prompt_layer], self.make(model, "dgcnn"), width)
-        model.read(HEADS[self.head])
+        model.set_pooling(HEADS[self.head])
 
     def make(self, model: PointModel, published: str) -> nn.Module:
         """A generator of the chosen kind, or of the published one where none is chosen."""
-        config, at, kind = model.backbone.config, where(model.backbone), self.generator or published
+        config, factory, kind = model.backbone.config, factory_kwargs(model.backbone), self.generator or published
         if kind in EDGE_CONVS:
-            return EdgeConvPrompt(config.width, EDGE_CONVS[kind], self.k, at)
-        return MlpPrompt(config.width, at) if kind == "mlp" else TransformerPrompt(config.width, config.num_heads, at)
+            return EdgeConvPrompt(config.width, EDGE_CONVS[kind], self.k, factory)
+        return (
+            MlpPrompt(config.width, factory)
+            if kind == "mlp"
+            else TransformerPrompt(config.width, config.num_heads, factory)
+        )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pointpeft.backbones.context import Context
 from pointpeft.backbones.layers import Block, linear
 from pointpeft.backbones.plain import is_plain
-from pointpeft.methods.base import Method, register_method, where
+from pointpeft.methods.base import Method, factory_kwargs, register_method
 from pointpeft.methods.prompts.memory_bank import build_memory_bank, load_memory_bank, set_memory_bank
 from pointpeft.model import PointModel
 from pointpeft.ops import frozen_linear, furthest_point_sample, gather, interpolate, knn
@@ -29,10 +29,10 @@ TUNED_BIASES = ("norm1", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
 class Bottleneck(nn.Module):
     """W_up Dropout(QuickGELU(W_down x)) with QuickGELU(x) = x sigmoid(1.702 x)."""
 
-    def __init__(self, width: int, rank: int, dropout: float, at: dict[str, Any]):
+    def __init__(self, width: int, rank: int, dropout: float, factory: dict[str, Any]):
         super().__init__()
-        self.ln1 = nn.Linear(width, rank, **at)
-        self.ln2 = nn.Linear(rank, width, **at)
+        self.ln1 = nn.Linear(width, rank, **factory)
+        self.ln2 = nn.Linear(rank, width, **factory)
         self.dropout = nn.Dropout(dropout)
         for layer in (self.ln1, self.ln2):
             nn.init.xavier_uniform_(layer.weight)
@@ -47,13 +47,13 @@ class Bottleneck(nn.Module):
 class LocalAttention(nn.Module):
     """Self-attention of low rank R inside each neighbourhood, scaled by R^-1/2 whatever the heads."""
 
-    def __init__(self, width: int, rank: int, num_heads: int, at: dict[str, Any]):
+    def __init__(self, width: int, rank: int, num_heads: int, factory: dict[str, Any]):
         super().__init__()
         if rank % num_heads:
             raise ValueError(f"attention_rank must be a multiple of the backbone's num_heads = {num_heads}, got {rank}")
         self.rank, self.num_heads = rank, num_heads
-        self.qkv = nn.Linear(width, 3 * rank, bias=False, **at)
-        self.proj = nn.Linear(rank, width, **at)
+        self.qkv = nn.Linear(width, 3 * rank, bias=False, **factory)
+        self.proj = nn.Linear(rank, width, **factory)
 
     def forward(self, x: Tensor, idx: Tensor) -> Tensor:
         """Rows [N, C] and those of each neighbourhood, int64 [B, G, S] -> [B, G, S, C]"""
@@ -87,13 +87,13 @@ class PointPrior(nn.Module):
 
     def __init__(self, method: "PointPEFT", backbone: Any):
         super().__init__()
-        config, at = backbone.config, where(backbone)
+        config, factory = backbone.config, factory_kwargs(backbone)
         self.method, self.config = method, config
-        self.prompt_cor = nn.Parameter(torch.empty(method.num_prompts, 3, **at))
-        self.attn1 = LocalAttention(config.width, method.attention_rank, config.num_heads, at)
-        self.norm3 = nn.LayerNorm(config.width, **at)
+        self.prompt_cor = nn.Parameter(torch.empty(method.num_prompts, 3, **factory))
+        self.attn1 = LocalAttention(config.width, method.attention_rank, config.num_heads, factory)
+        self.norm3 = nn.LayerNorm(config.width, **factory)
         nn.init.trunc_normal_(self.prompt_cor, std=0.02)
-        self.register_buffer("memory_bank", torch.zeros(config.width, method.bank_size, **at))
+        self.register_buffer("memory_bank", torch.zeros(config.width, method.bank_size, **factory))
         if not method.published:
             self.keep_frozen(backbone.norm)
         self.frozen: tuple[PointPEFTBlock, ...] = ()
@@ -167,16 +167,16 @@ class PointPEFTBlock(Block):
 
     def __init__(self, block: Block, prior: PointPrior, prompted: bool):
         self.adopt(block)
-        method, width, at = prior.method, block.width, where(block)
+        method, width, factory = prior.method, block.width, factory_kwargs(block)
         self.prompted = prompted
         self._prior = (prior,)  # in a tuple, so that the shared module has one name only
-        self.prompt_embeddings = nn.Parameter(torch.empty(method.num_prompts, width, **at))
+        self.prompt_embeddings = nn.Parameter(torch.empty(method.num_prompts, width, **factory))
         nn.init.trunc_normal_(self.prompt_embeddings, std=0.02)
-        self.ad_gate = nn.Parameter(torch.zeros(1, **at))
-        self.cp_adapter = Bottleneck(width, method.prompt_rank, method.dropout, at)
-        self.adapter = Bottleneck(width, method.rank, method.dropout, at)
-        self.adapter1 = Bottleneck(width, method.rank, method.dropout, at)
-        self.out_transform = nn.Sequential(nn.BatchNorm1d(width, **at), nn.GELU())
+        self.ad_gate = nn.Parameter(torch.zeros(1, **factory))
+        self.cp_adapter = Bottleneck(width, method.prompt_rank, method.dropout, factory)
+        self.adapter = Bottleneck(width, method.rank, method.dropout, factory)
+        self.adapter1 = Bottleneck(width, method.rank, method.dropout, factory)
+        self.out_transform = nn.Sequential(nn.BatchNorm1d(width, **factory), nn.GELU())
         self.prompt_dropout = nn.Dropout(DROPOUT)
         if not method.published:
             self.keep_frozen()

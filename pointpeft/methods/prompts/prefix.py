@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from pointpeft.backbones.context import Context
 from pointpeft.backbones.layers import Block
-from pointpeft.methods.base import PREFIX_TOKENS, Method, register_method, where
+from pointpeft.methods.base import PREFIX_TOKENS, Method, factory_kwargs, register_method
 from pointpeft.model import PointModel
 
 
@@ -17,11 +17,11 @@ class PrefixEncoder(nn.Module):
 
     def __init__(self, width: int, depth: int, num_prompts: int, hidden: int, *, device: Any = None, dtype: Any = None):
         super().__init__()
-        at = {"device": device, "dtype": dtype}
+        factory = {"device": device, "dtype": dtype}
         self.depth = depth
-        self.embedding = nn.Parameter(torch.empty(num_prompts, width, **at))
-        self.hidden = nn.Linear(width, hidden, **at)
-        self.out = nn.Linear(hidden, 2 * depth * width, **at)
+        self.embedding = nn.Parameter(torch.empty(num_prompts, width, **factory))
+        self.hidden = nn.Linear(width, hidden, **factory)
+        self.out = nn.Linear(hidden, 2 * depth * width, **factory)
         nn.init.normal_(self.embedding, std=0.02)
 
     def forward(self) -> Tensor:
@@ -38,8 +38,8 @@ class PrefixBlock(Block):
         self.index = index
         self.encoder_of_all = [encoder]  # in a list: it belongs to the backbone, not to this block
         if encoder is None:
-            self.keys = nn.Parameter(torch.empty(1, num_prompts, block.width, **where(block)))
-            self.values = nn.Parameter(torch.empty(1, num_prompts, block.width, **where(block)))
+            self.keys = nn.Parameter(torch.empty(1, num_prompts, block.width, **factory_kwargs(block)))
+            self.values = nn.Parameter(torch.empty(1, num_prompts, block.width, **factory_kwargs(block)))
             for parameter in (self.keys, self.values):
                 nn.init.normal_(parameter, std=0.02)
 
@@ -91,6 +91,6 @@ class Prefix(Method):
         encoder = None
         if self.hidden:
             size = (backbone.config.width, len(blocks), self.num_prompts, self.hidden)
-            encoder = backbone.prefix_encoder = PrefixEncoder(*size, **where(backbone))
+            encoder = backbone.prefix_encoder = PrefixEncoder(*size, **factory_kwargs(backbone))
         for i, block in enumerate(blocks):
             blocks[i] = PrefixBlock(block, i, self.num_prompts, encoder)

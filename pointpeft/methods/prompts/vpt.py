@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from pointpeft.backbones.context import Context
 from pointpeft.backbones.layers import Block
-from pointpeft.methods.base import PREFIX_TOKENS, Method, register_method, where
+from pointpeft.methods.base import PREFIX_TOKENS, Method, factory_kwargs, register_method
 from pointpeft.model import PointModel
 
 
@@ -16,11 +16,11 @@ class PromptedBlock(Block):
 
     def __init__(self, block: Block, num_prompts: int, placement: str, positions: bool):
         self.adopt(block)
-        self.prompts = nn.Parameter(torch.empty(1, num_prompts, block.width, **where(block)))
+        self.prompts = nn.Parameter(torch.empty(1, num_prompts, block.width, **factory_kwargs(block)))
         nn.init.trunc_normal_(self.prompts, std=0.02)
         self.prompt_pos: nn.Parameter | None = None
         if positions:
-            self.prompt_pos = nn.Parameter(torch.empty(1, num_prompts, block.width, **where(block)))
+            self.prompt_pos = nn.Parameter(torch.empty(1, num_prompts, block.width, **factory_kwargs(block)))
             nn.init.trunc_normal_(self.prompt_pos, std=0.02)
         self.placement = placement
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pointpeft.backbones.layers import linear
-from pointpeft.methods.base import PREFIX_TOKENS, Method, register_method, where
+from pointpeft.methods.base import PREFIX_TOKENS, Method, factory_kwargs, register_method
 from pointpeft.model import PointModel
 
 STD = 0.02  # of P and Q at the start
@@ -19,12 +19,12 @@ class SVDLinear(nn.Module):
 
     def __init__(self, layer: nn.Linear, rank: int, scale: float):
         super().__init__()
-        at = where(layer)
+        factory = factory_kwargs(layer)
         self.base_layer = layer
         self.scale = scale
-        self.p = nn.Parameter(torch.empty(layer.out_features, rank, **at))
-        self.lam = nn.Parameter(torch.zeros(rank, **at))
-        self.q = nn.Parameter(torch.empty(rank, layer.in_features, **at))
+        self.p = nn.Parameter(torch.empty(layer.out_features, rank, **factory))
+        self.lam = nn.Parameter(torch.zeros(rank, **factory))
+        self.q = nn.Parameter(torch.empty(rank, layer.in_features, **factory))
         nn.init.normal_(self.p, std=STD)
         nn.init.normal_(self.q, std=STD)
         for name, part in self.triplets().items():
@@ -126,7 +126,9 @@ class AdaLoRA(Method):
         for name, layer in linear.items():
             if name.partition(".")[2] in self.targets:
                 _put(blocks, name, SVDLinear(layer, self.rank, self.alpha / self.rank))
-        model.backbone.register_buffer("steps", torch.zeros((), dtype=torch.int64, device=where(blocks)["device"]))
+        model.backbone.register_buffer(
+            "steps", torch.zeros((), dtype=torch.int64, device=factory_kwargs(blocks)["device"])
+        )
 
     def losses(
         self,

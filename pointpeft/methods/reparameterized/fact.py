@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pointpeft.backbones.layers import linear
-from pointpeft.methods.base import PREFIX_TOKENS, Method, register_method, where
+from pointpeft.methods.base import PREFIX_TOKENS, Method, factory_kwargs, register_method
 from pointpeft.model import PointModel
 
 FORMS = ("tt", "tk")
@@ -31,19 +31,19 @@ class Factors(nn.Module):
         self, width: int, rank: int, inputs: list[int], form: str, *, device: Any = None, dtype: Any = None
     ) -> None:
         super().__init__()
-        at = {"device": device, "dtype": dtype}
-        self.u = nn.Parameter(torch.empty(width, rank, **at))
-        self.v = nn.Parameter(torch.zeros(rank, width, **at))  # so that all updates start as zero
+        factory = {"device": device, "dtype": dtype}
+        self.u = nn.Parameter(torch.empty(width, rank, **factory))
+        self.v = nn.Parameter(torch.zeros(rank, width, **factory))  # so that all updates start as zero
         nn.init.uniform_(self.u, -1 / math.sqrt(width), 1 / math.sqrt(width))
         self.form = form
         if form == "tt":
-            self.sigma = nn.Parameter(torch.empty(len(inputs), rank, rank, **at))
-            bound = 1 / (torch.tensor(inputs, **at) * rank).sqrt()
+            self.sigma = nn.Parameter(torch.empty(len(inputs), rank, rank, **factory))
+            bound = 1 / (torch.tensor(inputs, **factory) * rank).sqrt()
             with torch.no_grad():
                 self.sigma.uniform_(-1, 1).mul_(bound.view(-1, 1, 1))
         else:
-            self.core = nn.Parameter(torch.empty(rank, rank, rank, **at))
-            self.parts = nn.Parameter(torch.empty(rank, len(inputs), **at))
+            self.core = nn.Parameter(torch.empty(rank, rank, rank, **factory))
+            self.parts = nn.Parameter(torch.empty(rank, len(inputs), **factory))
             nn.init.xavier_uniform_(self.core)
             nn.init.xavier_uniform_(self.parts)
 
@@ -142,7 +142,7 @@ class FacT(Method):
         """
         backbone = model.backbone
         width = backbone.config.width
-        layers = [(block.get_submodule(at), name) for block in backbone.blocks for at, name in TARGETS]
+        layers = [(block.get_submodule(path), name) for block in backbone.blocks for path, name in TARGETS]
         sizes = [(getattr(parent, name).out_features, getattr(parent, name).in_features) for parent, name in layers]
         for (_, name), size in zip(layers, sizes, strict=True):
             if any(features % width for features in size):
@@ -150,7 +150,7 @@ class FacT(Method):
                     f"mlp_ratio must be whole, for parts of {width} x {width}; {name} is {size[0]} x {size[1]}"
                 )
         inputs = [size[1] // width for size in sizes for _ in range(size[0] * size[1] // width**2)]
-        backbone.factors = Factors(width, self.rank, inputs, self.form, **where(backbone))
+        backbone.factors = Factors(width, self.rank, inputs, self.form, **factory_kwargs(backbone))
         first = 0
         for (parent, name), size in zip(layers, sizes, strict=True):
             setattr(parent, name, FacTLinear(getattr(parent, name), backbone.factors, first, self.scale, self.dropout))
@@ -159,7 +159,7 @@ class FacT(Method):
     def fold(self, model: PointModel) -> None:
         """Adds all updates to the weights."""
         for block in model.backbone.blocks:
-            for at, name in TARGETS:
-                parent = block.get_submodule(at)
+            for path, name in TARGETS:
+                parent = block.get_submodule(path)
                 setattr(parent, name, getattr(parent, name).folded())
         del model.backbone.factors

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from pointpeft.backbones.context import Context
 from pointpeft.backbones.layers import Block
-from pointpeft.methods.base import PREFIX_TOKENS, Method, register_method, where
+from pointpeft.methods.base import PREFIX_TOKENS, Method, factory_kwargs, register_method
 from pointpeft.model import PointModel
 
 
@@ -16,10 +16,10 @@ class IA3Block(Block):
 
     def __init__(self, block: Block):
         self.adopt(block)
-        at = where(block)
-        self.l_k = nn.Parameter(torch.ones(block.width, **at))
-        self.l_v = nn.Parameter(torch.ones(block.width, **at))
-        self.l_ff = nn.Parameter(torch.ones(block.mlp.fc1.out_features, **at))
+        factory = factory_kwargs(block)
+        self.l_k = nn.Parameter(torch.ones(block.width, **factory))
+        self.l_v = nn.Parameter(torch.ones(block.width, **factory))
+        self.l_ff = nn.Parameter(torch.ones(block.mlp.fc1.out_features, **factory))
         self.folded = False
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pointpeft.backbones.context import Context
 from pointpeft.backbones.layers import Block, linear
 from pointpeft.heads import Pool
-from pointpeft.methods.base import Method, register_method, where
+from pointpeft.methods.base import Method, factory_kwargs, register_method
 from pointpeft.model import PointModel
 from pointpeft.ops import gather, knn
 
@@ -23,9 +23,9 @@ class LowRank(nn.Module):
 
     def __init__(self, layer: nn.Linear, rank: int):
         super().__init__()
-        at = where(layer)
-        self.a = nn.Parameter(torch.empty(rank, layer.in_features, **at))
-        self.b = nn.Parameter(torch.zeros(layer.out_features, rank, **at))
+        factory = factory_kwargs(layer)
+        self.a = nn.Parameter(torch.empty(rank, layer.in_features, **factory))
+        self.b = nn.Parameter(torch.zeros(layer.out_features, rank, **factory))
         nn.init.kaiming_uniform_(self.a, a=math.sqrt(5))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -46,10 +46,10 @@ class SharedMlps(nn.Module):
     qkv: nn.Sequential
     proj: nn.Sequential
 
-    def __init__(self, width: int, hidden: int, at: dict[str, Any]):
+    def __init__(self, width: int, hidden: int, factory: dict[str, Any]):
         super().__init__()
         for name, out in (("patches", width), ("selected", width), ("qkv", 3 * width), ("proj", width)):
-            down, up = nn.Linear(width, hidden, **at), nn.Linear(hidden, out, **at)
+            down, up = nn.Linear(width, hidden, **factory), nn.Linear(hidden, out, **factory)
             for layer in (down, up):
                 nn.init.trunc_normal_(layer.weight, std=0.02)
                 nn.init.zeros_(layer.bias)
@@ -65,9 +65,9 @@ class TokenSelector(nn.Module):
 
     def __init__(self, method: "PointLoRA", backbone: Any):
         super().__init__()
-        width, at = backbone.config.width, where(backbone)
-        self.fc1 = nn.Linear(width, width // 2, **at)
-        self.fc2 = nn.Linear(width // 2, 1, **at)
+        width, factory = backbone.config.width, factory_kwargs(backbone)
+        self.fc1 = nn.Linear(width, width // 2, **factory)
+        self.fc2 = nn.Linear(width // 2, 1, **factory)
         self.method = method
         self._backbone = (backbone,)  # in a tuple, so that its modules have one name only
 
@@ -205,13 +205,13 @@ class PointLoRA(Method):
         config = backbone.config
         if config.num_groups >> len(self.keep) - 1 < 1:
             raise ValueError(f"keep must have fewer scales for {config.num_groups} patches, got {len(self.keep)}")
-        backbone.shared_mlps = SharedMlps(config.width, self.hidden, where(backbone))
+        backbone.shared_mlps = SharedMlps(config.width, self.hidden, factory_kwargs(backbone))
         backbone.selector = TokenSelector(self, backbone)
         for i, block in enumerate(backbone.blocks):
             selector = backbone.selector if i == 0 else None
             backbone.blocks[i] = PointLoRABlock(block, self.rank, backbone.shared_mlps, selector)
         if not model.dense:
-            model.read(PoolWithSelected(backbone.pooled, config.width, backbone.prefix))
+            model.set_pooling(PoolWithSelected(backbone.pooled, config.width, backbone.prefix))
 
     def fold(self, model: PointModel) -> None:
         """Adds the low-rank updates to the weights."""

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from pointpeft.backbones.context import Context
 from pointpeft.backbones.layers import Block
-from pointpeft.methods.base import PREFIX_TOKENS, Method, register_method, where
+from pointpeft.methods.base import PREFIX_TOKENS, Method, factory_kwargs, register_method
 from pointpeft.methods.reparameterized.scale_shift import ScaleShift, fold
 from pointpeft.model import PointModel
 
@@ -16,10 +16,10 @@ class SSFBlock(Block):
 
     def __init__(self, block: Block):
         self.adopt(block)
-        width, hidden, at = block.width, block.mlp.fc1.out_features, where(block)
-        self.ssf_norm1, self.ssf_norm2 = ScaleShift(width, **at), ScaleShift(width, **at)
-        self.ssf_qkv, self.ssf_proj = ScaleShift(3 * width, **at), ScaleShift(width, **at)
-        self.ssf_fc1, self.ssf_fc2 = ScaleShift(hidden, **at), ScaleShift(width, **at)
+        width, hidden, factory = block.width, block.mlp.fc1.out_features, factory_kwargs(block)
+        self.ssf_norm1, self.ssf_norm2 = ScaleShift(width, **factory), ScaleShift(width, **factory)
+        self.ssf_qkv, self.ssf_proj = ScaleShift(3 * width, **factory), ScaleShift(width, **factory)
+        self.ssf_fc1, self.ssf_fc2 = ScaleShift(hidden, **factory), ScaleShift(width, **factory)
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
         """[B, T, C] -> [B, T, C]"""
@@ -62,8 +62,8 @@ class SSF(Method):
         backbone = model.backbone
         for i, block in enumerate(backbone.blocks):
             backbone.blocks[i] = SSFBlock(block)
-        backbone.patch_transform = ScaleShift(backbone.config.width, **where(backbone))
-        backbone.token_transform = ScaleShift(backbone.config.width, **where(backbone))
+        backbone.patch_transform = ScaleShift(backbone.config.width, **factory_kwargs(backbone))
+        backbone.token_transform = ScaleShift(backbone.config.width, **factory_kwargs(backbone))
 
     def fold(self, model: PointModel) -> None:
         """Folds all pairs; that of the patches only where it keeps the order of the maximum before it."""
