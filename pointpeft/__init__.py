@@ -38,6 +38,7 @@ _PACKAGES = (
     "methods",
     "model",
     "ops",
+    "progress",
     "recipes",
     "runs",
     "tasks",

@@ -7,6 +7,8 @@ import yaml
 
 from pointpeft.escapes import markdown_text, one_line
 from pointpeft.model import PointModel
+from pointpeft.tasks.base import task_class
+from pointpeft.tasks.classification.task import Classification
 
 SCORES = (
     ("overall accuracy", "accuracy"),
@@ -67,8 +69,7 @@ def _header(title: str, facts: dict[str, Any]) -> dict[str, Any]:
 
 
 def _task(facts: dict[str, Any]) -> str:
-    dense = str(facts.get("task", "")).endswith("segmentation")
-    return "point-cloud-segmentation" if dense else "point-cloud-classification"
+    return task_class(facts.get("task", Classification.name)).hub_tag
 
 
 def _results(facts: dict[str, Any]) -> list[str]:

@@ -13,11 +13,12 @@ import numpy as np
 
 from pointpeft.files import write_json
 from pointpeft.runs.cluster import complete_all
-from pointpeft.runs.comparison_report import SCORES, as_csv, caption, latex, markdown, page
+from pointpeft.runs.comparison_report import as_csv, caption, latex, markdown, page
 from pointpeft.runs.complete import complete_in_process, result_path
 from pointpeft.runs.config import CompareConfig, FinetuneConfig
 from pointpeft.runs.paired import paired_p_value
 from pointpeft.runs.resume import checkpoint_fingerprint, files_fingerprint, require_unchanged
+from pointpeft.tasks.base import task_class
 from pointpeft.training.run_folder import RunFolder, read_json, write_text
 
 
@@ -61,7 +62,7 @@ def _compare(config: CompareConfig, folder: RunFolder) -> dict[str, Any]:
     else:
         failures = {name: error for name, run in missing.items() if (error := complete_in_process(run)) is not None}
     rows = [
-        _row(entry, wanted, tuple(SCORES[config.task]))
+        _row(entry, wanted, tuple(task_class(config.task).columns))
         for entry, wanted in runs.items()
         if any(result_path(run).exists() for run in wanted)
     ]

@@ -7,13 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from pointpeft.escapes import csv_text, figure_text, latex_text, markdown_text, one_line
+from pointpeft.tasks.base import task_class
 
-# The two numbers of each task that stand in a table, and their headings.
-SCORES = {
-    "classification": {"overall accuracy": "test accuracy", "mean class accuracy": "class accuracy"},
-    "part_segmentation": {"instance mIoU": "instance mIoU", "class mIoU": "class mIoU"},
-    "semantic_segmentation": {"mIoU": "mIoU", "mean class accuracy": "class accuracy"},
-}
 # Key of a row, heading (of the scores: that of the task), how it is written.
 _SHOWN = (
     ("method", "method", str),
@@ -33,7 +28,7 @@ _PLOTS = (("trained", "trained parameters"), ("peak memory MiB", "peak memory, M
 
 def _cells(rows: Sequence[dict[str, Any]], task: str) -> tuple[list[str], list[list[str]]]:
     """Headings, and the rows as text."""
-    (first, first_heading), (second, second_heading) = SCORES[task].items()
+    (first, first_heading), (second, second_heading) = task_class(task).columns.items()
     of_task = {"overall": first_heading, "by class": second_heading}
     filled = []
     for row in rows:
@@ -100,7 +95,7 @@ def page(rows: Sequence[dict[str, Any]], rule: str, title: str, task: str = "cla
 def _plots(rows: Sequence[dict[str, Any]], task: str) -> bytes:
     from matplotlib.figure import Figure
 
-    score, heading = next(iter(SCORES[task].items()))
+    score, heading = next(iter(task_class(task).columns.items()))
     figure = Figure(figsize=(5 * len(_PLOTS), 4), layout="constrained")
     for axes, (key, label) in zip(figure.subplots(1, len(_PLOTS), sharey=True), _PLOTS, strict=True):
         for row in rows:

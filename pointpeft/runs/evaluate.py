@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,44 +10,19 @@ import torch
 
 from pointpeft.checkpoints import load_adapter
 from pointpeft.checkpoints.adapter import read_config
-from pointpeft.data import DataError, read_points
+from pointpeft.data import DataError
 from pointpeft.files import write_atomically, write_json
 from pointpeft.runs.config import EvaluateConfig, FinetuneConfig
+from pointpeft.tasks.adapted import Adapted
 from pointpeft.tasks.base import create_task
 from pointpeft.tasks.batches import fit
 from pointpeft.tasks.inference import Voting, forward_all
-from pointpeft.tasks.parts.metrics import predicted_parts
 from pointpeft.tasks.parts.report import write_prediction
-from pointpeft.tasks.scenes.task import classify_room
 from pointpeft.tasks.storage import stay_on_disk
 from pointpeft.training.divergence import NotFiniteError, require_finite_logits, require_finite_weights
 from pointpeft.training.loop import make_accelerator
 from pointpeft.training.run_folder import RunFolder
 from pointpeft.training.versions import versions
-
-
-@dataclass(frozen=True)
-class Adapted:
-    """A model with an adapter, and what it was trained on.
-
-    Attributes:
-        model: On its device, in evaluation mode.
-        classes: Names by index of the logits.
-        num_points: Points per cloud it was trained with.
-        normalized: Whether its training clouds were centred and scaled to the unit sphere; new ones must be, too.
-        metadata: All that the adapter says of its training.
-    """
-
-    model: Any
-    classes: tuple[str, ...]
-    num_points: int
-    normalized: bool
-    metadata: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model lives."""
-        return next(self.model.parameters()).device
 
 
 def adapter_folder(run: Path) -> Path:
@@ -98,8 +72,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     if data is None:
         run = RunFolder(adapter_folder(config.run).parent, main=False).read_config(FinetuneConfig, "finetune")
         data, up_axis, drop = run.data, run.up_axis, drop or run.drop_non_finite
-    if drop and task.name != "classification":
-        raise ValueError(f"drop_non_finite is for classification, got the task {task.name}")
+    if drop and not task.can_drop_non_finite:
+        raise ValueError(f"drop_non_finite must be left out for {task.name}, which labels every point")
     on_disk = stay_on_disk(data, config.clouds_in, adapted.num_points, ("test",), task)
     lazy, kept = ({"lazy": True}, {"on_disk": True}) if on_disk else ({}, {})
     more = lazy | ({"drop_non_finite": True} if drop else {})
@@ -167,15 +141,13 @@ def predict(
         One dict per file: "file" and either "class", "probability" and "top" [(class, probability)], or "error"; and
         "left out", how many points were not finite, where `drop_non_finite` left some out.
     """
-    group_size = adapted.model.backbone.config.group_size
+    task = create_task(adapted.model.task)
     results: list[dict[str, Any]] = []
     for path in paths:
         try:
             dropped: dict[str, int] = {}
             drop = dropped if drop_non_finite else False
-            points = read_points(path, normalized=adapted.normalized, drop_non_finite=drop)
-            if len(points) < group_size:
-                raise DataError(f"{path} has {len(points)} points, at least group_size = {group_size} are needed")
+            points = task.read(adapted, path, drop)
         except (DataError, OSError) as error:
             results.append({"file": str(path), "error": str(error)})
             continue
@@ -216,27 +188,21 @@ def predict_points(
     Raises:
         ValueError: An unknown or missing category, or two files of one name.
     """
-    rooms = adapted.model.task == "semantic_segmentation"
-    names = adapted.classes if rooms else tuple(adapted.metadata["parts"])
-    kind = 0 if rooms else category_index(adapted, category)
-    if rooms and category is not None:
-        raise ValueError(f"category must not be given for rooms, got {category!r}")
+    task = create_task(adapted.model.task)
+    names, index = task.label_names(adapted), task.category_index(adapted, category)
     stems = [Path(path).stem for path in paths]
     if len(set(stems)) < len(stems):
         raise ValueError("two files of one name would write the same output; label them one after another")
-    group_size = adapted.model.backbone.config.group_size
     results: list[dict[str, Any]] = []
     folder.mkdir(parents=True, exist_ok=True)
     for path in map(Path, paths):
         try:
-            points = read_points(path, normalized=adapted.normalized, from_corner=rooms)
-            if len(points) < group_size:
-                raise DataError(f"{path} has {len(points)} points, at least group_size = {group_size} are needed")
+            points = task.read(adapted, path)
         except (DataError, OSError) as error:
             results.append({"file": str(path), "error": str(error)})
             continue
         try:
-            labels = label_room(adapted, points, seed) if rooms else _label_parts(adapted, points, kind)
+            labels = task.label_points(adapted, points, index, seed)
         except NotFiniteError as error:
             results.append({"file": str(path), "error": f"{path}: {error}"})
             continue
@@ -247,46 +213,6 @@ def predict_points(
         shares = {name: round(n / len(labels), 4) for name, n in zip(names, counts, strict=True) if n}
         results.append({"file": str(path), "parts": shares, "labels": str(array), "picture": str(picture)})
     return results
-
-
-def category_index(adapted: Adapted, category: str | None) -> int:
-    """The index of a category of a model of part segmentation; None where it knows but one.
-
-    Raises:
-        ValueError: An unknown or missing category.
-    """
-    classes = adapted.classes
-    if category is None and len(classes) > 1:
-        raise ValueError(f"name the category of the clouds: --category, one of {', '.join(classes)}")
-    if category is not None and category not in classes:
-        raise ValueError(f"category must be one of {', '.join(classes)}, got {category!r}")
-    return 0 if category is None else classes.index(category)
-
-
-def label_room(adapted: Adapted, points: torch.Tensor, seed: int = 0) -> torch.Tensor:
-    """Class of every point of a room, by one pass of the sliding window.
-
-    Args:
-        adapted: A model of semantic segmentation.
-        points: In metres, z up, wherever the room lies. [n, 3]
-        seed: Of the windows.
-
-    Returns:
-        int64, [n]
-    """
-    return classify_room(adapted.model, points - points.amin(0), adapted.num_points, 16, Voting(1, seed))[0]
-
-
-@torch.no_grad()
-def _label_parts(adapted: Adapted, points: torch.Tensor, kind: int) -> torch.Tensor:
-    """Part of every point of one cloud. [n, 3] -> int64, [n]"""
-    index = torch.tensor([kind])
-    inputs = {"category": index.to(adapted.device)} if adapted.model.num_categories else {}
-    allowed = torch.zeros(len(adapted.classes), len(adapted.metadata["parts"]), dtype=torch.bool)
-    allowed[kind, adapted.metadata["parts of"][kind]] = True
-    cloud = fit(points, adapted.num_points)[None].to(adapted.device)
-    logits = adapted.model(cloud, query=points[None].to(adapted.device), **inputs).float().cpu()
-    return predicted_parts(require_finite_logits(logits), index, allowed)[0]
 
 
 def _save_array(path: Path, labels: torch.Tensor) -> None:

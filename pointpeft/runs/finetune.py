@@ -29,7 +29,7 @@ from pointpeft.runs.resume import (
     resumed_config,
     tell_finished,
 )
-from pointpeft.tasks.base import create_task
+from pointpeft.tasks.base import AnyTask, create_task
 from pointpeft.tasks.inference import Voting
 from pointpeft.tasks.storage import stay_on_disk
 from pointpeft.training.compiled_step import check_compiled, compiled_step
@@ -101,15 +101,15 @@ def _finetune(
     on_disk = stay_on_disk(config.data, config.clouds_in, config.num_points, ("train", "test"), task)
     more = {"lazy": True} if on_disk else {}
     if config.drop_non_finite:
-        if config.task != "classification":
-            raise ValueError(f"drop_non_finite is for classification, got the task {config.task}")
+        if not task.can_drop_non_finite:
+            raise ValueError(f"drop_non_finite must be left out for {task.name}, which labels every point")
         more["drop_non_finite"] = True
     train_set, test_set = (task.load(config.data, split, config.up_axis, **more) for split in ("train", "test"))
     if tuple(train_set.classes) != tuple(test_set.classes):
         raise ValueError(f"train and test of {config.data} name different classes")
     _require_choice(config, train_set)
-    more = {"on_disk": True, "workers": config.workers} if on_disk else {}
-    training, test = (task.gather(part, config.num_points, **more) for part in (train_set, test_set))
+    workers = config.workers if on_disk else 0
+    training, test = (task.gather(part, config.num_points, on_disk, workers) for part in (train_set, test_set))
     parts = _parts(config, training, test)
     if folder is None:
         stem = f"finetune-{Path(config.data.split(':')[-1]).name}-{config.method}"
@@ -134,7 +134,7 @@ def _finetune(
     return FinetuneResult(folder.path, facts)
 
 
-def _check(config: FinetuneConfig, task: Any) -> None:
+def _check(config: FinetuneConfig, task: AnyTask) -> None:
     for name in ("repeats", "vote", "batch_size", "num_points", "epochs"):
         if getattr(config, name) < 1:
             raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")
@@ -186,7 +186,7 @@ def _parts(config: FinetuneConfig, training: Any, test: Any) -> Any:
 
 
 def _run(
-    accelerator: Accelerator, config: FinetuneConfig, task: Any, folder: RunFolder, parts: dict[str, Any]
+    accelerator: Accelerator, config: FinetuneConfig, task: AnyTask, folder: RunFolder, parts: dict[str, Any]
 ) -> dict[str, Any]:
     """One seed: train, select, test, probe, write."""
     training, test = parts["train"], parts["test"]

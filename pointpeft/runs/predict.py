@@ -19,8 +19,8 @@ from pointpeft.data.stream import Source, is_many, stream
 from pointpeft.files import write_atomically
 from pointpeft.locks import Lock
 from pointpeft.progress import make_bar
-from pointpeft.runs.evaluate import Adapted
 from pointpeft.runs.resume import weights_fingerprint
+from pointpeft.tasks.adapted import Adapted
 from pointpeft.tasks.batches import fit
 
 BLOCK = 1024  # files of one piece of work where several machines share it

@@ -18,8 +18,8 @@ from pointpeft.files import save_tensors, write_atomically, write_json
 from pointpeft.runs.config import PretrainConfig
 from pointpeft.runs.plan import backbone_options
 from pointpeft.runs.resume import PRETRAIN_FREE, clouds_fingerprint, require_unchanged, resumed_config, tell_finished
-from pointpeft.tasks.base import Classification
 from pointpeft.tasks.batches import Clouds
+from pointpeft.tasks.classification.task import Classification
 from pointpeft.tasks.storage import stay_on_disk
 from pointpeft.training.determinism import determinism
 from pointpeft.training.divergence import require_finite_weights

@@ -1,137 +1,268 @@
-"""What depends on the question asked: of a whole cloud, or of every point."""
+"""The interface of a task: what is asked of a model, from the data that it loads to the answers that people see."""
 
-from collections.abc import Sequence
+import importlib
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
-import torch
 from torch import Tensor, nn
 
-from pointpeft.data import load_dataset
+from pointpeft.data import DataError, read_points
+from pointpeft.drawing.card import Card
 from pointpeft.model import PointModel
-from pointpeft.tasks import storage
-from pointpeft.tasks.batches import Clouds
-from pointpeft.tasks.classification.metrics import measure
-from pointpeft.tasks.classification.report import write_report
-from pointpeft.tasks.inference import Voting, voted_logits
-
-_MODULES = {
-    "part_segmentation": ("pointpeft.tasks.parts.task", "PartSegmentation"),
-    "semantic_segmentation": ("pointpeft.tasks.scenes.task", "SemanticSegmentation"),
-}
+from pointpeft.tasks.adapted import Adapted
+from pointpeft.tasks.inference import Voting
 
 
-class Classification:
-    """One label per cloud. Other tasks derive from it and replace what differs."""
+class Metrics(Protocol):
+    """How well a model answered; each task has a class of its own."""
 
-    name: ClassVar[str] = "classification"
-    # Names of the numbers of a result: the one that is selected by, then others; and how a result prints them.
-    numbers: ClassVar[tuple[str, ...]] = ("overall accuracy", "mean class accuracy", "loss")
-    # Whether a linear probe on cached features stands beside a result.
-    probed: ClassVar[bool] = True
-    # The published recipe's augmentation.
-    augment: ClassVar[str] = "scale_translate"
-    # The augmentation of a vote's passes beyond the first.
-    test_augment: ClassVar[str] = "scale_translate"
-    # What a person is to look at first.
+    @property
+    def score(self) -> list[float]:
+        """What the selection of an epoch maximises, in order."""
+        ...
+
+    def logged(self) -> dict[str, float]:
+        """Numbers for the log of every epoch."""
+        ...
+
+    def summary(self) -> dict[str, float | int]:
+        """The single numbers, rounded as results are printed."""
+        ...
+
+    def per_class(self, classes: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+        """Numbers of each class by its name."""
+        ...
+
+
+Gathered = TypeVar("Gathered")
+Measured = TypeVar("Measured", bound=Metrics)
+
+
+class Observation(Protocol):
+    """One pass of a model over one cloud, as `pointpeft.view.token_maps` records it."""
+
+    output: Tensor
+    layers: dict[str, Tensor]
+    memory: list[tuple[int, float]]
+
+
+Observe = Callable[..., Observation]
+"""`observe(model, xyz, **inputs)` runs one cloud [N, 3] and records what the model does with its patches."""
+
+
+class Task(ABC, Generic[Gathered, Measured]):
+    """What is asked of a model, of clouds that it gathers, with metrics of its own.
+
+    A task is registered by `register_task`; nobody else asks for it by its name.
+
+    Attributes:
+        name: As `create_model` and `--task` take it.
+        columns: The two numbers of a result that stand in a table of methods, and their headings.
+        numbers: Names of the numbers of a result: the one that is selected by, then others.
+        hub_tag: The kind of task as model cards name it.
+        probed: Whether a linear probe on cached features stands beside a result.
+        augment: The published recipe's augmentation.
+        test_augment: The augmentation of a vote's passes beyond the first.
+        page: What a person is to look at first in a run folder.
+        double_step: Whether the published training code steps twice per batch.
+        can_stay_on_disk: Whether clouds need not be in memory.
+        can_drop_non_finite: Whether points that are not finite may be left out.
+        streams: Whether folders and shards of clouds are predicted one after another.
+        served: Whether `pointpeft serve` answers for it.
+        embedded: Whether one feature vector a cloud can be placed in a plane.
+        from_corner: Whether clouds are read as they lie, moved to their corner, in metres.
+        question: The heading of the page of `pointpeft serve`.
+    """
+
+    name: ClassVar[str]
+    columns: ClassVar[dict[str, str]]
+    numbers: ClassVar[tuple[str, ...]]
+    hub_tag: ClassVar[str] = "point-cloud-segmentation"
+    probed: ClassVar[bool] = False
+    augment: ClassVar[str] = "isotropic"
+    test_augment: ClassVar[str] = "isotropic"
     page: ClassVar[str] = "report.html"
-    # Whether the published training code steps twice per batch.
     double_step: ClassVar[bool] = False
-    # Whether clouds need not be in memory.
     can_stay_on_disk: ClassVar[bool] = True
+    can_drop_non_finite: ClassVar[bool] = False
+    streams: ClassVar[bool] = False
+    served: ClassVar[bool] = True
+    embedded: ClassVar[bool] = False
+    from_corner: ClassVar[bool] = False
+    question: ClassVar[str] = "What is this?"
 
-    def load(
-        self, source: str, split: str, up_axis: str | None, lazy: bool = False, drop_non_finite: bool = False
-    ) -> Any:
+    # Data.
+
+    @abstractmethod
+    def load(self, source: str, split: str, up_axis: str | None, lazy: bool = False, **options: Any) -> Any:
         """One part of a data set; `lazy` leaves its clouds on disk where the task `can_stay_on_disk`."""
-        return load_dataset(source, split, up_axis=up_axis, lazy=lazy, drop_non_finite=drop_non_finite)
 
-    def gather(self, dataset: Any, num_points: int, on_disk: bool = False, workers: int = 0) -> Any:
-        """Its clouds, see `Clouds`."""
-        return Clouds(dataset, num_points, on_disk=on_disk, workers=workers)
+    @abstractmethod
+    def gather(self, dataset: Any, num_points: int, on_disk: bool = False, workers: int = 0) -> Gathered:
+        """The clouds of a data set, ready to be dealt out in batches."""
 
     def can_be_left(self, source: str) -> bool:
         """Whether the form of a data set allows its clouds to be read one by one."""
-        return storage.can_be_left(source)
+        return self.can_stay_on_disk
 
+    @abstractmethod
     def bytes_in_memory(self, dataset: Any, num_points: int) -> int:
         """How much the clouds of a data set take, gathered in memory."""
-        return storage.bytes_in_memory(dataset, num_points)
 
-    def outputs(self, clouds: Any) -> dict[str, Any]:
-        """What `create_model` is to be told."""
-        return {"num_classes": len(clouds.classes)}
+    @abstractmethod
+    def outputs(self, clouds: Gathered) -> dict[str, Any]:
+        """Arguments of `create_model` that follow from the labels."""
 
-    def metadata(self, clouds: Any) -> dict[str, Any]:
+    def metadata(self, clouds: Gathered) -> dict[str, Any]:
         """Facts of the labels that evaluation and prediction need beside the classes."""
         return {}
 
-    def classes_of(self, points: Tensor, targets: Any) -> Tensor:
-        """The class of each cloud of a batch. int64 [B]"""
-        return targets
-
-    def losses(self, wrapped: nn.Module, model: PointModel, points: Tensor, targets: Any) -> dict[str, Tensor]:
-        """The task's loss and the method's own."""
-        logits = wrapped(points)
-        own = model.method.losses(model, points, targets, logits)
-        return {"loss": nn.functional.cross_entropy(logits, targets), **own}
-
-    def test(self, model: PointModel, clouds: Any, batch_size: int, voting: Voting, title: str | None = None) -> Any:
-        """Metrics, and the answers that `report` draws."""
-        logits = voted_logits(model, clouds, batch_size, voting, title)
-        return measure(logits, clouds.labels), logits
-
-    def judge(self, model: PointModel, clouds: Any, batch_size: int, voting: Voting) -> Any:
-        """Metrics for the selection of an epoch."""
-        return self.test(model, clouds, batch_size, voting)[0]
-
-    def report(
-        self,
-        folder: Path,
-        clouds: Any,
-        answers: Any,
-        metrics: Any,
-        history: Sequence[dict[str, float]] = (),
-        selected: int | None = None,
-    ) -> None:
-        """Writes plots and pages into a folder."""
-        write_report(folder, clouds, answers, metrics, history, selected)
-
-    def adopt(self, clouds: Any, metadata: dict[str, Any], data: str) -> None:
+    @abstractmethod
+    def adopt(self, clouds: Gathered, metadata: dict[str, Any], data: str) -> None:
         """Renumbers the labels of other data as an adapter's classes are.
 
         Raises:
             ValueError: A class that the adapter does not know.
         """
-        known = tuple(metadata["classes"])
-        unknown = sorted(set(clouds.classes) - set(known))
-        if unknown:
-            raise ValueError(
-                f"{data} has classes that the adapter does not know: {', '.join(unknown)}; it knows {', '.join(known)}"
-            )
-        # The data set may name fewer classes, or in another order.
-        renumber = torch.tensor([known.index(name) for name in clouds.classes])
-        clouds.labels, clouds.classes = renumber[clouds.labels], known
+
+    # Training and testing.
+
+    @abstractmethod
+    def classes_of(self, points: Tensor, targets: Any) -> Tensor:
+        """The class of each cloud of a batch. int64 [B]"""
+
+    @abstractmethod
+    def losses(self, wrapped: nn.Module, model: PointModel, points: Tensor, targets: Any) -> dict[str, Tensor]:
+        """The task's loss and the method's own."""
+
+    @abstractmethod
+    def test(
+        self, model: PointModel, clouds: Gathered, batch_size: int, voting: Voting, title: str | None = None
+    ) -> tuple[Measured, Any]:
+        """Metrics, and the answers that `report` draws."""
+
+    def judge(self, model: PointModel, clouds: Gathered, batch_size: int, voting: Voting) -> Measured:
+        """Metrics for the selection of an epoch."""
+        return self.test(model, clouds, batch_size, voting)[0]
+
+    @abstractmethod
+    def report(
+        self,
+        folder: Path,
+        clouds: Gathered,
+        answers: Any,
+        metrics: Measured,
+        history: Sequence[dict[str, float]] = (),
+        selected: int | None = None,
+    ) -> None:
+        """Writes plots and pages into a folder."""
+
+    # Answers for people.
+
+    def label_names(self, adapted: Adapted) -> tuple[str, ...]:
+        """What a point, or a cloud, may be called."""
+        return adapted.classes
+
+    def categories(self, adapted: Adapted) -> tuple[str, ...]:
+        """Categories among which whoever asks must choose; none for most tasks."""
+        return ()
+
+    def category_index(self, adapted: Adapted, category: str | None) -> int:
+        """The index of a category that was named, 0 for tasks without.
+
+        Raises:
+            ValueError: An unknown or missing category, or one where none is taken.
+        """
+        if category is not None:
+            raise ValueError(f"category must not be given for {self.name}, got {category!r}")
+        return 0
+
+    def read(self, adapted: Adapted, path: Path, drop_non_finite: bool | dict[str, int] = False) -> Tensor:
+        """The points of a file as the model takes them. [N, 3]
+
+        Raises:
+            DataError: The file cannot be read, or has fewer points than a patch.
+        """
+        points = read_points(
+            path, normalized=adapted.normalized, from_corner=self.from_corner, drop_non_finite=drop_non_finite
+        )
+        least = adapted.fewest_points
+        if len(points) < least:
+            raise DataError(f"{path} has {len(points)} points, at least group_size = {least} are needed")
+        return points
+
+    def label_points(self, adapted: Adapted, points: Tensor, category: int = 0, seed: int = 0) -> Tensor:
+        """The label of every point of a cloud. [N, 3] -> int64 [N]"""
+        raise ValueError(f"{self.name} labels clouds, not points")
+
+    @abstractmethod
+    def card(self, adapted: Adapted, points: Tensor, name: str, observe: Observe, category: int = 0) -> Card:
+        """A cloud of a file, as `read` gives it, and what the model made of it."""
+
+    @abstractmethod
+    def test_card(self, adapted: Adapted, clouds: Gathered, index: int, observe: Observe) -> Card:
+        """One of the gathered test clouds, with what it truly is."""
+
+    @abstractmethod
+    def examples(self, clouds: Gathered, count: int) -> list[int]:
+        """Indices of test clouds to show."""
 
 
-def create_task(name: str, **options: Any) -> Any:
+def one_of_each(labels: Tensor, count: int) -> list[int]:
+    """Indices of labels, one of each class before a second of any."""
+    turn = [int((labels[:i] == label).sum()) for i, label in enumerate(labels)]
+    return sorted(range(len(turn)), key=turn.__getitem__)[:count]
+
+
+AnyTask = Task[Any, Any]
+_TASKS: dict[str, type[AnyTask]] = {}
+Registered = TypeVar("Registered", bound=AnyTask)
+
+
+def register_task(task: type[Registered]) -> type[Registered]:
+    """Makes a task known by its name.
+
+    Raises:
+        ValueError: The name is taken.
+    """
+    if task.name in _TASKS and _TASKS[task.name].__qualname__ != task.__qualname__:
+        raise ValueError(f"a task {task.name!r} is registered already")
+    _TASKS[task.name] = task
+    return task
+
+
+def task_class(name: str) -> type[AnyTask]:
+    """A registered task; every sub-package of `pointpeft.tasks` that has a module `task` is imported.
+
+    Raises:
+        ValueError: An unknown name.
+    """
+    package = importlib.import_module("pointpeft.tasks")
+    for found in pkgutil.iter_modules(package.__path__):
+        if found.ispkg:
+            importlib.import_module(f"pointpeft.tasks.{found.name}.task")
+    if name not in _TASKS:
+        raise ValueError(f"task must be one of {', '.join(sorted(_TASKS))}, got {name!r}")
+    return _TASKS[name]
+
+
+def create_task(name: str, **options: Any) -> AnyTask:
     """A task by its name.
 
     Args:
-        name: One of `pointpeft.model.TASKS`.
-        options: Of semantic segmentation; None where not given.
+        name: One of `pointpeft.model.TASKS`, or one that was registered.
+        options: Of the task's constructor; None where not given.
 
     Raises:
-        ValueError: An unknown name, or an option of another task.
+        ValueError: An unknown name, or an option that the task does not have.
     """
-    from importlib import import_module
-
     options = {key: value for key, value in options.items() if value is not None}
-    if options and name != "semantic_segmentation":
-        raise ValueError(f"{', '.join(options)} is an option of semantic_segmentation, not of {name}")
-    if name == Classification.name:
-        return Classification()
-    if name not in _MODULES:
-        raise ValueError(f"task must be one of {', '.join((Classification.name, *_MODULES))}, got {name!r}")
-    module, kind = _MODULES[name]
-    return getattr(import_module(module), kind)(**options)
+    task = task_class(name)
+    known = task.__init__.__code__.co_varnames if "__init__" in vars(task) else ()
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise ValueError(f"{', '.join(unknown)} is no option of {name}")
+    return task(**options)

@@ -15,11 +15,13 @@ import torch
 from torch import Tensor
 
 from pointpeft.checkpoints.export import folded
-from pointpeft.data import DataError, read_points
+from pointpeft.data import DataError
 from pointpeft.data.formats.bounds import NUMBER_BYTES, brief, limited
 from pointpeft.data.formats.readers import EXTENSIONS
 from pointpeft.drawing import viewer
-from pointpeft.runs.evaluate import Adapted, category_index
+from pointpeft.drawing.card import PART
+from pointpeft.tasks.adapted import Adapted
+from pointpeft.tasks.base import AnyTask, create_task
 from pointpeft.tasks.batches import fit
 from pointpeft.tasks.inference import forward_all
 from pointpeft.view import show
@@ -176,7 +178,8 @@ def create_app(
         from starlette.requests import ClientDisconnect
     except ImportError as error:
         raise ImportError(REMEDY) from error
-    if adapted.model.task == "semantic_segmentation" or adapted.model.method.inputs:
+    task = create_task(adapted.model.task)
+    if not task.served or adapted.model.method.inputs:
         raise ValueError("serve is for classifiers of clouds and of parts that need nothing but coordinates")
     adapted = replace(adapted, model=folded(adapted.model))
     limits = limits or Limits()
@@ -187,9 +190,9 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        task = asyncio.create_task(batcher.run())
+        running = asyncio.create_task(batcher.run())
         yield
-        task.cancel()
+        running.cancel()
         batcher.close()
         readers.shutdown(wait=False, cancel_futures=True)
 
@@ -254,7 +257,7 @@ def create_app(
         return JSONResponse(result)
 
     async def _answer(request: Request, name: str, looks: bool, category: str | None) -> dict[str, Any]:
-        kind = _kind(adapted, category)
+        index = _category_index(task, adapted, category)
         suffix = Path(name).suffix.lower()
         if suffix not in EXTENSIONS:  # it becomes a part of a path
             raise DataError(f"{brief(name)}: unknown kind of file; known: {' '.join(EXTENSIONS)}")
@@ -271,12 +274,14 @@ def create_app(
             loop = asyncio.get_running_loop()
             dropped: dict[str, int] = {}
             read = partial(_read, dropped=dropped) if drop_non_finite else _read
-            cloud = await loop.run_in_executor(readers, _read_bounded, largest, read, adapted, path, Path(name).name)
+            cloud = await loop.run_in_executor(
+                readers, _read_bounded, largest, read, task, adapted, path, Path(name).name
+            )
         lost = {"left out": sum(dropped.values())} if dropped else {}
         name = Path(name).name
-        if adapted.model.dense:
-            card = await batcher.alone(show.part_card, adapted, cloud, name, kind)
-            labels, parts = card.labels[show.PART]
+        if not task.streams:  # its answer is of the points, and is drawn
+            card = await batcher.alone(task.card, adapted, cloud, name, look, index)
+            labels, parts = card.labels[PART]
             counts = labels.bincount(minlength=len(parts)).tolist()
             shares = {part: round(n / len(labels), 4) for part, n in zip(parts, counts, strict=True) if n}
             layers = show.entry(card)["layers"]
@@ -307,31 +312,25 @@ class _TooLarge(Exception):
     pass
 
 
-def _kind(adapted: Adapted, category: str | None) -> int:
-    """Index of the category that a request names; 0 for a classifier, which takes none."""
-    if not adapted.model.dense:
-        if category is not None:
-            raise DataError(f"category must be left out for a classifier, got {category!r}")
-        return 0
+def _category_index(task: AnyTask, adapted: Adapted, category: str | None) -> int:
+    """Index of the category that a request names."""
     try:
-        return category_index(adapted, category)
+        return task.category_index(adapted, category)
     except ValueError as error:
         raise DataError(str(error).replace("--category", "category=")) from error
 
 
-def _read_bounded(largest: int, read: Callable[..., Tensor], adapted: Adapted, path: Path, name: str) -> Tensor:
+def _read_bounded(
+    largest: int, read: Callable[..., Tensor], task: AnyTask, adapted: Adapted, path: Path, name: str
+) -> Tensor:
     with limited(NUMBER_BYTES * largest):  # what the largest file becomes where it is not compressed
-        return read(adapted, path, name)
+        return read(task, adapted, path, name)
 
 
-def _read(adapted: Adapted, path: Path, name: str, dropped: dict[str, int] | None = None) -> Tensor:
+def _read(task: AnyTask, adapted: Adapted, path: Path, name: str, dropped: dict[str, int] | None = None) -> Tensor:
     """The cloud of a file as the model takes it; an error names the file as it was sent. [N, 3]"""
     try:
-        drop = False if dropped is None else dropped
-        points = read_points(path, normalized=adapted.normalized, drop_non_finite=drop)
+        points = task.read(adapted, path, False if dropped is None else dropped)
     except (DataError, OSError) as error:
         raise DataError(str(error).replace(str(path), name)) from error
-    least = adapted.model.backbone.config.group_size
-    if len(points) < least:
-        raise DataError(f"{name} has {len(points)} points, at least group_size = {least} are needed")
     return fit(points, adapted.num_points)

@@ -3,24 +3,26 @@
 import json
 
 from pointpeft.drawing import viewer
-from pointpeft.runs.evaluate import Adapted
-from pointpeft.view.show import DEPTH, MEANING
+from pointpeft.drawing.card import DEPTH
+from pointpeft.tasks.adapted import Adapted
+from pointpeft.tasks.base import create_task
+from pointpeft.view.show import MEANING
 
 
 def page_of(adapted: Adapted, megabytes: float) -> str:
     """The page for one model, without any outside reference."""
-    dense = adapted.model.dense
+    task = create_task(adapted.model.task)
     facts = f"{adapted.model.method.name} on {adapted.model.backbone_name}, {len(adapted.classes)} classes"
-    if dense:
-        facts += f", {len(adapted.metadata['parts'])} parts"
-    categories = adapted.classes if dense and len(adapted.classes) > 1 else ()
+    if not task.streams:
+        facts += f", {len(task.label_names(adapted))} parts"
+    categories = task.categories(adapted)
     told = {"facts": facts, "categories": categories, "meanings": MEANING, "plain": DEPTH}
     return (
         PAGE.replace("@UP@", viewer.up_options("z"))
         .replace("@STYLE@", viewer.STYLE)
         .replace("@VIEWER@", viewer.SCRIPT)
         .replace("@LAYERS@", viewer.LAYERS)
-        .replace("@TITLE@", "What are its parts?" if dense else "What is this cloud?")
+        .replace("@TITLE@", task.question)
         .replace("@LIMIT@", f"{megabytes:g}")
         .replace("@TOLD@", json.dumps(told).replace("<", "\\u003c"))
     )

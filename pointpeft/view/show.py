@@ -1,27 +1,18 @@
 """Clouds coloured by what the adapted model makes of them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from pointpeft.drawing import viewer
+from pointpeft.drawing.card import CLASS, DEPTH, PART, POINT_CLASS, TRUE_PART, TRUE_POINT_CLASS, Card
 from pointpeft.escapes import figure_text, fill, json_in_script
 from pointpeft.files import write_atomically
-from pointpeft.runs.evaluate import Adapted, label_room
-from pointpeft.tasks.parts.metrics import predicted_parts
 from pointpeft.tasks.parts.report import draw_amounts, draw_cloud
 from pointpeft.training.run_folder import write_text
 from pointpeft.view import token_maps
-from pointpeft.view.token_maps import look
 
-DEPTH, CLASS, PART, TRUE_PART = "depth", "class", "part", "true part"
-POINT_CLASS, TRUE_POINT_CLASS = "class of each point", "true class of each point"
-ROOM_POINTS = 8000  # of a room that are shown; all are classified
-CEILING = "ceiling"  # left out, because it hides the room
+LARGE_DOTS = 4000  # clouds of more points are drawn with small ones
 MEANING = {
     DEPTH: "nearer points are lighter",
     CLASS: "the class that the cloud is taken for",
@@ -31,81 +22,6 @@ MEANING = {
     TRUE_POINT_CLASS: "the class that each point of the room is; without the ceiling",
     **token_maps.MEANING,
 }
-
-
-@dataclass
-class Card:
-    """One cloud and what the model made of it.
-
-    Attributes:
-        name: Of the file or cloud.
-        xyz: [N, 3]
-        said: Class or category; of a room, how many points it has.
-        sure: Probability of `said`; the share of points of the right part or class where those are known; else None.
-        true: The true class, where it is known.
-        labels: By name the layers of names: class or part of each point, int64 [N], and the names by index.
-        amounts: By name the layers of numbers. [N] each
-        memory: See `Seen`.
-    """
-
-    name: str
-    xyz: Tensor
-    said: str
-    sure: float | None
-    true: str | None
-    labels: dict[str, tuple[Tensor, Sequence[str]]]
-    amounts: dict[str, Tensor]
-    memory: list[tuple[int, float]] = field(default_factory=list)
-
-
-def class_card(adapted: Adapted, xyz: Tensor, name: str, true: str | None = None) -> Card:
-    """A cloud for a classifier. [N, 3]"""
-    seen = look(adapted.model, xyz)
-    probability, predicted = seen.output.softmax(0).max(0)
-    labels = predicted.expand(len(xyz))
-    said = adapted.classes[int(predicted)]
-    named: dict[str, tuple[Tensor, Sequence[str]]] = {CLASS: (labels, adapted.classes)}
-    return Card(name, xyz, said, float(probability), true, named, seen.layers, seen.memory)
-
-
-def part_card(adapted: Adapted, xyz: Tensor, name: str, kind: int, true_parts: Tensor | None = None) -> Card:
-    """A cloud of the category with index `kind`, for a model of part segmentation. [N, 3], int64 [N]"""
-    index = torch.tensor([kind])
-    inputs = {"category": index} if adapted.model.num_categories else {}
-    parts = tuple(adapted.metadata["parts"])
-    allowed = torch.zeros(len(adapted.classes), len(parts), dtype=torch.bool)
-    allowed[kind, adapted.metadata["parts of"][kind]] = True
-    seen = look(adapted.model, xyz, **inputs)
-    labels = predicted_parts(seen.output[None], index, allowed)[0]
-    named: dict[str, tuple[Tensor, Sequence[str]]] = {PART: (labels, parts)}
-    right = None
-    if true_parts is not None:
-        named[TRUE_PART] = (true_parts, parts)
-        right = float((labels == true_parts).float().mean())
-    return Card(name, xyz, adapted.classes[kind], right, None, named, seen.layers, seen.memory)
-
-
-def room_card(adapted: Adapted, xyz: Tensor, name: str, true_labels: Tensor | None = None) -> Card:
-    """A room for a model of semantic segmentation, thinned and without what is, or is taken for, its ceiling.
-
-    Args:
-        adapted: A model of semantic segmentation.
-        xyz: In metres, z up. [n, 3]
-        name: Of the room.
-        true_labels: Class of each point, where it is known. int64, [n]
-    """
-    labels = label_room(adapted, xyz)
-    inner = torch.ones(len(xyz), dtype=torch.bool)
-    if CEILING in adapted.classes:
-        inner = (labels if true_labels is None else true_labels) != adapted.classes.index(CEILING)
-    kept = inner.nonzero().flatten() if inner.any() else torch.arange(len(xyz))
-    kept = kept[torch.randperm(len(kept), generator=torch.Generator().manual_seed(0))[:ROOM_POINTS]]
-    named: dict[str, tuple[Tensor, Sequence[str]]] = {POINT_CLASS: (labels[kept], adapted.classes)}
-    right = None
-    if true_labels is not None:
-        named[TRUE_POINT_CLASS] = (true_labels[kept], adapted.classes)
-        right = float((labels == true_labels).float().mean())
-    return Card(name, xyz[kept], f"room of {len(xyz)} points", right, None, named, {})
 
 
 def entry(card: Card) -> dict[str, Any]:
@@ -144,7 +60,7 @@ def picture(cards: Sequence[Card], up_axis: str) -> Any:
     columns = list(dict.fromkeys(name for card in cards for name in (*card.labels, *card.amounts)))
     figure = Figure(figsize=(3.4 * len(columns), 3.4 * len(cards)), layout="constrained")
     for i, card in enumerate(cards):
-        size = 4 if len(card.xyz) <= ROOM_POINTS // 2 else 1
+        size = 4 if len(card.xyz) <= LARGE_DOTS else 1
         for j, name in enumerate(columns):
             axes = figure.add_subplot(len(cards), len(columns), i * len(columns) + j + 1, projection="3d")
             axes.set_axis_off()

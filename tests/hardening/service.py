@@ -7,7 +7,7 @@ import torch
 import uvicorn
 
 from pointpeft import create_model
-from pointpeft.runs.evaluate import Adapted
+from pointpeft.tasks.adapted import Adapted
 from pointpeft.view.service import Limits, create_app, server_config
 
 

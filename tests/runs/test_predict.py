@@ -15,8 +15,9 @@ from pointpeft.data import DataError
 from pointpeft.data import stream as stream_module
 from pointpeft.data.stream import stream
 from pointpeft.locks import InUseError, Lock
-from pointpeft.runs.evaluate import Adapted, predict
+from pointpeft.runs.evaluate import predict
 from pointpeft.runs.predict import predict_stream
+from pointpeft.tasks.adapted import Adapted
 
 CLASSES = ("ball", "disc", "rod")
 

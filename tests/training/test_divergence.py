@@ -7,10 +7,11 @@ from torch import nn
 
 from pointpeft import create_model
 from pointpeft.runs.config import FinetuneConfig, PretrainConfig
-from pointpeft.runs.evaluate import Adapted, load_run, predict
+from pointpeft.runs.evaluate import load_run, predict
 from pointpeft.runs.finetune import finetune
 from pointpeft.runs.predict import predict_stream
 from pointpeft.runs.pretrain import pretrain
+from pointpeft.tasks.adapted import Adapted
 from pointpeft.training.divergence import NotFiniteError, not_finite, require_finite_logits
 from pointpeft.training.loop import Recipe, make_accelerator, train
 from pointpeft.training.run_folder import RunFolder

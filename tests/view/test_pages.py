@@ -8,10 +8,12 @@ import pytest
 import torch
 
 from pointpeft import create_model
-from pointpeft.runs.evaluate import Adapted
+from pointpeft.drawing.card import DEPTH, PART
+from pointpeft.tasks.adapted import Adapted
+from pointpeft.tasks.classification.task import Classification
 from pointpeft.view import show
 from pointpeft.view.service import create_app
-from pointpeft.view.token_maps import ATTENTION, SCALE
+from pointpeft.view.token_maps import ATTENTION, SCALE, look
 from tests.view.browser import browser
 
 SMALL = {"depth": 2, "num_groups": 16, "group_size": 8}
@@ -78,7 +80,7 @@ def test_a_scan_dropped_on_the_served_page_is_classified_and_shown(served, tmp_p
         assert "scan.npy" in caption
         assert all(name in caption for name in ("bed", "chair", "lamp"))
         options = page.run("[...document.querySelectorAll('#layer option')].map(o => o.textContent)")
-        assert options[:1] == [show.DEPTH]
+        assert options[:1] == [DEPTH]
         assert {ATTENTION, SCALE} <= set(options)
         page.wait("shown.length === 1")
         before = page.run("document.querySelector('canvas').toDataURL()")
@@ -109,7 +111,7 @@ def test_a_scan_dropped_anywhere_on_the_served_page_of_parts_is_shown_in_parts(s
         page.run("category.value = 'lamp'")
         page.drag("h1", [scan(tmp_path / "scan.npy")], "dragEnter", "dragOver", "drop")
         page.wait("shown.length === 1")
-        assert page.run("choice.value") == show.PART
+        assert page.run("choice.value") == PART
         assert ATTENTION in page.run("[...document.querySelectorAll('#layer option')].map(o => o.textContent)")
         caption = page.run("document.querySelector('figcaption').textContent")
         assert "lamp/" in caption
@@ -122,7 +124,7 @@ def test_a_scan_dropped_anywhere_on_the_served_page_of_parts_is_shown_in_parts(s
 
 def test_the_page_of_show_is_drawn_in_every_layer(tmp_path):
     adapted = classifier()
-    cards = [show.class_card(adapted, torch.randn(256, 3), f"{i}.ply", "bed") for i in range(2)]
+    cards = [Classification().card(adapted, torch.randn(256, 3), f"{i}.ply", look) for i in range(2)]
     file, _ = show.write(tmp_path / "show", cards, "z")
     with browser(tmp_path / "profile") as page:
         page.open(file.as_uri())

@@ -8,7 +8,8 @@ import torch
 
 from pointpeft import create_model
 from pointpeft.data import read_points
-from pointpeft.runs.evaluate import Adapted, predict, predict_points
+from pointpeft.runs.evaluate import predict, predict_points
+from pointpeft.tasks.adapted import Adapted
 from pointpeft.view.service import Limits, create_app
 from pointpeft.view.token_maps import ATTENTION, PROMPTS, SCALE
 
@@ -178,7 +179,7 @@ def test_too_many_requests_are_turned_away(adapted, monkeypatch):
 
     import httpx
 
-    monkeypatch.setattr("pointpeft.view.service._read", lambda adapted, path, name: time.sleep(0.3) or read_points)
+    monkeypatch.setattr("pointpeft.view.service._read", lambda *arguments: time.sleep(0.3) or read_points)
     app = create_app(adapted, Limits(queue=1, seconds=0.2))
 
     async def ask():

@@ -7,9 +7,11 @@ import torch
 
 from pointpeft import create_model
 from pointpeft.cli.main import main
-from pointpeft.runs.evaluate import Adapted
+from pointpeft.drawing.card import CLASS, PART, TRUE_PART
+from pointpeft.tasks.adapted import Adapted
+from pointpeft.tasks.classification.task import Classification
 from pointpeft.view import show
-from pointpeft.view.token_maps import ATTENTION, PROMPTS, SCALE
+from pointpeft.view.token_maps import ATTENTION, PROMPTS, SCALE, look
 from tests.clouds import TINY, TINY_MODEL, write_parts
 
 SMALL = {"depth": 2, "num_groups": 16, "group_size": 8}
@@ -18,6 +20,12 @@ SMALL = {"depth": 2, "num_groups": 16, "group_size": 8}
 def adapted(classes=("a", "b", "c"), method="dapt"):
     torch.manual_seed(3)
     return Adapted(create_model("point_mae_tiny", method, len(classes), **SMALL).eval(), classes, 100, True)
+
+
+def card_of(model, xyz, name, true=None):
+    card = Classification().card(model, xyz, name, look)
+    card.true = true
+    return card
 
 
 def entries(text):
@@ -29,15 +37,13 @@ def values(layer):
 
 
 def test_the_page_holds_clouds_and_layers_and_no_reference(generator):
-    card = show.class_card(
-        adapted(("a", "b", "c</script>")), torch.randn(100, 3, generator=generator), "x</script>.ply", "a"
-    )
+    card = card_of(adapted(("a", "b", "c</script>")), torch.randn(100, 3, generator=generator), "x</script>.ply", "a")
     text = show.page([card], "y")
     assert text.count("</script>") == 1
     assert not re.search(r"(src|href|@import|url\()", text)
     (entry,) = entries(text)
     assert (entry["name"], entry["true"], entry["said"]) == ("x</script>.ply", "a", card.said)
-    assert set(entry["layers"]) == {show.CLASS, ATTENTION, SCALE, PROMPTS}
+    assert set(entry["layers"]) == {CLASS, ATTENTION, SCALE, PROMPTS}
     layer, expected = entry["layers"][ATTENTION], card.amounts[ATTENTION]
     found = values(layer) / 255 * (layer["high"] - layer["low"]) + layer["low"]
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-3)
@@ -45,7 +51,7 @@ def test_the_page_holds_clouds_and_layers_and_no_reference(generator):
 
 def test_the_picture_has_a_column_per_layer(generator):
     model = adapted()
-    cards = [show.class_card(model, torch.randn(60, 3, generator=generator), f"{i}.ply") for i in range(2)]
+    cards = [card_of(model, torch.randn(60, 3, generator=generator), f"{i}.ply") for i in range(2)]
     figure = show.picture(cards, "z")
     drawn = [axes for axes in figure.axes if axes.name == "3d"]
     assert len(drawn) == 2 * 4
@@ -55,7 +61,7 @@ def test_the_picture_has_a_column_per_layer(generator):
 
 
 def test_page_and_picture_are_written(tmp_path, generator):
-    card = show.class_card(adapted(), torch.randn(60, 3, generator=generator), "one.ply")
+    card = card_of(adapted(), torch.randn(60, 3, generator=generator), "one.ply")
     html, png = show.write(tmp_path / "show", [card], "z")
     assert html.read_text().startswith("<!doctype html>")
     assert png.read_bytes()[:4] == b"\x89PNG"
@@ -73,7 +79,7 @@ def test_the_command_shows_parts_of_test_clouds(tmp_path, capsys):
     found = entries(open(html).read())
     assert {entry["said"] for entry in found} == {"ball", "disc"}  # one of each before a second of any
     for entry in found:
-        part, true = entry["layers"][show.PART], entry["layers"][show.TRUE_PART]
+        part, true = entry["layers"][PART], entry["layers"][TRUE_PART]
         assert entry["sure"] == pytest.approx(float((values(part) == values(true)).float().mean()), abs=1e-6)
         assert {name.partition("/")[0] for name in part["names"]} == {entry["said"]}
     assert open(png, "rb").read(4) == b"\x89PNG"

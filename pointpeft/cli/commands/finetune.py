@@ -49,7 +49,7 @@ def revise(command: FinetuneConfig, parse: Callable[..., Any]) -> FinetuneConfig
     if command.method != recipe.method:  # another method under the same recipe: it has options of its own
         backbone, method = pairs(recipe.backbone_options), pairs(recipe.method_options)
         command = replace(command, set=(*backbone, *command.set[len(backbone) + len(method) :]))
-    if recipe.variant is not None and command.task == "classification":
+    if recipe.variant is not None:
         command = replace(command, data=_variant(command.data, recipe.variant))
     return command
 

@@ -53,12 +53,14 @@ def run(command: Predict) -> int:
     from pointpeft.data.stream import is_many
     from pointpeft.runs.evaluate import load_run, predict, predict_points
     from pointpeft.runs.predict import model_fingerprint, predict_stream
+    from pointpeft.tasks.base import create_task
     from pointpeft.training.loop import make_accelerator
 
     if not command.files:
         raise ValueError("name at least one file to classify")
     drop = command.drop_non_finite
     adapted = load_run(command.run, make_accelerator(command.device).device)
+    task = create_task(adapted.model.task)
     folder = command.output
     if folder is None:
         run = command.run.resolve()
@@ -68,7 +70,7 @@ def run(command: Predict) -> int:
     if command.ray is not None:
         if drop:
             raise ValueError("drop_non_finite must not be given with ray")
-        if adapted.model.dense:
+        if not task.streams:
             raise ValueError("ray must not be given for segmentation, whose files are named one by one")
         from pointpeft.runs.cluster import predict_on_cluster
 
@@ -77,18 +79,19 @@ def run(command: Predict) -> int:
         print_rows(facts)
         return 1 if facts["errors"] else 0
     if any(is_many(path) for path in command.files):
-        if adapted.model.dense:
+        if not task.streams:
             raise ValueError("folders and shards are streamed for classification only; name the files to segment")
         title = None if command.quiet else "predict"
         facts = predict_stream(adapted, list(command.files), output, command.batch_size, title, drop_non_finite=drop)
         print_rows(facts)
         return 1 if facts["errors"] else 0
-    if adapted.model.dense:
-        if drop:
-            raise ValueError("drop_non_finite must not be given for segmentation, which labels every point of a file")
-        results = predict_points(adapted, command.files, folder, command.category)
-    else:
+    if drop and not task.can_drop_non_finite:
+        raise ValueError(f"drop_non_finite must not be given for {task.name}, which labels every point of a file")
+    if task.streams:
+        task.category_index(adapted, command.category)
         results = predict(adapted, command.files, drop_non_finite=drop)
+    else:
+        results = predict_points(adapted, command.files, folder, command.category)
     if command.json:
         print(json.dumps(results, indent=2))
     for result in results:
@@ -96,7 +99,7 @@ def run(command: Predict) -> int:
             print(f"{result['file']}: {result['left out']} points that are not finite are left out", file=sys.stderr)
         if "error" in result:
             print(f"pointpeft: error: {result['error']}", file=sys.stderr)
-        elif not command.json and adapted.model.dense:
+        elif not command.json and "parts" in result:
             shares = ", ".join(f"{name} {share:.0%}" for name, share in result["parts"].items())
             print(f"{result['picture']}  {shares}")
         elif not command.json:

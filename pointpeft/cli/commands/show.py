@@ -3,7 +3,7 @@
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
@@ -39,52 +39,37 @@ def run(command: Show) -> int:
     """Writes the page and the pictures."""
     import torch
 
-    from pointpeft.data import read_points
-    from pointpeft.runs.evaluate import category_index, clouds_of_run, load_run
-    from pointpeft.tasks.batches import fit
+    from pointpeft.runs.evaluate import clouds_of_run, load_run
+    from pointpeft.tasks.base import create_task
     from pointpeft.view import embedding, show
+    from pointpeft.view.token_maps import look
 
     adapted = load_run(command.run, torch.device("cpu"))
-    rooms = adapted.model.task == "semantic_segmentation"
+    task = create_task(adapted.model.task)
     if adapted.model.method.inputs:
         raise ValueError(f"the model takes {', '.join(adapted.model.method.inputs)} beside points, which show has not")
     if command.count < 1:
         raise ValueError(f"count must be at least 1, got {command.count}")
-    if rooms and command.category is not None:
-        raise ValueError(f"category must not be given for rooms, got {command.category!r}")
-    dense, folder = adapted.model.dense, command.output or command.run / "show"
+    folder = command.output or command.run / "show"
     up_axis, cards, written = str(command.up_axis), [], []
     if command.files:
-        kind = category_index(adapted, command.category) if dense and not rooms else 0
+        category = task.category_index(adapted, command.category)
         for path in command.files:
             dropped: dict[str, int] = {}
-            drop = dropped if command.drop_non_finite else False
-            points = read_points(path, normalized=adapted.normalized, from_corner=rooms, drop_non_finite=drop)
+            points = task.read(adapted, path, dropped if command.drop_non_finite else False)
             if dropped:
                 print(f"{path}: {sum(dropped.values())} points that are not finite are left out", file=sys.stderr)
-            if rooms:
-                cards.append(show.room_card(adapted, points, path.name))
-                continue
-            points = fit(points, adapted.num_points)
-            card = show.part_card(adapted, points, path.name, kind) if dense else None
-            cards.append(card or show.class_card(adapted, points, path.name))
-    elif rooms:
-        clouds = clouds_of_run(command.run, adapted)
-        up_axis = clouds.up_axis
-        for i in range(min(command.count, len(clouds))):
-            cards.append(show.room_card(adapted, clouds.points[i], clouds.names[i], clouds.point_labels[i]))
+            cards.append(task.card(adapted, points, path.name, look, category))
     else:
+        if command.category is not None:
+            raise ValueError(
+                f"category must be left out without files: test clouds have theirs, got {command.category!r}"
+            )
         clouds = clouds_of_run(command.run, adapted)
         up_axis = clouds.up_axis
-        fixed = clouds.fixed()
-        for i in _spread(clouds.labels, command.count):
-            kind = int(clouds.labels[i])
-            if dense:
-                cards.append(show.part_card(adapted, fixed[i], clouds.names[i], kind, clouds.fixed_parts()[i]))
-            else:
-                cards.append(show.class_card(adapted, fixed[i], clouds.names[i], clouds.classes[kind]))
-        if command.features != "none" and not dense and len(clouds) >= 3:
-            places, done = embedding.embed(embedding.features(adapted.model, fixed), command.features)
+        cards = [task.test_card(adapted, clouds, i, look) for i in task.examples(clouds, command.count)]
+        if command.features != "none" and task.embedded and len(clouds) >= 3:
+            places, done = embedding.embed(embedding.features(adapted.model, clouds.fixed()), command.features)
             folder.mkdir(parents=True, exist_ok=True)
             written.append(folder / "features.png")
             title = f"What the head reads of {len(clouds)} test clouds: {done}"
@@ -92,9 +77,3 @@ def run(command: Show) -> int:
     for path in (*show.write(folder, cards, up_axis), *written):
         print(path)
     return 0
-
-
-def _spread(labels: Any, count: int) -> list[int]:
-    """Indices of clouds, one of each class before a second of any."""
-    turn = [int((labels[:i] == label).sum()) for i, label in enumerate(labels)]
-    return sorted(range(len(turn)), key=turn.__getitem__)[:count]

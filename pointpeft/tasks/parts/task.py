@@ -9,8 +9,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from pointpeft.data.part_loading import load_segments
+from pointpeft.drawing.card import PART, TRUE_PART, Card
 from pointpeft.model import PointModel
-from pointpeft.tasks.base import Classification
+from pointpeft.tasks.adapted import Adapted
+from pointpeft.tasks.base import Observe, Task, one_of_each, register_task
+from pointpeft.tasks.batches import fit
 from pointpeft.tasks.inference import Voting
 from pointpeft.tasks.parts.batches import PartClouds
 from pointpeft.tasks.parts.metrics import PartMetrics, measure_parts, predicted_parts
@@ -21,28 +24,24 @@ from pointpeft.training.processes import deal
 _POINT = 16  # bytes: three coordinates and a part
 
 
-class PartSegmentation(Classification):
+@register_task
+class PartSegmentation(Task[PartClouds, PartMetrics]):
     """One part per point; a cloud's category is given, as papers on ShapeNetPart have it."""
 
     name = "part_segmentation"
+    columns = {"instance mIoU": "instance mIoU", "class mIoU": "class mIoU"}
     numbers = PartMetrics.NUMBERS
-    probed = False
-    augment = "isotropic"
-    test_augment = "isotropic"
     page = "parts.png"
     double_step = True
+    question = "What are its parts?"
 
-    def load(self, source: str, split: str, up_axis: str | None, lazy: bool = False) -> Any:
-        """One part of a data set."""
-        return load_segments(source, split, up_axis=up_axis, lazy=lazy)
+    def load(self, source: str, split: str, up_axis: str | None, lazy: bool = False, **options: Any) -> Any:
+        """One part of a data set; `options` are those of `load_segments`."""
+        return load_segments(source, split, up_axis=up_axis, lazy=lazy, **options)
 
     def gather(self, dataset: Any, num_points: int, on_disk: bool = False, workers: int = 0) -> PartClouds:
         """Its clouds, see `PartClouds`."""
         return PartClouds(dataset, num_points, on_disk=on_disk, workers=workers)
-
-    def can_be_left(self, source: str) -> bool:
-        """Any of the formats."""
-        return True
 
     def bytes_in_memory(self, dataset: Any, num_points: int) -> int:
         """Of all points, with their parts; an estimate where their number is not known without reading them."""
@@ -100,16 +99,16 @@ class PartSegmentation(Classification):
     def report(
         self,
         folder: Path,
-        clouds: Any,
+        clouds: PartClouds,
         answers: Any,
-        metrics: Any,
+        metrics: PartMetrics,
         history: Sequence[dict[str, float]] = (),
         selected: int | None = None,
     ) -> None:
         """Writes `parts.png` (true and predicted parts side by side) and `curves.png`."""
         write_part_report(folder, clouds, answers, metrics, history, selected)
 
-    def adopt(self, clouds: Any, metadata: dict[str, Any], data: str) -> None:
+    def adopt(self, clouds: PartClouds, metadata: dict[str, Any], data: str) -> None:
         """Checks that other data have the adapter's categories and parts.
 
         Raises:
@@ -120,3 +119,67 @@ class PartSegmentation(Classification):
                 strange = sorted(set(found) ^ set(metadata[name]))
                 raise ValueError(f"{data} has other {name} than the adapter: {', '.join(strange[:8]) or 'their order'}")
         clouds.parts_of = tuple(tuple(parts) for parts in metadata["parts of"])
+
+    def label_names(self, adapted: Adapted) -> tuple[str, ...]:
+        """Names of all parts."""
+        return tuple(adapted.metadata["parts"])
+
+    def categories(self, adapted: Adapted) -> tuple[str, ...]:
+        """The categories, where the model knows several."""
+        return adapted.classes if len(adapted.classes) > 1 else ()
+
+    def category_index(self, adapted: Adapted, category: str | None) -> int:
+        """The index of a category; None is enough where the model knows but one.
+
+        Raises:
+            ValueError: An unknown or missing category.
+        """
+        classes = adapted.classes
+        if category is None and len(classes) > 1:
+            raise ValueError(f"name the category of the clouds: --category, one of {', '.join(classes)}")
+        if category is not None and category not in classes:
+            raise ValueError(f"category must be one of {', '.join(classes)}, got {category!r}")
+        return 0 if category is None else classes.index(category)
+
+    @torch.no_grad()
+    def label_points(self, adapted: Adapted, points: Tensor, category: int = 0, seed: int = 0) -> Tensor:
+        """Part of every point of one cloud, whose tokens are made of as many points as in training."""
+        index = torch.tensor([category])
+        inputs = {"category": index.to(adapted.device)} if adapted.model.num_categories else {}
+        cloud = fit(points, adapted.num_points)[None].to(adapted.device)
+        logits = adapted.model(cloud, query=points[None].to(adapted.device), **inputs).float().cpu()
+        return predicted_parts(require_finite_logits(logits), index, _allowed(adapted, category))[0]
+
+    def card(self, adapted: Adapted, points: Tensor, name: str, observe: Observe, category: int = 0) -> Card:
+        """A cloud of any number of points, in the colours of its parts."""
+        return self._card(adapted, fit(points, adapted.num_points), name, observe, category, None)
+
+    def examples(self, clouds: PartClouds, count: int) -> list[int]:
+        """One cloud of each class before a second of any."""
+        return one_of_each(clouds.labels, count)
+
+    def test_card(self, adapted: Adapted, clouds: PartClouds, index: int, observe: Observe) -> Card:
+        """One of the gathered test clouds, with its true parts."""
+        category, true = int(clouds.labels[index]), clouds.fixed_parts()[index]
+        return self._card(adapted, clouds.fixed()[index], clouds.names[index], observe, category, true)
+
+    def _card(
+        self, adapted: Adapted, xyz: Tensor, name: str, observe: Observe, category: int, true: Tensor | None
+    ) -> Card:
+        index, parts = torch.tensor([category]), self.label_names(adapted)
+        inputs = {"category": index} if adapted.model.num_categories else {}
+        seen = observe(adapted.model, xyz, **inputs)
+        labels = predicted_parts(seen.output[None], index, _allowed(adapted, category))[0]
+        layers: dict[str, tuple[Tensor, Sequence[str]]] = {PART: (labels, parts)}
+        right = None
+        if true is not None:
+            layers[TRUE_PART] = (true, parts)
+            right = float((labels == true).float().mean())
+        return Card(name, xyz, adapted.classes[category], right, None, layers, seen.layers, seen.memory)
+
+
+def _allowed(adapted: Adapted, category: int) -> Tensor:
+    """Which parts each category has, filled in for one category. bool [categories, parts]"""
+    allowed = torch.zeros(len(adapted.classes), len(adapted.metadata["parts"]), dtype=torch.bool)
+    allowed[category, adapted.metadata["parts of"][category]] = True
+    return allowed

@@ -11,10 +11,12 @@ from torch.nn.functional import cross_entropy
 
 from pointpeft.data.sets import s3dis
 from pointpeft.data.transforms import named
+from pointpeft.drawing.card import POINT_CLASS, TRUE_POINT_CLASS, Card
 from pointpeft.escapes import figure_text
 from pointpeft.files import write_atomically
 from pointpeft.model import PointModel
-from pointpeft.tasks.base import Classification
+from pointpeft.tasks.adapted import Adapted
+from pointpeft.tasks.base import Observe, Task, register_task
 from pointpeft.tasks.classification.report import draw_curves
 from pointpeft.tasks.inference import Voting
 from pointpeft.tasks.parts.report import draw_cloud
@@ -23,7 +25,9 @@ from pointpeft.training.divergence import require_finite_logits
 from pointpeft.training.processes import deal
 from pointpeft.training.seeds import derive_seed
 
-DRAWN = 8000  # points of a room in the picture
+DRAWN = 8000  # points of a room in a picture or on a page; all are classified
+CEILING = "ceiling"  # left out on pages, because it hides the room
+_POINT = 20  # bytes: three coordinates and a class
 SHOWN = 3  # rooms in it, the worst first
 
 
@@ -136,7 +140,8 @@ def _batched(found: Iterator[tuple[Tensor, Tensor, int]], batch_size: int) -> It
         yield stacked()
 
 
-class SemanticSegmentation(Classification):
+@register_task
+class SemanticSegmentation(Task[Rooms, SceneMetrics]):
     """One class per point of a room; published for S3DIS.
 
     Args:
@@ -144,24 +149,29 @@ class SemanticSegmentation(Classification):
     """
 
     name = "semantic_segmentation"
+    columns = {"mIoU": "mIoU", "mean class accuracy": "class accuracy"}
     numbers = SceneMetrics.NUMBERS
-    probed = False
-    augment = "isotropic"
     test_augment = "none"
     page = "rooms.png"
     double_step = True
     can_stay_on_disk = False
+    served = False
+    from_corner = True
 
     def __init__(self, blocks: int | None = None) -> None:
         self.blocks = blocks
 
-    def load(self, source: str, split: str, up_axis: str | None) -> Any:  # pyrefly: ignore[bad-override]  # never lazy
-        """The rooms of one part."""
-        return s3dis.load(source, split, up_axis)
+    def load(self, source: str, split: str, up_axis: str | None, lazy: bool = False, **options: Any) -> Any:
+        """The rooms of one part, never lazily."""
+        return s3dis.load(source, split, up_axis, **options)
 
-    def gather(self, dataset: Any, num_points: int) -> Rooms:  # pyrefly: ignore[bad-override]  # in memory
-        """Its rooms in memory."""
+    def gather(self, dataset: Any, num_points: int, on_disk: bool = False, workers: int = 0) -> Rooms:
+        """Its rooms, always in memory."""
         return Rooms(dataset, num_points, self.blocks)
+
+    def bytes_in_memory(self, dataset: Any, num_points: int) -> int:
+        """Of all points, with their classes."""
+        return _POINT * (len(dataset) * num_points if dataset.sizes is None else sum(dataset.sizes))
 
     def outputs(self, clouds: Rooms) -> dict[str, Any]:
         """What `create_model` is to be told."""
@@ -221,9 +231,9 @@ class SemanticSegmentation(Classification):
     def report(
         self,
         folder: Path,
-        clouds: Any,
+        clouds: Rooms,
         answers: Any,
-        metrics: Any,
+        metrics: SceneMetrics,
         history: Sequence[dict[str, float]] = (),
         selected: int | None = None,
     ) -> None:
@@ -253,7 +263,7 @@ class SemanticSegmentation(Classification):
             draw_curves(curves, history, selected, "mIoU")
             write_atomically(folder / "curves.png", lambda path: curves.savefig(path, dpi=110, format="png"))
 
-    def adopt(self, clouds: Any, metadata: dict[str, Any], data: str) -> None:
+    def adopt(self, clouds: Rooms, metadata: dict[str, Any], data: str) -> None:
         """Checks that other rooms have the adapter's classes.
 
         Raises:
@@ -261,3 +271,40 @@ class SemanticSegmentation(Classification):
         """
         if tuple(metadata["classes"]) != tuple(clouds.classes):
             raise ValueError(f"{data} has other classes than the adapter: {', '.join(clouds.classes)}")
+
+    def label_points(self, adapted: Adapted, points: Tensor, category: int = 0, seed: int = 0) -> Tensor:
+        """Class of every point of a room, by one pass of the sliding window.
+
+        Args:
+            adapted: A model of semantic segmentation.
+            points: In metres, z up, wherever the room lies. [n, 3]
+            category: Not used.
+            seed: Of the windows.
+        """
+        return classify_room(adapted.model, points - points.amin(0), adapted.num_points, 16, Voting(1, seed))[0]
+
+    def examples(self, clouds: Rooms, count: int) -> list[int]:
+        """The first rooms."""
+        return list(range(min(count, len(clouds))))
+
+    def card(self, adapted: Adapted, points: Tensor, name: str, observe: Observe, category: int = 0) -> Card:
+        """A room, thinned and without what is taken for its ceiling."""
+        return self._card(adapted, points, name, None)
+
+    def test_card(self, adapted: Adapted, clouds: Rooms, index: int, observe: Observe) -> Card:
+        """One of the test rooms, with its true classes and without its ceiling."""
+        return self._card(adapted, clouds.points[index], clouds.names[index], clouds.point_labels[index])
+
+    def _card(self, adapted: Adapted, xyz: Tensor, name: str, true: Tensor | None) -> Card:
+        labels = self.label_points(adapted, xyz)
+        inner = torch.ones(len(xyz), dtype=torch.bool)
+        if CEILING in adapted.classes:
+            inner = (labels if true is None else true) != adapted.classes.index(CEILING)
+        kept = inner.nonzero().flatten() if inner.any() else torch.arange(len(xyz))
+        kept = kept[torch.randperm(len(kept), generator=torch.Generator().manual_seed(0))[:DRAWN]]
+        layers: dict[str, tuple[Tensor, Sequence[str]]] = {POINT_CLASS: (labels[kept], adapted.classes)}
+        right = None
+        if true is not None:
+            layers[TRUE_POINT_CLASS] = (true[kept], adapted.classes)
+            right = float((labels == true).float().mean())
+        return Card(name, xyz[kept], f"room of {len(xyz)} points", right, None, layers, {})

@@ -3,6 +3,7 @@ import math
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,13 +14,14 @@ from torch.nn.functional import cross_entropy
 from pointpeft import create_model
 from pointpeft.cli.main import main
 from pointpeft.data.sets.s3dis import load
+from pointpeft.drawing.card import POINT_CLASS, TRUE_POINT_CLASS
 from pointpeft.runs.config import EvaluateConfig, FinetuneConfig
-from pointpeft.runs.evaluate import Adapted, evaluate
+from pointpeft.runs.evaluate import evaluate
 from pointpeft.runs.finetune import finetune
+from pointpeft.tasks.adapted import Adapted
 from pointpeft.tasks.inference import Voting
 from pointpeft.tasks.scenes.batches import BLOCK, Rooms, windows
 from pointpeft.tasks.scenes.task import SceneMetrics, SemanticSegmentation, classify_room, confusion
-from pointpeft.view import show
 from tests.clouds import TINY_MODEL
 from tests.data.sets.test_s3dis import write_rooms
 
@@ -113,10 +115,11 @@ def test_a_room_is_shown_without_its_ceiling_in_the_classes_of_its_points(config
     xyz, labels = dataset[0]
     adapted = Adapted(ByHeight().eval(), dataset.classes, 64, False)
     far = xyz + torch.tensor([50.0, 40.0, 7.0])
-    card = show.room_card(adapted, far, "room", labels)
+    rooms = SimpleNamespace(points=[far], names=["room"], point_labels=[labels])
+    card = SemanticSegmentation().test_card(adapted, rooms, 0, None)
     assert (card.sure, card.said) == (1.0, "room of 2000 points")
-    said, names = card.labels[show.POINT_CLASS]
-    assert torch.equal(said, card.labels[show.TRUE_POINT_CLASS][0])
+    said, names = card.labels[POINT_CLASS]
+    assert torch.equal(said, card.labels[TRUE_POINT_CLASS][0])
     assert set(said.tolist()) == {1, 12}
     assert names[0] == "ceiling"
     assert len(card.xyz) == int((labels != 0).sum())
@@ -170,7 +173,7 @@ def test_a_run_learns_rooms_and_can_be_evaluated(config, tmp_path, capsys):
         page, picture = map(Path, capsys.readouterr().out.split())
         assert picture.read_bytes()[:4] == b"\x89PNG"
         (shown,) = json.loads(re.search(r"const clouds = (\[.*?\]);\n", page.read_text()).group(1))
-        assert set(shown["layers"]) == {show.POINT_CLASS} | (set() if given else {show.TRUE_POINT_CLASS})
+        assert set(shown["layers"]) == {POINT_CLASS} | (set() if given else {TRUE_POINT_CLASS})
         if not given:
             assert shown["sure"] == pytest.approx(facts["test"]["point accuracy"], abs=0.05)
     assert main(["show", str(result.folder), "--category=office"]) != 0
@@ -183,7 +186,7 @@ def test_a_stopped_run_repeats_itself(config, tmp_path):
 
 
 def test_options_of_rooms_are_refused_elsewhere(config):
-    with pytest.raises(ValueError, match="blocks is an option of semantic_segmentation, not of classification"):
+    with pytest.raises(ValueError, match="blocks is no option of classification"):
         finetune(FinetuneConfig(blocks=4, device="cpu"))
     with pytest.raises(ValueError, match="blocks must be at least 1, got 0"):
         finetune(replace(config, blocks=0))

@@ -1,0 +1,37 @@
+"""A model with its adapter, as evaluation, prediction and the pages use it."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from pointpeft.model import PointModel
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """A model with an adapter, and what it was trained on.
+
+    Attributes:
+        model: On its device, in evaluation mode.
+        classes: Names by index of the logits.
+        num_points: Points per cloud it was trained with.
+        normalized: Whether its training clouds were centred and scaled to the unit sphere; new ones must be, too.
+        metadata: All that the adapter says of its training.
+    """
+
+    model: PointModel
+    classes: tuple[str, ...]
+    num_points: int
+    normalized: bool
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def fewest_points(self) -> int:
+        """How many points a cloud must have: those of one patch."""
+        return self.model.backbone.config.group_size
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lives."""
+        return next(self.model.parameters()).device
