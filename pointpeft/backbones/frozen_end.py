@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from pointpeft.ops import frozen_linear
+from pointpeft.ops.core import derivatives
 
 _ATEN = torch.ops.aten
 
@@ -31,7 +32,7 @@ class _FrozenEnd(torch.autograd.Function):
         return tokens, mean, rstd
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @derivatives.once_differentiable("pointpeft.backbones.frozen_end")
     def backward(ctx: Any, grad: Tensor, _mean: Tensor, _rstd: Tensor) -> tuple[Tensor | None, ...]:
         x, at_top, at_token, mean, rstd, w3, b3, w4, gain, bias = ctx.saved_tensors
         groups, channels = at_token.shape

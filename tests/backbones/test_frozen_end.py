@@ -82,3 +82,12 @@ def test_a_step_compiles(generator):
     compiled = torch.compile(half, fullgraph=True, backend="aot_eager")
     for a, b in zip(torch.autograd.grad(compiled(patches).square().sum(), first_half(half)), expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_a_second_derivative_is_an_error_that_names_it(generator):
+    half, _ = pair(generator)
+    half.eval()
+    patches = torch.randn(2, 3, 8, 3, generator=generator, dtype=torch.float64)
+    first = torch.autograd.grad(half(patches).square().sum(), first_half(half), create_graph=True)
+    with pytest.raises(RuntimeError, match="frozen_end can be differentiated once, not twice"):
+        torch.autograd.grad(sum(g.square().sum() for g in first), first_half(half))

@@ -173,3 +173,23 @@ def test_batch_norm_of_two_processes_is_that_of_one(tmp_path):
         got = [torch.cat([first[i], second[i]])] if i < 2 else [first[i], second[i]]
         for value in got:
             torch.testing.assert_close(value, want.detach(), rtol=1e-12, atol=1e-12)
+
+
+def test_the_gradient_of_a_penalty_on_gradients_is_that_of_one_process(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    x, weight = 3 + torch.randn(2, 7, 5, dtype=torch.float64, generator=generator)
+
+    def step(rows):
+        norm = nn.BatchNorm1d(5, dtype=torch.float64)
+        sync_batch_norm(norm)
+        part = x[rows].clone().requires_grad_()
+        (first,) = torch.autograd.grad((norm(part) ** 3 * weight[rows]).sum(), part, create_graph=True)
+        return torch.autograd.grad((first * weight[rows]).square().sum(), part)[0]
+
+    def work(rank):
+        torch.distributed.init_process_group("gloo")
+        torch.save(step(share(7, rank, 2)), tmp_path / f"{rank}.pt")
+
+    launch(2, work)
+    got = torch.cat([torch.load(tmp_path / f"{rank}.pt") for rank in range(2)])
+    torch.testing.assert_close(got, step(slice(None)), rtol=1e-9, atol=1e-9)
