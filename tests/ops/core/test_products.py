@@ -1,6 +1,4 @@
-"""Products with frozen weights on the CPU: which library takes them, and what AMX is given."""
-
-from types import SimpleNamespace
+"""Products with frozen weights on the CPU: right whichever library takes them, and what AMX is given."""
 
 import pytest
 import torch
@@ -49,23 +47,27 @@ def test_a_weight_may_be_split_before_and_gelu_follow(amx, size, transposed, gen
     assert (wide[:, [0, -1]] == 7).all()
 
 
-def test_only_where_it_is_faster_and_may_be_used(amx, generator, monkeypatch):
-    asked = []
-    op = torch.ops.pointpeft._linear
-    monkeypatch.setattr(torch.ops.pointpeft, "_linear", SimpleNamespace(default=lambda *a: asked.append(1) or op(*a)))
+@pytest.mark.parametrize("rows", [1, 100, 511, 512, 2000])
+def test_few_rows_and_many_give_the_same_product(rows, generator):
+    x, weight, bias = draw(generator, rows, 64, 64)
+    torch.testing.assert_close(products.linear(x, weight, bias), F.linear(x, weight, bias), rtol=1e-5, atol=1e-5)
+    split = products.prepared(weight, rows, "of a test")
+    torch.testing.assert_close(products.linear(x, split, bias), F.linear(x, weight, bias), rtol=1e-5, atol=1e-5)
+
+
+def test_layouts_that_it_cannot_take_are_declined(amx, generator):
     x, weight, bias = draw(generator, 2000, 64, 64)
-    expected = F.linear(x, weight, bias)
-    for got in (products.linear(x, weight, bias), products.linear(x[:100], weight, bias)):
-        torch.testing.assert_close(got, expected[: len(got)], rtol=1e-5, atol=1e-5)
-    assert len(asked) == 1
-    assert products.prepared(weight, 100, "of a test").parts is None
     out, scattered = torch.empty(2000, 64), weight.repeat_interleave(2, 0).repeat_interleave(2, 1)[::2, ::2]
     assert product(x.t().contiguous().t(), weight, bias, out) is None
     assert product(x, scattered, bias, out) is None
     assert product(x, weight, bias, out) is not None
     assert torch.equal(product(x, weight, bias.repeat_interleave(2)[::2]), out)
+
+
+def test_a_lower_vector_level_takes_another_way_to_the_same_product(amx, generator, monkeypatch):
     monkeypatch.setenv("POINTPEFT_CPU_LEVEL", "avx512")
-    assert product(x, weight, bias, out) is None
+    x, weight, bias = draw(generator, 2000, 64, 64)
+    assert product(x, weight, bias) is None
     assert products.prepared(weight, 2000, "of a test").parts is None
-    got = products.linear_gelu(x, weight, bias, bias, buffer=out)
+    got = products.linear_gelu(x, weight, bias, bias, buffer=torch.empty(2000, 64))
     torch.testing.assert_close(got, F.gelu(bias * (x @ weight.t()) + bias), rtol=1e-4, atol=1e-4)
