@@ -238,6 +238,8 @@ rule link_cuda
 def fingerprint() -> str:
     """The fingerprint of csrc, by the function that an import compares it with; the package itself needs torch."""
     spec = importlib.util.spec_from_file_location("pointpeft_sources", ROOT / "pointpeft" / "_sources.py")
+    if spec is None or spec.loader is None:
+        raise SystemExit("pointpeft/_sources.py is missing from these sources")
     sources = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(sources)
     return sources.fingerprint()

@@ -6,13 +6,14 @@ A call of the module sees all of them; an operation that reads `module.weight` s
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 
+Plain = TypeVar("Plain", bound=nn.Module)
 _HOOKS = torch.nn.modules.module  # holds those that hear every module
 # Classes of tensors whose products are what their values say. The last two stand in for others while tracing.
 _ORDINARY = frozenset({Tensor, nn.Parameter, FakeTensor, FunctionalTensor})
@@ -57,7 +58,7 @@ def has_hooks(module: nn.Module) -> bool:
     )
 
 
-def is_plain(module: nn.Module, cls: type[nn.Module]) -> bool:
+def is_plain(module: nn.Module, cls: type[Plain]) -> TypeGuard[Plain]:
     """Whether `module` is exactly a `cls`: no subclass, no hooks, no `forward` of its own, ordinary weights.
 
     Args:
@@ -74,7 +75,7 @@ def is_plain(module: nn.Module, cls: type[nn.Module]) -> bool:
     return needs is None or needs(module)
 
 
-def is_frozen(layer: nn.Module) -> bool:
+def is_frozen(layer: nn.Module) -> TypeGuard[nn.Linear]:
     """Whether `layer` is a plain linear map that gets no gradient."""
     return is_plain(layer, nn.Linear) and not is_trained(layer)
 

@@ -126,7 +126,7 @@ class DenseHead(nn.Module):
     def _of_category(self, category: Tensor, like: Tensor) -> Tensor:
         """BN(W e) of the category's unit vector e. int64 [B] -> [B, CATEGORY_WIDTH]"""
         if is_plain(self.category, nn.Sequential) and is_plain(self.category[0], nn.Conv1d):
-            conv, norm = self.category
+            conv, norm = self.category[0], self.category[1]
             return norm(F.embedding(category, conv.weight.squeeze(-1).T))
         return self.category(one_hot(category, self.num_categories, like)[:, :, None]).squeeze(-1)
 

@@ -33,7 +33,7 @@ def conv(norm: nn.BatchNorm1d, in_width: int, dims: int, factory: dict[str, Any]
     return nn.Sequential(kind(in_width, norm.num_features, 1, bias=False, **factory), norm)
 
 
-def activate(norm: nn.BatchNorm1d, x: Tensor) -> Tensor:
+def activate(norm: nn.Module, x: Tensor) -> Tensor:
     """LeakyReLU(BN(x)) over the last dimension. [..., C] -> [..., C]"""
     return F.leaky_relu(norm(x.flatten(0, -2)).view_as(x), LEAK)
 
