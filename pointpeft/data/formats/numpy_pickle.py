@@ -5,7 +5,6 @@ NumPy array stand for code of this file, and every other is refused. NumPy's own
 take over a state from the pickle unchecked, and a forged one makes it follow pointers that the file invents.
 """
 
-import builtins
 import math
 import pickle
 import pickletools
@@ -15,8 +14,9 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 
 from pointpeft.data.dataset import DataError
+from pointpeft.data.formats.bounds import NUMBER_BYTES, brief, require_unpacked
 
-_PLAIN = ("list", "tuple", "int")
+_MAX_DIMS = 64  # of an array, as in NumPy
 
 
 class _Kind:
@@ -50,6 +50,8 @@ class _Array:
 def _values(content: Any, kind: Any, shape: Any, order: Literal["F", "C"]) -> np.ndarray:
     if not isinstance(kind, _Kind) or not isinstance(content, bytes | bytearray):
         raise DataError("refused: it holds an array that is not one of numbers")
+    if not isinstance(shape, tuple) or len(shape) > _MAX_DIMS:
+        raise DataError(f"is damaged: the shape of an array must be at most {_MAX_DIMS} numbers, got {brief(shape)}")
     sizes = tuple(int(size) for size in shape)
     if math.prod(sizes) * kind.dtype.itemsize != len(content):
         raise DataError(f"is damaged: an array of {kind.dtype} {list(sizes)} has {len(content)} bytes")
@@ -67,17 +69,9 @@ def _scalar(kind: Any, content: Any) -> Any:
     return _values(content, kind, (), "C")[()]
 
 
-def _bytes(text: Any, encoding: Any) -> bytes:
-    """Stands for `_codecs.encode`, by which Python 3 writes bytes in protocols 0 to 2."""
-    if not isinstance(text, str) or encoding != "latin1":
-        raise DataError("refused: it asks for an encoding that an array of numbers does not need")
-    return text.encode("latin1")
-
-
 _STANDS_FOR: dict[tuple[str, str], Any] = {
     ("numpy", "ndarray"): _Array,
     ("numpy", "dtype"): _Kind,
-    ("_codecs", "encode"): _bytes,
 }
 for _core in ("numpy.core", "numpy._core"):  # as NumPy 1 and NumPy 2 write it
     _STANDS_FOR[_core + ".multiarray", "_reconstruct"] = _Array
@@ -86,15 +80,51 @@ for _core in ("numpy.core", "numpy._core"):  # as NumPy 1 and NumPy 2 write it
 
 
 class _Unpickler(pickle.Unpickler):
+    """Bounds what the calls of a pickle copy, too: each call may name the same object of the file once more."""
+
+    def __init__(self, file: BinaryIO, stored: int) -> None:
+        super().__init__(file)
+        self._stored = stored
+        self._copied = 0
+        self._copying = {
+            (module, name): call
+            for module in ("builtins", "__builtin__")
+            for name, call in (("list", self._list), ("tuple", self._tuple), ("int", self._int))
+        } | {("_codecs", "encode"): self._bytes}
+
     def find_class(self, module: str, name: str) -> Any:
-        if module in ("builtins", "__builtin__") and name in _PLAIN:
-            return getattr(builtins, name)
+        if (module, name) in self._copying:
+            return self._copying[module, name]
         if (module, name) not in _STANDS_FOR:
             raise DataError(f"refused: it asks for {module}.{name}, which an array of numbers does not need")
         return _STANDS_FOR[module, name]
 
     def persistent_load(self, pid: Any) -> Any:
         raise DataError("refused: it refers to objects outside the file")
+
+    def _count(self, size: int) -> None:
+        self._copied += size
+        require_unpacked(self._stored, self._copied)
+
+    def _list(self, items: Any = ()) -> list[Any]:
+        self._count(NUMBER_BYTES * len(items))
+        return list(items)
+
+    def _tuple(self, items: Any = ()) -> tuple[Any, ...]:
+        self._count(NUMBER_BYTES * len(items))
+        return tuple(items)
+
+    def _int(self, value: Any = 0) -> int:
+        if not isinstance(value, int | float):
+            raise DataError("refused: it makes a number of something else, which an array of numbers does not need")
+        return int(value)
+
+    def _bytes(self, text: Any, encoding: Any) -> bytes:
+        """Stands for `_codecs.encode`, by which Python 3 writes bytes in protocols 0 to 2."""
+        if not isinstance(text, str) or encoding != "latin1":
+            raise DataError("refused: it asks for an encoding that an array of numbers does not need")
+        self._count(len(text))
+        return text.encode("latin1")
 
 
 def _check_memo(file: BinaryIO, size: int) -> None:
@@ -117,9 +147,10 @@ def load_arrays(path: Path) -> Any:
         raise DataError(f"{path}: no such file")
     try:
         with open(path, "rb") as file:
-            _check_memo(file, path.stat().st_size)
+            size = path.stat().st_size
+            _check_memo(file, size)
             file.seek(0)
-            return _Unpickler(file).load()
+            return _Unpickler(file, size).load()
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
     except Exception as error:  # a broken pickle raises nearly anything
