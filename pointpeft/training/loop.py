@@ -14,6 +14,7 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from pointpeft.progress import log_epoch, make_bar
+from pointpeft.training.checkpoint_format import FORMAT, upgraded
 from pointpeft.training.divergence import Divergence, require_finite_weights
 from pointpeft.training.ema import averaged, follow, load
 from pointpeft.training.memory import keep_freed_memory, peak_memory
@@ -268,13 +269,14 @@ def restore_trained(model: nn.Module, state: dict[str, Tensor]) -> None:
 
 
 def _snapshot(model: nn.Module, optimizer: Any, state: State) -> dict[str, Any]:
-    return {"model": trained_state(model), "optimizer": optimizer.state_dict(), **vars(state)}
+    return {"format": FORMAT, "model": trained_state(model), "optimizer": optimizer.state_dict(), **vars(state)}
 
 
 def _restore(folder: RunFolder, model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> State:
     saved = folder.load_checkpoint(device)
     if saved is None:
         return State()
+    saved = upgraded(saved, f"the checkpoint in {folder.path}")
     require_finite_weights(saved["model"], f"the checkpoint in {folder.path}")
     restore_trained(model, saved.pop("model"))
     optimizer.load_state_dict(saved.pop("optimizer"))
