@@ -20,7 +20,7 @@ def bench_aggregate_neighbors(compare, name, what, mode, batch, n, channels, gro
     weights = torch.rand(batch, groups, s, generator=generator).to(device) if mode == "weighted" else None
     grad = torch.randn(batch, groups, channels, generator=generator).to(device)
 
-    def run(op):
+    def run(op, features=features, idx=idx):
         if what == "forward":
             return op(features, idx, mode, weights)
         leaf = features.detach().requires_grad_()
@@ -31,9 +31,10 @@ def bench_aggregate_neighbors(compare, name, what, mode, batch, n, channels, gro
     passes = 1 if what == "forward" else 2
     compare(
         f"aggregate_neighbors {mode} {batch}x{n}x{channels}, {groups} groups of {s}, {what}",
-        lambda: run(CANDIDATES[name]),
+        lambda *inputs: run(CANDIDATES[name], *inputs),
         lambda result: torch.allclose(result, expected, rtol=1e-4, atol=1e-4),
         device,
+        rotate=(features, idx),
         bytes=passes * (features.nbytes + idx.nbytes + grad.nbytes),
         flops=passes * batch * groups * s * channels * (2 if mode == "weighted" else 1),
     )

@@ -22,9 +22,10 @@ def bench_gather(compare, name, batch, n, channels, shape, device):
     expected = gather_reference(features, idx)
     compare(
         f"gather {batch}x{n}x{channels} at {shape}",
-        lambda: CANDIDATES[name](features, idx),
+        CANDIDATES[name],
         lambda out: torch.equal(out, expected),
         device,
+        rotate=(features, idx),
         bytes=features.nbytes + idx.nbytes + expected.nbytes,
     )
 
@@ -39,8 +40,9 @@ def bench_gather_backward(compare, name, batch, n, channels, shape, device):
     expected = torch.autograd.grad(gather_reference(features, idx), features, grad)[0]
     compare(
         f"gather backward {batch}x{n}x{channels} at {shape}",
-        lambda: torch.autograd.grad(out, features, grad, retain_graph=True)[0],
+        lambda grad: torch.autograd.grad(out, features, grad, retain_graph=True)[0],
         lambda found: torch.allclose(found, expected, rtol=1e-4, atol=1e-5),
         device,
+        rotate=(grad,),
         bytes=grad.nbytes + idx.nbytes + features.nbytes,
     )

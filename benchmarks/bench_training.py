@@ -113,7 +113,7 @@ def bench_inference(compare, name, method, batch, dtype, device):
 def bench_training_step(compare, name, method, batch, dtype, device):
     model, (xyz, labels) = _model(method, device), _batch(batch, device)
     trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, 1e-6, fused=True)
+    optimizer = torch.optim.AdamW(trained, 1e-6, fused=True, capturable=device == "cuda")
 
     def loss(model, xyz=xyz, labels=labels, dtype=dtype):
         with _autocast(device, dtype):

@@ -12,7 +12,13 @@ from pointpeft import ops
 BATCH, TOKENS, C, H = 16, 129, 384, 1536  # a block of the published size
 
 
-def bench(operation: str, sizes: list[tuple[int, ...]], trained: tuple[int, ...], *options: int) -> Callable[..., None]:
+def bench(
+    operation: str,
+    sizes: list[tuple[int, ...]],
+    trained: tuple[int, ...],
+    *options: int,
+    memory_bound: bool = False,
+) -> Callable[..., None]:
     """A benchmark of `pointpeft.ops.OPERATION` beside its reference.
 
     Args:
@@ -20,6 +26,7 @@ def bench(operation: str, sizes: list[tuple[int, ...]], trained: tuple[int, ...]
         sizes: Of its tensors, the tokens first.
         trained: Which of them get a gradient.
         options: Further arguments.
+        memory_bound: On CUDA copies of the tokens take turns, so that they do not come from the L2 cache.
     """
     reference = getattr(ops, f"{operation}_reference")
     candidates = {"pointpeft": getattr(ops, operation), "reference": reference}
@@ -40,9 +47,10 @@ def bench(operation: str, sizes: list[tuple[int, ...]], trained: tuple[int, ...]
         expected = run(reference, inputs)
         compare(
             f"{operation} {'step' if train else 'forward'} {BATCH}x{TOKENS}",
-            lambda: run(candidates[name], inputs),
+            lambda *tokens: run(candidates[name], [*tokens, *inputs[len(tokens) :]]),
             lambda got: all(torch.allclose(g, e, rtol=1e-3, atol=1e-3) for g, e in zip(got, expected, strict=True)),
             device=device,
+            rotate=inputs[:1] if memory_bound else (),
             bytes=(5 if train else 2) * inputs[0].nbytes,
         )
 

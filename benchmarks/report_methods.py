@@ -45,7 +45,8 @@ def _table(rows: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def _seconds(row: dict[str, Any]) -> float:
-    return float(row["extra_info"].get("cuda_event_seconds", row["stats"]["median"]))
+    facts = row["extra_info"]
+    return float(facts.get("graph_seconds", facts.get("eager_seconds", row["stats"]["median"])))
 
 
 def _ratio(value: float | None, full: float | None) -> str:

@@ -45,6 +45,29 @@ def test_the_report_sets_ours_beside_the_fastest_peer_and_draws_the_growth(tmp_p
     assert not list(tmp_path.glob("*.tmp*"))
 
 
+def test_the_report_says_how_a_row_on_cuda_was_timed(tmp_path):
+    graph = {"graph_seconds": 1e-5, "eager_seconds": 4e-5, "calls": 10, "rotated_bytes": 100 * 2**20}
+    refused = {"graph_refused": "RuntimeError: it | waits", "eager_seconds": 5e-5}
+    rows = [
+        row("gather 1x8 [cuda]", "pointpeft", 1.0, bytes=50_000, **graph),
+        row("gather 1x8 [cuda]", "peer", 1.0, bytes=50_000, **refused),
+        row("training step dapt [cuda]", "pointpeft", 1.0, clouds=32, **graph | {"calls": 1}),
+    ]
+    rows[0]["extra_info"]["limits"]["matmul_bf16_gflop_per_s"] = 500.0
+    for each in rows:
+        each["extra_info"]["device"] = "cuda"
+    path = tmp_path / "made_up.json"
+    machine = {"threads": 2, "gpu": "made up", "torch": "0", "processor": "made up"}
+    path.write_text(json.dumps({"machine_info": machine, "benchmarks": rows}))
+    report.write([path], tmp_path / "RESULTS.md")
+    text = (tmp_path / "RESULTS.md").read_text()
+    assert "| of the limit | eager ms | timed as |" in text
+    assert "| pointpeft | 0.010 | 1.00 | 50,000 | - | 50.0% | 0.040 | graph of 10, inputs of 100 MiB in turn |" in text
+    assert "| peer | 0.050 | 5.00 | 50,000 | - | 10.0% | 0.050 | eager: RuntimeError: it / waits |" in text
+    assert "| gather 1x8 [cuda] | 0.010 | 0.050 (peer) | 5.00 | - | - |" in text
+    assert "| pointpeft | 0.01 | 1.00 | 3200000.0 | - | - | 0.040 | graph of 1, inputs" in text
+
+
 def test_the_power_of_n_is_that_of_the_last_two_sizes():
     assert growth.exponent([(10, 1.0), (100, 7.0), (1000, 700.0)]) == pytest.approx(2)
 
