@@ -1,17 +1,27 @@
-"""Backbones: transformers over patches of a point cloud, by name."""
+"""Backbones: transformers over patches of a point cloud, by name. Every file of this folder is imported."""
 
-from pointpeft.backbones import act as _act  # noqa: F401  each registers its names
-from pointpeft.backbones import point_bert as _point_bert  # noqa: F401
-from pointpeft.backbones import point_gpt as _point_gpt  # noqa: F401
-from pointpeft.backbones import point_mae as _point_mae  # noqa: F401
-from pointpeft.backbones import recon as _recon  # noqa: F401
+from importlib import import_module
+from pkgutil import iter_modules
+
 from pointpeft.backbones.context import Context
 from pointpeft.backbones.registry import (
     backbone_config,
     backbone_families,
     backbone_names,
+    backbone_publications,
     create_backbone,
     register_backbone,
 )
 
-__all__ = ["Context", "backbone_config", "backbone_families", "backbone_names", "create_backbone", "register_backbone"]
+__all__ = [
+    "Context",
+    "backbone_config",
+    "backbone_families",
+    "backbone_names",
+    "backbone_publications",
+    "create_backbone",
+    "register_backbone",
+]
+
+for _module in iter_modules(__path__):  # each registers its names
+    import_module(f"{__name__}.{_module.name}")

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from pointpeft.backbones.patch_embed import PatchEmbed
 from pointpeft.backbones.point_mae import PointMAE, PointMAEConfig
 from pointpeft.backbones.registry import register_backbone
+from pointpeft.weights.publication import Publication, YamlModel
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,9 @@ class PointBERT(PointMAE):
     """
 
     family = "point_bert"
+    publication = Publication(
+        models=(YamlModel("PointTransformer", is_shown_by=lambda section: section.get("encoder_dims") == 256),)
+    )
     dense_prefix = True
     dense_upsampling = True
     head_options: ClassVar[dict[str, Any]] = {"hidden": (256,), "batchnorm": False}

@@ -13,6 +13,7 @@ from pointpeft.backbones.layers import Attention, Block
 from pointpeft.backbones.patch_embed import PatchEmbed
 from pointpeft.backbones.point_mae import PointMAE, PointMAEConfig
 from pointpeft.backbones.registry import register_backbone
+from pointpeft.weights.publication import Publication, YamlModel
 
 LARGE_HIDDEN = 256  # first width of the large tokenizer
 DENSE_HIDDEN = (2048, 1024, 512)  # widths of the dense head of PointGPT-B, which PointGPT-L shares
@@ -187,6 +188,15 @@ class PointGPT(PointMAE):
     """
 
     family = "point_gpt"
+    publication = Publication(
+        models=(
+            YamlModel(
+                "PointTransformer",
+                keys=("decoder_depth", "loss", "weight_center"),
+                is_shown_by=lambda section: "decoder_depth" in section,
+            ),
+        )
+    )
     block_type = GPTBlock
     prefix = ("sos", "cls")
     dense_prefix = True
@@ -264,6 +274,19 @@ class PointGPT(PointMAE):
         if fields["depth"] > PUBLISHED_DENSE_BLOCKS[-1] + 1:  # at 12, and in our smaller ones, by thirds
             fields["dense_blocks"] = PUBLISHED_DENSE_BLOCKS
         return fields
+
+    @classmethod
+    def yaml_fields(cls, section: dict[str, Any]) -> dict[str, Any]:
+        """Our fields for training anew by a YAML file: without the generator, and with a dense head's usual blocks."""
+        return super().yaml_fields(section) | {"generator_depth": 0, "dense_blocks": ()}
+
+    @classmethod
+    def yaml_differences(cls, section: dict[str, Any]) -> tuple[str, ...]:
+        """Where training anew by a YAML file leaves the published one."""
+        loss = "the loss is the cross-entropy; published adds 3 times that of the generator's reconstruction"
+        if not section.get("drop_path_rate"):
+            return (loss,)
+        return loss, "the file's drop_path_rate is not used; published PointGPT has none when it classifies"
 
     @classmethod
     def published_tokenizer(cls, config: dict[str, Any], width: int) -> dict[str, Any]:

@@ -11,8 +11,20 @@ from pointpeft.backbones.layers import Block, init_weights
 from pointpeft.backbones.patch_embed import PUBLISHED_WIDTH, PatchEmbed
 from pointpeft.backbones.registry import register_backbone
 from pointpeft.ops import sample_and_group
+from pointpeft.weights.publication import Publication, YamlModel, modelnet_recipe, scanobjectnn_recipes
 
 POS_HIDDEN = 128  # width inside the position embedding, as published
+
+_CONFIGS = "Pang-Yatian/Point-MAE cfgs/"
+PUBLICATION = Publication(
+    models=(YamlModel("PointTransformer"),),
+    recipes=(
+        *scanobjectnn_recipes(_CONFIGS + "finetune_{}.yaml", "scale_translate"),
+        modelnet_recipe(_CONFIGS + "finetune_modelnet.yaml"),
+        modelnet_recipe(_CONFIGS + "finetune_modelnet_8k.yaml", "modelnet_8k", num_groups=512, num_points=8192),
+        modelnet_recipe(_CONFIGS + "fewshot.yaml", "fewshot"),
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -79,6 +91,8 @@ class PointMAE(nn.Module):
     dense_upsampling: ClassVar[bool] = False
     # How its published classifier differs from `ClassificationHead`'s defaults.
     head_options: ClassVar[dict[str, Any]] = {}
+    # Its own publication, which fine-tunes all of it; a derived class sets its own, if it has one.
+    publication: ClassVar[Publication] = PUBLICATION
     # Layout of published files: substitutions that turn our names into theirs, in order ...
     published_renames: ClassVar[tuple[tuple[str, str], ...]] = (
         (r"^backbone\.patch_embed\.", "encoder."),
@@ -161,6 +175,16 @@ class PointMAE(nn.Module):
         fields["drop_path"] = float(config.get("drop_path_rate", 0.0))
         fields["min_sq_norm"] = 1e-3  # pointnet2_ops, with which every published file was trained
         return fields
+
+    @classmethod
+    def yaml_fields(cls, section: dict[str, Any]) -> dict[str, Any]:
+        """Our fields for training anew by a YAML file, without what published code chooses beside the file."""
+        return cls.published_config(section) | {"min_sq_norm": 0.0}
+
+    @classmethod
+    def yaml_differences(cls, section: dict[str, Any]) -> tuple[str, ...]:
+        """Where training anew by a YAML file leaves the published one, a clause each."""
+        return ()
 
     @classmethod
     def published_tokenizer(cls, config: dict[str, Any], width: int) -> dict[str, Any]:

@@ -11,9 +11,28 @@ from pointpeft.backbones.context import Context
 from pointpeft.backbones.layers import Block, Mlp
 from pointpeft.backbones.point_mae import PointMAE, PointMAEConfig
 from pointpeft.backbones.registry import register_backbone
+from pointpeft.weights.publication import Publication, YamlModel, modelnet_recipe, scanobjectnn_recipes
 
 # What a pre-training holds beside the student: the teachers of images and text, and projections to them.
 TEACHERS = (r"^(img|text)_(encoder|proj)\.", r"^cls_proj\.")
+_CONFIGS = "qizekun/ReCon cfgs/full/"
+PUBLICATION = Publication(
+    models=(
+        YamlModel(
+            "PointTransformer",
+            keys=("type",),
+            is_shown_by=lambda section: "type" in section,
+            augment="rotate",
+            augmented=("scanobjectnn", "few_shot"),  # its code turns all that is not ModelNet40
+        ),
+    ),
+    recipes=(
+        *scanobjectnn_recipes(
+            _CONFIGS + "finetune_{}.yaml", "rotate", under="recon/", drop_path=0.2, backbone="recon", lr=2e-5
+        ),
+        modelnet_recipe(_CONFIGS + "finetune_modelnet.yaml", under="recon/", drop_path=0.2, backbone="recon", lr=1e-5),
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -93,6 +112,7 @@ class ReCon(PointMAE):
     """
 
     family = "recon"
+    publication = PUBLICATION
     block_type = ReConBlock
     prefix = ("cls", "img", "text")
     dense_prefix = True

@@ -6,6 +6,8 @@ from typing import Any, ClassVar, Protocol, TypeVar
 
 from torch import nn
 
+from pointpeft.weights.publication import Publication
+
 
 class BackboneConfig(Protocol):
     """A frozen dataclass of a backbone's fields that can build it."""
@@ -53,7 +55,13 @@ def backbone_config(name: str, **overrides: Any) -> Any:
 def backbone_families() -> dict[str, Any]:
     """The registered backbone classes by the name of their published size."""
     types = [function().backbone_type for function in _BACKBONES.values()]  # type: ignore[attr-defined]
-    return {kind.family: kind for kind in types}
+    return {backbone.family: backbone for backbone in types}
+
+
+def backbone_publications() -> dict[str, Publication]:
+    """What is known of the publications of backbones, by family, where a class sets `publication` itself."""
+    own = {family: vars(backbone).get("publication") for family, backbone in sorted(backbone_families().items())}
+    return {family: publication for family, publication in own.items() if publication is not None}
 
 
 def create_backbone(name: str, *, device: Any = None, dtype: Any = None, **overrides: Any) -> Any:

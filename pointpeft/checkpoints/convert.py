@@ -80,7 +80,8 @@ def read_model_section(path: str | Path) -> dict[str, Any]:
 
 def _beside(path: str | Path) -> dict[str, torch.Tensor]:
     """The tensors of a file under the names that a method knows; a bare tensor has the only name there is."""
-    known = sorted({name for method in method_names() for name in method_class(method).published_beside})
+    publications = [method_class(method).publication for method in method_names()]
+    known = sorted({name for publication in publications for name in publication.separate_tensors})
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:

@@ -10,9 +10,11 @@ from torch import Tensor
 
 from pointpeft.backbones import backbone_config, backbone_families
 from pointpeft.backbones.patch_embed import PatchEmbed
+from pointpeft.backbones.point_mae import PointMAE
 from pointpeft.create import create_model
 from pointpeft.files import tensors_of, write_atomically
 from pointpeft.methods import Method, create_method, method_class, method_names
+from pointpeft.methods.selective.full import Full
 from pointpeft.model import PointModel
 from pointpeft.weights.names import LoadReport, load, logger, published_names, strip_prefixes
 
@@ -42,26 +44,27 @@ def infer_family(state: dict[str, Tensor], name: str | None = None) -> tuple[str
     plain = _without_prefixes(state)
     if TOKENIZER not in plain:
         raise ValueError(f"unknown layout: no {TOKENIZER}; {seen}")
-    shown = {family: _shown(kind.published_markers, state) for family, kind in backbone_families().items()}
+    shown = {name: _shown(family.published_markers, state) for name, family in backbone_families().items()}
     backbones = [family for family, marker in shown.items() if marker]
     if len(backbones) > 1:
         raise ValueError(f"ambiguous backbone: {', '.join(f'{b} by {shown[b]}' for b in backbones)}; name the family")
-    backbone = backbones[0] if backbones else "point_mae"
+    backbone = backbones[0] if backbones else PointMAE.family
     if not backbones and "blocks.blocks.0.attn.qkv.weight" not in plain:
         raise ValueError(f"unknown layout: no blocks.blocks.0.attn.qkv.weight and no sign of another backbone; {seen}")
-    shown = {method: _shown(method_class(method).published_markers, state) for method in method_names()}
+    publications = {method: method_class(method).publication for method in method_names()}
+    shown = {method: _shown(publication.markers, state) for method, publication in publications.items()}
     methods = [method for method, marker in shown.items() if marker]
     if len(methods) > 1:
         raise ValueError(f"ambiguous method: {', '.join(f'{m} by {shown[m]}' for m in methods)}; name the family")
     if not methods:
-        methods = [m for m in method_names() if m != "full" and name in method_class(m).published_names] or ["full"]
+        methods = [method for method, known in publications.items() if name in known.plain_names] or [Full.name]
         if len(methods) > 1:
             raise ValueError(f"ambiguous method: {name!r} is the class name of {', '.join(methods)}; name the family")
     return backbone, methods[0]
 
 
 def _without_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    prefixes = {prefix for kind in backbone_families().values() for prefix in kind.published_prefixes}
+    prefixes = {prefix for family in backbone_families().values() for prefix in family.published_prefixes}
     return strip_prefixes(state, sorted(prefixes, key=len, reverse=True))
 
 
@@ -98,8 +101,8 @@ def from_published(
             then what adaptation adds is fresh.
         family: Such as "dapt", "point_mae" or "point_mae+dapt"; None infers it from the names, and logs it.
         extra: Options of the backbone or the method that overrule the file's, and tensors that published files of
-            the method lack (`published_beside`). `task` and `num_categories`, which files of dense tasks show
-            themselves, for a pre-training.
+            the method lack (`Publication.separate_tensors`). `task` and `num_categories`, which files of dense tasks
+            show themselves, for a pre-training.
 
     Returns:
         The model in training mode; `load_report` tells what was missing and ignored.
@@ -116,11 +119,11 @@ def from_published(
     logger.info("published checkpoint: backbone %s, method %s", backbone, method)
     if "cls_dim" not in config:
         raise ValueError(f"config must have cls_dim, got {sorted(config)}")
-    beside = {key: extra.pop(key) for key in method_class(method).published_beside if key in extra}
-    state |= beside
+    separate = {key: extra.pop(key) for key in method_class(method).publication.separate_tensors if key in extra}
+    state |= separate
     state = {_shortened(key): tensor for key, tensor in state.items()}
     task = _dense_task(state)
-    model = _build(backbone, method_class(method), config | beside, extra, task)
+    model = _build(backbone, method_class(method), config | separate, extra, task)
     names = {ours: _shortened(theirs) for ours, theirs in published_names(model).items()}
     backbone_type = backbone_families()[backbone]
     for copy, original in _copies(model, names).items():
@@ -162,14 +165,14 @@ def _dense_task(state: dict[str, Tensor]) -> dict[str, Any]:
 
 
 def _build(
-    backbone: str, kind: type[Method], config: dict[str, Any], extra: dict[str, Any], task: dict[str, Any]
+    backbone: str, method: type[Method], config: dict[str, Any], extra: dict[str, Any], task: dict[str, Any]
 ) -> PointModel:
     extra = dict(extra)
     task |= {key: extra.pop(key) for key in ("task", "num_categories") if key in extra}
     values = backbone_families()[backbone].published_config(config)
-    options = kind.published_config(config)
+    options = method.published_config(config)
     backbone_fields = {f.name for f in fields(backbone_config(backbone))}
-    method_fields = {f.name for f in fields(kind)}
+    method_fields = {f.name for f in fields(method)}
     for key, value in extra.items():
         if key in backbone_fields:
             values[key] = value
@@ -177,21 +180,21 @@ def _build(
             options[key] = value
         else:
             raise ValueError(f"unknown option {key!r}; known: {', '.join(sorted(backbone_fields | method_fields))}")
-    return create_model(backbone, create_method(kind.name, **options), int(config["cls_dim"]), **task, **values)
+    return create_model(backbone, create_method(method.name, **options), int(config["cls_dim"]), **task, **values)
 
 
 def _fresh(model: PointModel, state: dict[str, Tensor], names: dict[str, str]) -> tuple[str, ...]:
     """Patterns of what a pre-training lacks: the head and what the method added; none for a fine-tuned file."""
     if any(names[ours] in state for ours in names if ours.startswith("head.")):
         return ()
-    plain = create_model(model.backbone_name, "full", 1, device="meta", **vars(model.backbone.config)).state_dict()
+    plain = create_model(model.backbone_name, Full(), 1, device="meta", **vars(model.backbone.config)).state_dict()
     added = [f"^{re.escape(ours)}$" for ours in names if ours not in plain]
     return (*model.backbone.optional_keys, r"^head\.", *added)
 
 
 def _copies(model: PointModel, names: dict[str, str]) -> dict[str, str]:
     """Second published names of tensors that published files hold twice -> their first ones."""
-    pairs = model.method.published_copies
+    pairs = model.method.publication.copies
     copies = {re.sub(p, r, theirs): theirs for theirs in names.values() for p, r in pairs if re.search(p, theirs)}
     own = set(names.values())
     return {copy: original for copy, original in copies.items() if copy not in own}

@@ -1,12 +1,15 @@
 """What an adaptation method is: a frozen dataclass of its options that attaches itself to a model, and a registry."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from torch import Tensor, nn
+
+from pointpeft.methods.token_map import CallReader, TokenMap
+from pointpeft.weights.publication import Publication
 
 if TYPE_CHECKING:
     from pointpeft.model import PointModel
@@ -59,20 +62,25 @@ class Method:
     dead: ClassVar[tuple[str, ...]] = ()
     # Whether `fold` is there.
     mergeable: ClassVar[bool] = False
-    # Layout of published files: class names in their YAML, strings that only keys of this method contain, substitutions
-    # that turn our names into theirs (after the backbone's), and substitutions that turn one of their names into a
-    # second one under which their files hold the same tensor again.
-    published_names: ClassVar[tuple[str, ...]] = ()
-    published_markers: ClassVar[tuple[str, ...]] = ()
-    published_renames: ClassVar[tuple[tuple[str, str], ...]] = ()
-    published_copies: ClassVar[tuple[tuple[str, str], ...]] = ()
-    # Tensors that are no part of published files, under the names that `from_published` takes them by.
-    published_beside: ClassVar[tuple[str, ...]] = ()
+    # Whether the head alone trains, so that a linear probe beside it would be the same run.
+    is_probe: ClassVar[bool] = False
+    # Whether `losses` runs the blocks again in another mode, which no recomputation in the backward pass can repeat.
+    reruns_blocks: ClassVar[bool] = False
+    # What is known of the files that its publication ships: names, keys, recipes, defects.
+    publication: ClassVar[Publication] = Publication()
+    # What `pointpeft show` draws of it beside attention, and how alike a cloud is to each entry of its memory, [M].
+    token_maps: ClassVar[tuple[TokenMap, ...]] = ()
+    recall: ClassVar[CallReader | None] = None
+
+    @classmethod
+    def yaml_options(cls, section: Mapping[str, Any]) -> dict[str, Any]:
+        """Our options from the `model:` section of a published YAML file; by default those that are named there."""
+        return {ours: section[theirs] for theirs, ours in cls.publication.options.items() if theirs in section}
 
     @classmethod
     def published_config(cls, config: dict[str, Any]) -> dict[str, Any]:
-        """Our options from the `model:` section of a published YAML file."""
-        return {}
+        """Our options for published weights: those of the YAML file, and what repeats the published code."""
+        return cls.yaml_options(config)
 
     def attach(self, model: "PointModel") -> None:
         """Freezes the model, adds what the method trains, and marks what trains besides.

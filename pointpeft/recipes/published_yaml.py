@@ -5,43 +5,19 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from pointpeft.backbones import backbone_config, backbone_families
-from pointpeft.backbones.registry import backbone_names
+from pointpeft.backbones import backbone_config, backbone_families, backbone_names, backbone_publications
+from pointpeft.backbones.point_mae import PointMAE
 from pointpeft.checkpoints.yaml_files import load_yaml
 from pointpeft.data.formats.bounds import brief
-from pointpeft.methods import method_class
-from pointpeft.recipes.presets import NO_DROP_PATH, OTHER_MODEL, Preset
-from pointpeft.runs.config import TaskAugmentation
+from pointpeft.methods import method_class, method_names
+from pointpeft.methods.selective.full import Full
+from pointpeft.recipes.presets import Preset
+from pointpeft.weights.publication import YamlModel
 
 # Keys of the `model:` section that every file may have.
 MODEL = "NAME trans_dim embed_dim depth drop_path_rate drop_rate cls_dim num_heads group_size num_group encoder_dims"
-# Class name of the model -> method, what its section holds beside, and the augmentation of its code on ScanObjectNN.
-MODELS: dict[str, tuple[str, str, TaskAugmentation]] = {
-    "PointTransformer": ("full", "", "scale_translate"),
-    "PointTransformerRaw": ("full", "", "rotate"),
-    "PointTransformer_DAPT": (
-        "dapt",
-        "drop_adapter_rate rank class_token prompt_token patch_token",
-        "scale_translate",
-    ),
-    "PointTransformerPromptDeep": ("vpt", "prompt_nums", "rotate"),
-    "PointTransformer_best": ("point_peft", "adapter_config if_half", "scale_rotate"),
-    "PointTransformer_modelnet": ("point_peft", "adapter_config if_half", "scale_translate"),
-    "PointTransformer_PGST": ("point_gst", "rank local", "scale_translate"),
-    "PointTransformer_PointLoRA": ("point_lora", "", "scale_translate"),
-}
-IDPT = "prompt_layer prompt_module cls_type"
-GENERATOR = "decoder_depth loss weight_center"
-# Method -> its keys where the method itself does not translate them.
-OPTIONS = {
-    "vpt": {"prompt_nums": "num_prompts"},
-    "point_peft": {"adapter_dim": "rank", "adapter_drop_path_rate": "dropout"},
-    "point_gst": {"rank": "rank", "local": "local"},
-}
+OTHERWISE = "scale_translate"  # augmentation of data for which published code has no other
 INCLUDE = "_base_"
-PARTS = (None, "all", "dapt", "only_new", "adapt", "pointlora")
-# PointGST's code looks for these words in the path of the file: backbone, and rotation on ScanObjectNN.
-FOLDERS = {"act": "act", "recon": "recon_plain"}
 
 
 def read_recipe(path: str | Path) -> Preset:
@@ -71,7 +47,8 @@ def _recipe(path: Path, content: dict[str, Any]) -> Preset:
     _known(optimizer, "optimizer", "type part kwargs")
     _known(scheduler, "scheduler", "type kwargs")
     _one_of(optimizer, "optimizer.type", "type", ("AdamW",))
-    _one_of(optimizer, "optimizer.part", "part", PARTS)
+    parts = (part for name in method_names() for part in method_class(name).publication.optimizer_parts)
+    _one_of(optimizer, "optimizer.part", "part", (None, *parts))
     _one_of(scheduler, "scheduler.type", "type", ("CosLR",))
     rates, course = _section(optimizer, "kwargs", "optimizer."), _section(scheduler, "kwargs", "scheduler.")
     _known(rates, "optimizer.kwargs", "lr weight_decay")
@@ -81,19 +58,23 @@ def _recipe(path: Path, content: dict[str, Any]) -> Preset:
         raise ValueError(f"scheduler.kwargs.epochs must be max_epoch = {epochs}, got {course['epochs']}")
     data, variant = _data(content)
     model = _section(content, "model")
-    backbone, method, augment, notes = _model(model, data, path)
-    values, method_options = _options(backbone, method, model)
-    backbone, backbone_options = _registered(backbone, values)
+    family, method, described = _described(model, path)
+    own_keys = (*described.keys, *method_class(method).publication.options)
+    _known(model, "model", f"{MODEL} {' '.join(own_keys)}")
+    if model.get("drop_rate"):
+        raise ValueError(f"model.drop_rate must be 0, got {brief(model['drop_rate'])}")
+    values = backbone_families()[family].yaml_fields(model)
+    backbone, backbone_options = _registered(family, values)
     return Preset(
         name=str(path),
         published=str(path),
         method=method,
-        augment=augment,
+        augment=described.augment if data in described.augmented else OTHERWISE,
         data=data,
         variant=variant,
         backbone=backbone,
         backbone_options=backbone_options,
-        method_options=method_options,
+        method_options=method_class(method).yaml_options(model),
         num_points=_number(content, "npoints", int),
         epochs=epochs,
         warmup_epochs=_number(course, "initial_epochs", int),
@@ -102,7 +83,7 @@ def _recipe(path: Path, content: dict[str, Any]) -> Preset:
         batch_size=_number(content, "total_bs", int),
         accumulate=_number(content, "step_per_update", int, 1),
         clip=_number(content, "grad_norm_clip", float),
-        differences=tuple(notes),
+        differences=(*described.differences, *backbone_families()[family].yaml_differences(model)),
     )
 
 
@@ -164,63 +145,36 @@ def _data(content: Mapping[str, Any]) -> tuple[str, str | None]:
     return kinds[name], None
 
 
-def _model(model: Mapping[str, Any], data: str, path: Path) -> tuple[str, str, TaskAugmentation, list[str]]:
-    """Family of the backbone, method, augmentation, and what is to be said."""
-    name = model.get("NAME")
-    if name not in MODELS:
-        raise ValueError(f"model.NAME must be one of {', '.join(MODELS)}, got {brief(name)}")
-    method, keys, augment = MODELS[name]
-    backbone, notes, scans = "point_mae", [], data == "scanobjectnn"
-    if name == "PointTransformer":  # several repositories gave their model this name
-        if "prompt_module" in model or "prompt_layer" in model:
-            method, keys, augment = "idpt", IDPT, "rotate"
-        elif "type" in model:
-            # ReCon's code turns whatever is not ModelNet, few clouds of it included.
-            backbone, keys, augment, scans = "recon", "type", "rotate", data != "modelnet40"
-        elif "decoder_depth" in model:
-            backbone, keys = "point_gpt", GENERATOR
-            notes.append("the loss is the cross-entropy; published adds 3 times that of the generator's reconstruction")
-        elif model.get("encoder_dims") == 256:
-            backbone = "point_bert"
-    elif name == "PointTransformer_PGST" and path.resolve().parent.name in FOLDERS:
-        backbone, augment = FOLDERS[path.resolve().parent.name], "rotate"
-    elif name == "PointTransformer_modelnet":
-        notes.append(OTHER_MODEL)
-    _known(model, "model", f"{MODEL} {keys}")
-    if method == "point_peft":
-        _known(
-            _section(model, "adapter_config", "model."), "model.adapter_config", "adapter_dim adapter_drop_path_rate"
-        )
-        _one_of(model, "model.if_half", "if_half", (None, False))
-    if backbone == "point_gpt" and model.get("drop_path_rate"):
-        notes.append(NO_DROP_PATH)
-    if model.get("drop_rate"):
-        raise ValueError(f"model.drop_rate must be 0, got {brief(model['drop_rate'])}")
-    return backbone, method, augment if scans or augment == "scale_translate" else "scale_translate", notes
+def _described(section: Mapping[str, Any], path: Path) -> tuple[str, str, YamlModel]:
+    """The model that a `model:` section describes: family of the backbone, method, and what is known of such files.
 
-
-def _options(backbone: str, method: str, model: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    values = backbone_families()[backbone].published_config(dict(model))
-    # Choices of published code, not of the file: see `DIFFERENCES`.
-    values["min_sq_norm"] = 0.0
-    if "generator_depth" in values:
-        values["generator_depth"] = 0
-    values.pop("dense_blocks", None)
-    if method in OPTIONS:
-        section = {**model, **model.get("adapter_config", {})}
-        options = {ours: section[theirs] for theirs, ours in OPTIONS[method].items() if theirs in section}
-    elif method in ("dapt", "idpt"):
-        options = method_class(method).published_config(dict(model))
-    else:
-        options = {}
-    return values, options
+    Where one name is that of several models, those that other keys or the file's folder show go before that which is
+    known by its name alone. A backbone's own publication trains all of it.
+    """
+    known: list[tuple[str, str, YamlModel]] = [
+        (model.backbone or PointMAE.family, method, model)
+        for method in method_names()
+        for model in method_class(method).publication.models
+    ]
+    known += [
+        (model.backbone or family, Full.name, model)
+        for family, publication in backbone_publications().items()
+        for model in publication.models
+    ]
+    names = dict.fromkeys(model.name for _, _, model in known)
+    if section.get("NAME") not in names:
+        raise ValueError(f"model.NAME must be one of {', '.join(names)}, got {brief(section.get('NAME'))}")
+    fitting = [entry for entry in known if entry[2].fits(section, path)]
+    if not fitting:
+        raise ValueError(f"no model named {section['NAME']} has the keys {', '.join(map(str, section))}")
+    return max(fitting, key=lambda entry: entry[2].is_special)  # the first of those that go before
 
 
 def _registered(family: str, values: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """The registered backbone of these sizes, and the fields that files always set or where this one differs."""
-    kind = backbone_families()[family]
+    backbone_type = backbone_families()[family]
     sizes = ("width", "depth", "num_heads")
-    alike = [name for name in backbone_names() if backbone_config(name).backbone_type is kind]
+    alike = [name for name in backbone_names() if backbone_config(name).backbone_type is backbone_type]
     fitting = [n for n in alike if all(getattr(backbone_config(n), size) == values[size] for size in sizes)]
     name = fitting[0] if fitting else family
     known = backbone_config(name)

@@ -8,6 +8,7 @@ from torch import Tensor
 from pointpeft.data import load_dataset
 from pointpeft.files import save_tensors, write_atomically
 from pointpeft.methods.prompts.memory_bank import SHA256, TENSOR, build_memory_bank
+from pointpeft.methods.prompts.point_peft import PointPEFT
 from pointpeft.runs.config import FinetuneConfig, MemoryBankConfig
 from pointpeft.runs.plan import build
 from pointpeft.tasks.batches import Clouds
@@ -27,7 +28,9 @@ def memory_bank(config: MemoryBankConfig) -> dict[str, Any]:
         if getattr(config, name) < 1:
             raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")
     device = make_accelerator(config.device).device
-    wanted = FinetuneConfig(method="point_peft", backbone=config.backbone, checkpoint=config.checkpoint, set=config.set)
+    wanted = FinetuneConfig(
+        method=PointPEFT.name, backbone=config.backbone, checkpoint=config.checkpoint, set=config.set
+    )
     clouds = Clouds(load_dataset(config.data, "train"), config.num_points)
     model = build(wanted, {"num_classes": 1}).to(device)
     group_size = model.backbone.config.group_size

@@ -6,6 +6,7 @@ from typing import Any
 from pointpeft.backbones import backbone_config
 from pointpeft.create import create_model
 from pointpeft.methods import method_class
+from pointpeft.methods.selective.linear import Linear
 from pointpeft.model import PointModel
 from pointpeft.runs.config import FinetuneConfig, PretrainConfig
 from pointpeft.runs.options import parse_options
@@ -35,11 +36,11 @@ def build(config: FinetuneConfig, outputs: dict[str, Any]) -> PointModel:
 
 def build_probe(config: FinetuneConfig, num_classes: int) -> PointModel:
     """The same backbone with the same weights, of which the head alone trains."""
-    kind = type(backbone_config(config.backbone))
-    known = {field.name for field in fields(kind)}
-    options = parse_options(config.set, [kind, method_class(config.method)])
+    backbone_type = type(backbone_config(config.backbone))
+    known = {field.name for field in fields(backbone_type)}
+    options = parse_options(config.set, [backbone_type, method_class(config.method)])
     options = {name: value for name, value in options.items() if name in known}
-    return create_model(config.backbone, "linear", num_classes, _checkpoint(config), tokens=False, **options)
+    return create_model(config.backbone, Linear(tokens=False), num_classes, _checkpoint(config), **options)
 
 
 def _checkpoint(config: FinetuneConfig) -> str | None:

@@ -26,7 +26,7 @@ from pointpeft.tasks.batches import fit
 from pointpeft.tasks.inference import forward_all
 from pointpeft.view import show
 from pointpeft.view.service_page import page_of
-from pointpeft.view.token_maps import look
+from pointpeft.view.token_maps import observe
 
 REMEDY = "the service needs packages that are not installed: pip install 'pointpeft[serve]'"
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]", "::1")
@@ -280,7 +280,7 @@ def create_app(
         lost = {"left out": sum(dropped.values())} if dropped else {}
         name = Path(name).name
         if not task.streams:  # its answer is of the points, and is drawn
-            card = await batcher.alone(task.card, adapted, cloud, name, look, index)
+            card = await batcher.alone(task.card, adapted, cloud, name, observe, index)
             labels, parts = card.labels[PART]
             counts = labels.bincount(minlength=len(parts)).tolist()
             shares = {part: round(n / len(labels), 4) for part, n in zip(parts, counts, strict=True) if n}
@@ -301,7 +301,7 @@ def create_app(
         ]
         answer = {"name": name, **top[0], "top": top, "points": viewer.quantised(cloud), **lost}
         if looks:
-            seen = await batcher.alone(look, adapted.model, cloud)
+            seen = await batcher.alone(observe, adapted.model, cloud)
             answer["layers"] = {layer: viewer.amounts(values) for layer, values in seen.layers.items()}
         return answer
 

@@ -6,7 +6,7 @@ from pointpeft.drawing import viewer
 from pointpeft.drawing.card import DEPTH
 from pointpeft.tasks.adapted import Adapted
 from pointpeft.tasks.base import create_task
-from pointpeft.view.show import MEANING
+from pointpeft.view.show import layer_meanings
 
 
 def page_of(adapted: Adapted, megabytes: float) -> str:
@@ -16,7 +16,7 @@ def page_of(adapted: Adapted, megabytes: float) -> str:
     if not task.streams:
         facts += f", {len(task.label_names(adapted))} parts"
     categories = task.categories(adapted)
-    told = {"facts": facts, "categories": categories, "meanings": MEANING, "plain": DEPTH}
+    told = {"facts": facts, "categories": categories, "meanings": layer_meanings(), "plain": DEPTH}
     return (
         PAGE.replace("@UP@", viewer.up_options("z"))
         .replace("@STYLE@", viewer.STYLE)

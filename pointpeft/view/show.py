@@ -10,18 +10,22 @@ from pointpeft.escapes import figure_text, fill, json_in_script
 from pointpeft.files import write_atomically
 from pointpeft.tasks.parts.report import draw_amounts, draw_cloud
 from pointpeft.training.run_folder import write_text
-from pointpeft.view import token_maps
+from pointpeft.view.token_maps import meanings
 
 LARGE_DOTS = 4000  # clouds of more points are drawn with small ones
-MEANING = {
+MEANINGS = {
     DEPTH: "nearer points are lighter",
     CLASS: "the class that the cloud is taken for",
     PART: "the part that each point is taken for",
     TRUE_PART: "the part that each point is",
     POINT_CLASS: "the class that each point of the room is taken for; without the ceiling, which hides the room",
     TRUE_POINT_CLASS: "the class that each point of the room is; without the ceiling",
-    **token_maps.MEANING,
 }
+
+
+def layer_meanings() -> dict[str, str]:
+    """What each layer of the page shows, by name."""
+    return MEANINGS | meanings()
 
 
 def entry(card: Card) -> dict[str, Any]:
@@ -42,12 +46,13 @@ def page(cards: Sequence[Card], up_axis: str) -> str:
     """One HTML page without any outside reference: the clouds, and a choice of what colours them."""
     entries = [entry(card) for card in cards]
     known = [DEPTH, *dict.fromkeys(name for told in entries for name in told["layers"])]
+    explained = layer_meanings()
     values = {
         "UP": viewer.up_options(up_axis),
         "STYLE": viewer.STYLE,
         "VIEWER": viewer.SCRIPT,
         "LAYERS": viewer.LAYERS,
-        "MEANINGS": json_in_script({name: MEANING[name] for name in known}),
+        "MEANINGS": json_in_script({name: explained[name] for name in known}),
         "DATA": json_in_script(entries),
     }
     return fill(PAGE, values)

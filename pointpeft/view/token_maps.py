@@ -1,8 +1,9 @@
 """What an adapted model does with the patches of one cloud: attention, scales, prompts, dispatch, memory."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,33 +12,30 @@ from torch import Tensor, nn
 from pointpeft.backbones.context import Context
 from pointpeft.backbones.layers import Attention
 from pointpeft.checkpoints.export import folded
-from pointpeft.methods.adapters.dapt import DynamicAdapter
-from pointpeft.methods.adapters.dyt import DyTBlock
-from pointpeft.methods.prompts.point_peft import PointPrior
+from pointpeft.methods import CallReader, method_class, method_names
 from pointpeft.model import PointModel
 from pointpeft.ops import interpolate
 
-ATTENTION, SCALE, PROMPTS, KEPT = "attention", "dynamic scale", "prompt influence", "kept by DyT"
-MEANING = {
+ATTENTION, PROMPTS = "attention", "prompt influence"
+MEANINGS = {
     ATTENTION: "attention of the last block to the patches: of its class token, or of all tokens where it has none or "
     "where that one sees no patch, as in PointGPT; mean over heads",
-    SCALE: "DAPT's scale of each patch token, mean over blocks",
     PROMPTS: "share of a patch's attention that goes to what the method has put in: prompts, selected tokens, a "
     "learned prefix; mean over heads and over the blocks that have any",
-    KEPT: "share of the blocks whose MLP DyT lets the patch pass through",
 }
-RECALLED = 5  # entries of a memory bank that are told
+NUM_RECALLED = 5  # entries of a memory that are listed
 
 
 @dataclass
-class Seen:
+class Observation:
     """One pass of the model.
 
     Attributes:
         output: What the model gave for the cloud: [classes], or [N, parts] of its points.
-        layers: By name what it has of `MEANING`, carried over from the patches' centres to the points. [N] each
-        memory: The columns of Point-PEFT's memory bank that the cloud recalls most, each with its cosine; empty for
-            other methods.
+        layers: By name, see `meanings`, what it did with the patches, carried over from their centres to the points.
+            [N] each
+        memory: The entries of the method's memory that the cloud recalls most, each with its similarity; empty for
+            methods that have none.
     """
 
     output: Tensor
@@ -45,9 +43,15 @@ class Seen:
     memory: list[tuple[int, float]] = field(default_factory=list)
 
 
+def meanings() -> dict[str, str]:
+    """What the maps of all registered methods mean, by name."""
+    of_methods = (token_map for name in method_names() for token_map in method_class(name).token_maps)
+    return MEANINGS | {token_map.name: token_map.meaning for token_map in of_methods}
+
+
 @torch.no_grad()
-def look(model: PointModel, xyz: Tensor, **inputs: Tensor) -> Seen:
-    """Runs one cloud and writes down what the model does with its patches.
+def observe(model: PointModel, xyz: Tensor, **inputs: Tensor) -> Observation:
+    """Runs one cloud and records what the model does with its patches.
 
     Args:
         model: In evaluation mode; it is left as it is.
@@ -58,77 +62,91 @@ def look(model: PointModel, xyz: Tensor, **inputs: Tensor) -> Seen:
     device = next(model.parameters()).device
     xyz, inputs = xyz.to(device), {name: value.to(device) for name, value in inputs.items()}
     contexts: list[Context] = []
-    tables: list[Tensor] = []
-    scales: list[Tensor] = []
-    masks: list[Tensor] = []
-    recalled: list[Tensor] = []
     with ExitStack() as stack:
         hook = model.backbone.register_forward_hook(lambda module, given, result: contexts.append(result[1]))
         stack.callback(hook.remove)
-        watch = stack.enter_context
-        for module in model.modules():
-            if isinstance(module, Attention):
-                watch(_watched(module, "attend", lambda given, _, m=module: tables.append(_attention(m, *given))))
-                watch(
-                    _watched(
-                        module,
-                        "attend_with_prefix",
-                        lambda given, _, m=module: tables.append(_attention(m, given[0], keys=given[1])),
-                    )
-                )
-            elif isinstance(module, DynamicAdapter):
-                hook = module.register_forward_pre_hook(lambda own, given: scales.append(_scale(own, *given)))
-                stack.callback(hook.remove)
-            elif isinstance(module, DyTBlock):
-                watch(_watched(module, "choose", lambda given, out: masks.append(out[0, :, 0])))
-            elif isinstance(module, PointPrior):
-                bank = module.memory_bank
-                watch(_watched(module, "retrieve", lambda given, _, m=bank: recalled.append(_cosines(given[0], m))))
+        tables = _record(stack, model, CallReader(Attention, "attend", lambda m, args, _: _attention(m, *args)))
+        tables = _record(
+            stack,
+            model,
+            CallReader(Attention, "attend_with_prefix", lambda m, args, _: _attention(m, args[0], keys=args[1])),
+            tables,
+        )
+        recorded = {token_map: _record(stack, model, token_map) for token_map in model.method.token_maps}
+        recall = model.method.recall
+        recalled = _record(stack, model, recall) if recall is not None else []
         output = model(xyz[None], **inputs)[0].float().cpu()
     ctx = contexts[0]
-    found = {}
-    if tables:
-        first = _patches(tables[-1][0], ctx)  # a causal model's class token sees no patch
-        found[ATTENTION] = first if ctx.num_prefix and first.any() else _patches(tables[-1].mean(0), ctx)
-        prompted = [table for table in tables if table.shape[1] > ctx.num_prefix + ctx.num_groups]
-        if prompted:
-            found[PROMPTS] = torch.stack([_to_added(table, ctx) for table in prompted]).mean(0)
-    if scales:
-        found[SCALE] = torch.stack([_patches(scale, ctx) for scale in scales]).mean(0)
-    if masks:
-        found[KEPT] = torch.stack([_patches(mask, ctx) for mask in masks]).mean(0)
+    patch_maps = _attention_maps(tables, ctx)
+    for token_map, calls in recorded.items():
+        if calls:
+            patch_maps[token_map.name] = torch.stack([_patches(values, ctx) for values in calls]).mean(0)
     k = min(3, ctx.num_groups)
-    layers = {
+    maps = {
         name: interpolate(xyz[None].float(), ctx.centers.float(), values[None, :, None], k)[0, :, 0].cpu()
-        for name, values in found.items()
+        for name, values in patch_maps.items()
     }
-    memory = []
-    if recalled and bool(recalled[0].any()):  # without a bank it is empty or zero
-        best = recalled[0].topk(min(RECALLED, recalled[0].numel()))
-        memory = list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
-    return Seen(output, layers, memory)
+    return Observation(output, maps, _most_similar(recalled[0].cpu()) if recalled else [])
+
+
+def _attention_maps(tables: list[Tensor], ctx: Context) -> dict[str, Tensor]:
+    """From the attention of each block, [T, P + T], to what the patches get and what prompts draw from them. [G]"""
+    if not tables:
+        return {}
+    from_class = _patches(tables[-1][0], ctx)  # a causal model's class token sees no patch
+    seen = ctx.num_prefix and from_class.any()
+    maps = {ATTENTION: from_class if seen else _patches(tables[-1].mean(0), ctx)}
+    prompted = [table for table in tables if table.shape[1] > ctx.num_prefix + ctx.num_groups]
+    if prompted:
+        maps[PROMPTS] = torch.stack([_to_added(table, ctx) for table in prompted]).mean(0)
+    return maps
+
+
+def _most_similar(similarities: Tensor) -> list[tuple[int, float]]:
+    """The best entries of a memory; none where it is empty or zero. [M]"""
+    if not similarities.any():
+        return []
+    best = similarities.topk(min(NUM_RECALLED, similarities.numel()))
+    return list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+
+
+def _record(
+    stack: ExitStack, model: PointModel, reader: CallReader, values: list[Tensor] | None = None
+) -> list[Tensor]:
+    """The list, filled in the order of the calls, of what a reader reads until the stack is closed."""
+    values = [] if values is None else values
+    for module in model.modules():
+        if isinstance(module, reader.module):
+            stack.enter_context(_watched(module, reader.call, partial(_append, values, reader, module)))
+    return values
+
+
+def _append(values: list[Tensor], reader: CallReader, module: nn.Module, inputs: tuple[Any, ...], result: Any) -> None:
+    values.append(reader.values(module, inputs, result))
 
 
 @contextmanager
-def _watched(module: nn.Module, name: str, tell: Any) -> Iterator[None]:
-    """Within it, `tell(arguments, result)` hears of every call of a method of `module`."""
+def _watched(module: nn.Module, name: str, callback: Callable[[tuple[Any, ...], Any], None]) -> Iterator[None]:
+    """Within it, `callback(arguments, result)` runs after every call of a method of `module`."""
+    if name == "forward":  # a hook, which a block sees where it would otherwise compute the module's part itself
+        hook = module.register_forward_hook(lambda _, inputs, result: callback(inputs, result))
+        try:
+            yield
+        finally:
+            hook.remove()
+        return
     method = getattr(module, name)
 
-    def heard(*given: Any) -> Any:
-        result = method(*given)
-        tell(given, result)
+    def watched(*inputs: Any) -> Any:
+        result = method(*inputs)
+        callback(inputs, result)
         return result
 
-    setattr(module, name, heard)  # stands before the class's own until it is taken away again
+    setattr(module, name, watched)  # stands before the class's own until it is taken away again
     try:
         yield
     finally:
         delattr(module, name)
-
-
-def _scale(adapter: DynamicAdapter, x: Tensor) -> Tensor:
-    """The factor of each token of a cloud: ReLU(W LN(x) + b). [1, T, C] -> [T]"""
-    return adapter.scale(adapter.norm(x)).relu().float()[0, :, 0]
 
 
 def _attention(module: Attention, qkv: Tensor, mask: Tensor | None = None, keys: Tensor | None = None) -> Tensor:
@@ -164,8 +182,3 @@ def _to_added(table: Tensor, ctx: Context) -> Tensor:
     """The patches' attention to what is neither prefix nor patch. [T, P + T] -> [G]"""
     rows, keys = _patches(table, ctx), table.shape[1] - table.shape[0]
     return (1 - rows[:, keys : keys + ctx.num_prefix].sum(1) - _patches(rows.T, ctx).sum(0)).clamp(min=0)
-
-
-def _cosines(feature: Tensor, bank: Tensor) -> Tensor:
-    """Of a cloud's frozen feature to each column of the bank. [1, C], [C, M] -> [M]"""
-    return (nn.functional.normalize(feature, dim=-1) @ bank)[0].float().cpu()

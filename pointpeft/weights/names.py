@@ -98,5 +98,5 @@ def load(
 
 def published_names(model: Any) -> dict[str, str]:
     """Our name -> the published one, for every entry of a `PointModel`."""
-    rules = (*model.head.published_renames, *model.backbone.published_renames, *model.method.published_renames)
+    rules = (*model.head.published_renames, *model.backbone.published_renames, *model.method.publication.renames)
     return {name: renamed(name, rules) for name in model.state_dict()}

@@ -31,8 +31,9 @@ CASES = [
     for config in CONFIGS
     if (checkout / config).is_file()
 ]
-KNOWN = {name for method in method_names() for name in method_class(method).published_names}
-KNOWN |= {"PointTransformerRaw"}  # IDPT's name for Point-MAE's PointTransformer
+# Methods whose weight files are read, and what whole backbones are called; Raw is IDPT's name for Point-MAE's.
+READ = [method_class(name).publication for name in method_names() if method_class(name).publication.markers]
+KNOWN = {"PointTransformer", "PointTransformerRaw"} | {model.name for known in READ for model in known.models}
 
 pytestmark = pytest.mark.skipif(not CHECKOUTS, reason="POINTPEFT_CHECKOUT names no checkout of a published repository")
 

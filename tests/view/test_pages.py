@@ -9,11 +9,12 @@ import torch
 
 from pointpeft import create_model
 from pointpeft.drawing.card import DEPTH, PART
+from pointpeft.methods.adapters.dapt import SCALE
 from pointpeft.tasks.adapted import Adapted
 from pointpeft.tasks.classification.task import Classification
 from pointpeft.view import show
 from pointpeft.view.service import create_app
-from pointpeft.view.token_maps import ATTENTION, SCALE, look
+from pointpeft.view.token_maps import ATTENTION, observe
 from tests.view.browser import browser
 
 SMALL = {"depth": 2, "num_groups": 16, "group_size": 8}
@@ -124,7 +125,7 @@ def test_a_scan_dropped_anywhere_on_the_served_page_of_parts_is_shown_in_parts(s
 
 def test_the_page_of_show_is_drawn_in_every_layer(tmp_path):
     adapted = classifier()
-    cards = [Classification().card(adapted, torch.randn(256, 3), f"{i}.ply", look) for i in range(2)]
+    cards = [Classification().card(adapted, torch.randn(256, 3), f"{i}.ply", observe) for i in range(2)]
     file, _ = show.write(tmp_path / "show", cards, "z")
     with browser(tmp_path / "profile") as page:
         page.open(file.as_uri())

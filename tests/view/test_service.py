@@ -8,10 +8,11 @@ import torch
 
 from pointpeft import create_model
 from pointpeft.data import read_points
+from pointpeft.methods.adapters.dapt import SCALE
 from pointpeft.runs.evaluate import predict, predict_points
 from pointpeft.tasks.adapted import Adapted
 from pointpeft.view.service import Limits, create_app
-from pointpeft.view.token_maps import ATTENTION, PROMPTS, SCALE
+from pointpeft.view.token_maps import ATTENTION, PROMPTS
 
 pytest.importorskip("fastapi")
 pytest.importorskip("httpx")

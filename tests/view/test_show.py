@@ -8,10 +8,11 @@ import torch
 from pointpeft import create_model
 from pointpeft.cli.main import main
 from pointpeft.drawing.card import CLASS, PART, TRUE_PART
+from pointpeft.methods.adapters.dapt import SCALE
 from pointpeft.tasks.adapted import Adapted
 from pointpeft.tasks.classification.task import Classification
 from pointpeft.view import show
-from pointpeft.view.token_maps import ATTENTION, PROMPTS, SCALE, look
+from pointpeft.view.token_maps import ATTENTION, PROMPTS, observe
 from tests.clouds import TINY, TINY_MODEL, write_parts
 
 SMALL = {"depth": 2, "num_groups": 16, "group_size": 8}
@@ -23,7 +24,7 @@ def adapted(classes=("a", "b", "c"), method="dapt"):
 
 
 def card_of(model, xyz, name, true=None):
-    card = Classification().card(model, xyz, name, look)
+    card = Classification().card(model, xyz, name, observe)
     card.true = true
     return card
 

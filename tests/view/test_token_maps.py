@@ -2,8 +2,10 @@ import pytest
 import torch
 
 from pointpeft import create_model
+from pointpeft.methods.adapters.dapt import SCALE
+from pointpeft.methods.adapters.dyt import KEPT
 from pointpeft.methods.prompts.memory_bank import build_memory_bank, set_memory_bank
-from pointpeft.view.token_maps import ATTENTION, KEPT, PROMPTS, SCALE, look
+from pointpeft.view.token_maps import ATTENTION, PROMPTS, observe
 
 SMALL = {"depth": 2, "num_groups": 16, "group_size": 8}
 
@@ -23,11 +25,11 @@ def xyz(generator):
 
 
 @pytest.mark.parametrize("method", ["dapt", "dyt", "point_peft", "prefix", "unipelt", "vpt"])
-def test_looking_leaves_the_model_and_its_logits_as_they_are(method, xyz):
+def test_observing_leaves_the_model_and_its_logits_as_they_are(method, xyz):
     model = made(method)
     with torch.no_grad():
         before = model(xyz[None])[0]
-    torch.testing.assert_close(look(model, xyz).output, before, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(observe(model, xyz).output, before, rtol=1e-4, atol=1e-5)
     with torch.no_grad():
         assert torch.equal(model(xyz[None])[0], before)
 
@@ -47,14 +49,14 @@ def test_looking_leaves_the_model_and_its_logits_as_they_are(method, xyz):
     ],
 )
 def test_a_method_shows_what_it_has(method, layers, xyz):
-    found = look(made(method), xyz).layers
+    found = observe(made(method), xyz).layers
     assert set(found) == layers
     assert all(values.shape == (100,) and torch.isfinite(values).all() for values in found.values())
 
 
 @pytest.mark.parametrize("backbone", ["point_bert", "recon", "point_gpt"])
 def test_every_backbone_shows_its_attention(backbone, xyz):
-    assert torch.isfinite(look(made("linear", backbone), xyz).layers[ATTENTION]).all()
+    assert torch.isfinite(observe(made("linear", backbone), xyz).layers[ATTENTION]).all()
 
 
 def test_the_attention_is_that_of_the_class_token_to_the_patches(xyz):
@@ -62,7 +64,7 @@ def test_the_attention_is_that_of_the_class_token_to_the_patches(xyz):
     model = made("linear")
     with torch.no_grad():
         model.backbone.blocks[-1].attn.qkv.weight.zero_()
-    found = look(model, xyz).layers[ATTENTION]
+    found = observe(model, xyz).layers[ATTENTION]
     torch.testing.assert_close(found, torch.full((100,), 1 / 17))  # 16 patches and a class token
 
 
@@ -72,7 +74,7 @@ def test_the_influence_of_prompts_is_their_share_of_the_attention(placement, xyz
     with torch.no_grad():
         for block in model.backbone.blocks:
             block.attn.qkv.weight.zero_()
-    found = look(model, xyz).layers
+    found = observe(model, xyz).layers
     torch.testing.assert_close(found[PROMPTS], torch.full((100,), 4 / 21))
     torch.testing.assert_close(found[ATTENTION], torch.full((100,), 1 / 21))
 
@@ -86,7 +88,7 @@ def test_a_learned_prefix_is_a_share_of_the_attention(method, xyz):
             block.attn.qkv.weight.zero_()
             if method == "unipelt":
                 block.lora_q.b.weight.zero_()
-    found = look(model, xyz).layers
+    found = observe(model, xyz).layers
     torch.testing.assert_close(found[PROMPTS], torch.full((100,), 4 / 21))
     torch.testing.assert_close(found[ATTENTION], torch.full((100,), 1 / 21))
 
@@ -100,9 +102,9 @@ def test_a_prefix_draws_the_attention_that_its_keys_ask_for(xyz):
     with torch.no_grad():
         model(xyz[None])
         hook.remove()
-        before = look(model, xyz).layers[ATTENTION]
+        before = observe(model, xyz).layers[ATTENTION]
         block.keys.copy_((1e3 * queries[0]).expand_as(block.keys))
-    assert (look(model, xyz).layers[ATTENTION] < 0.01 * before.min()).all()
+    assert (observe(model, xyz).layers[ATTENTION] < 0.01 * before.min()).all()
 
 
 def test_a_causal_model_shows_what_its_mask_lets_through(xyz):
@@ -111,7 +113,7 @@ def test_a_causal_model_shows_what_its_mask_lets_through(xyz):
     with torch.no_grad():
         model.backbone.blocks[-1].attn.qkv.weight.zero_()
         model.backbone.blocks[-1].attn.qkv.bias.zero_()
-    found = look(model, xyz).layers[ATTENTION]
+    found = observe(model, xyz).layers[ATTENTION]
     seen = [sum(1 / (t + 1) for t in range(patch, 18)) / 18 for patch in range(2, 18)]
     assert found.max().item() == pytest.approx(seen[0], rel=1e-3)
     assert found.min().item() == pytest.approx(seen[-1], rel=1e-3)
@@ -123,7 +125,7 @@ def test_the_scale_is_carried_over_from_the_patches(xyz):
         for block, value in zip(model.backbone.blocks, (1.0, 3.0), strict=True):
             block.adapter.scale.weight.zero_()
             block.adapter.scale.bias.fill_(value)
-    torch.testing.assert_close(look(model, xyz).layers[SCALE], torch.full((100,), 2.0))
+    torch.testing.assert_close(observe(model, xyz).layers[SCALE], torch.full((100,), 2.0))
 
 
 def test_what_dyt_keeps_is_what_its_dispatchers_choose(xyz):
@@ -132,15 +134,15 @@ def test_what_dyt_keeps_is_what_its_dispatchers_choose(xyz):
         for block, value in zip(model.backbone.blocks, (1.0, -1.0), strict=True):
             block.dispatcher.weight.zero_()
             block.dispatcher.bias.fill_(value)
-    torch.testing.assert_close(look(model, xyz).layers[KEPT], torch.full((100,), 0.5))
+    torch.testing.assert_close(observe(model, xyz).layers[KEPT], torch.full((100,), 0.5))
 
 
 def test_a_cloud_recalls_itself_first(generator):
     clouds = torch.randn(4, 100, 3, generator=generator) * torch.tensor([[[1.0]], [[2.0]], [[0.5]], [[3.0]]])
     model = made("point_peft")
-    assert look(model, clouds[2]).memory == []
+    assert observe(model, clouds[2]).memory == []
     set_memory_bank(model, build_memory_bank(model, [clouds]))
-    memory = look(model, clouds[2]).memory
+    memory = observe(model, clouds[2]).memory
     assert memory[0][0] == 2
     assert memory[0][1] == pytest.approx(1, abs=1e-4)
     assert [cosine for _, cosine in memory] == sorted((cosine for _, cosine in memory), reverse=True)

@@ -3,11 +3,12 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
-from pointpeft.recipes.presets import DIFFERENCES, PRESETS, Preset, find_preset, pairs
+if TYPE_CHECKING:
+    from pointpeft.recipes.presets import Preset
 
 COLUMNS = ("preset", "backbone", "lr", "epochs", "warm-up", "batch", "points", "augmentation", "options")
 
@@ -27,8 +28,10 @@ class Presets:
     """Print one JSON list instead of a table."""
 
 
-def table(presets: Sequence[Preset]) -> str:
+def table(presets: Sequence["Preset"]) -> str:
     """A row per preset."""
+    from pointpeft.recipes.presets import pairs  # imports the methods, for which `--help` need not wait
+
     lines = [f"| {' | '.join(COLUMNS)} |", "|---|---|" + "---:|" * 5 + "---|---|"]
     for preset in presets:
         options = [*pairs(preset.backbone_options), *pairs(preset.method_options)]
@@ -49,7 +52,9 @@ def table(presets: Sequence[Preset]) -> str:
 
 def run(command: Presets) -> int:
     """Prints the table, or one preset."""
-    chosen = list(PRESETS.values()) if command.name is None else [find_preset(command.name)]
+    from pointpeft.recipes.presets import DIFFERENCES, find_preset, presets
+
+    chosen = list(presets().values()) if command.name is None else [find_preset(command.name)]
     if command.json:
         print(json.dumps([asdict(preset) | {"notes": preset.notes} for preset in chosen], indent=2))
         return 0

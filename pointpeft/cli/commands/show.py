@@ -12,9 +12,9 @@ from tyro.conf import Positional, arg
 class Show:
     """Write a page and pictures of clouds, coloured by class or part, attention, and what the method does with patches.
 
-    That is the influence of prompts, DAPT's dynamic scale, which patches DyT keeps, and what Point-PEFT's memory
-    recalls; of rooms the class of each point. The page is one file that needs no network: clouds are turned with the
-    mouse. Without files a classifier's test clouds are also placed in a plane by its features.
+    That is the influence of prompts and what the method shows of itself, such as dynamic scales, dispatched patches or
+    what a memory recalls; of rooms the class of each point. The page is one file that needs no network: clouds are
+    turned with the mouse. Without files a classifier's test clouds are also placed in a plane by its features.
     """
 
     run: Annotated[Path, Positional, arg(metavar="RUN")]
@@ -42,7 +42,7 @@ def run(command: Show) -> int:
     from pointpeft.runs.evaluate import clouds_of_run, load_run
     from pointpeft.tasks.base import create_task
     from pointpeft.view import embedding, show
-    from pointpeft.view.token_maps import look
+    from pointpeft.view.token_maps import observe
 
     adapted = load_run(command.run, torch.device("cpu"))
     task = create_task(adapted.model.task)
@@ -59,7 +59,7 @@ def run(command: Show) -> int:
             points = task.read(adapted, path, dropped if command.drop_non_finite else False)
             if dropped:
                 print(f"{path}: {sum(dropped.values())} points that are not finite are left out", file=sys.stderr)
-            cards.append(task.card(adapted, points, path.name, look, category))
+            cards.append(task.card(adapted, points, path.name, observe, category))
     else:
         if command.category is not None:
             raise ValueError(
@@ -67,7 +67,7 @@ def run(command: Show) -> int:
             )
         clouds = clouds_of_run(command.run, adapted)
         up_axis = clouds.up_axis
-        cards = [task.test_card(adapted, clouds, i, look) for i in task.examples(clouds, command.count)]
+        cards = [task.test_card(adapted, clouds, i, observe) for i in task.examples(clouds, command.count)]
         if command.features != "none" and task.embedded and len(clouds) >= 3:
             places, done = embedding.embed(embedding.features(adapted.model, clouds.fixed()), command.features)
             folder.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,7 @@
 """DAPT: dynamic adapters with internal prompts, and a learned transform of every frozen layer's output."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +13,11 @@ from pointpeft.backbones.layers import Block, Mlp
 from pointpeft.backbones.plain import is_frozen, is_plain
 from pointpeft.methods.base import Method, factory_kwargs, register_method
 from pointpeft.methods.reparameterized.scale_shift import ScaleShift, fold, is_foldable, mapped, normed, terms
+from pointpeft.methods.token_map import TokenMap
 from pointpeft.model import PointModel
 from pointpeft.ops import adapted_mlp, dynamic_adapter, frozen_attention, scale_shift_attention
 from pointpeft.ops.core.library import autocast_dtype, use_fused_reference
+from pointpeft.weights.publication import Publication, YamlModel, modelnet_recipe, scanobjectnn_recipes
 
 
 class DynamicAdapter(nn.Module):
@@ -167,6 +170,55 @@ class DAPTBlock(Block):
         self.tfts_fc2 = fold(self.mlp.fc2, self.tfts_fc2)
 
 
+def _scales(adapter: DynamicAdapter, inputs: tuple[Any, ...], result: Any) -> Tensor:
+    """The factor of each token of a cloud: ReLU(W LN(x) + b). -> [T]"""
+    return adapter.scale(adapter.norm(inputs[0])).relu().float()[0, :, 0]
+
+
+SCALE = "dynamic scale"
+_CONFIGS = "LMD0311/DAPT cfgs/"
+_HEAD = ("cls", "prompt_mean", "patch_max")
+PUBLICATION = Publication(
+    models=(YamlModel("PointTransformer_DAPT", keys=("class_token", "prompt_token", "patch_token")),),
+    options={"rank": "rank", "drop_adapter_rate": "dropout"},
+    optimizer_parts=("dapt",),
+    recipes=(
+        *scanobjectnn_recipes(
+            _CONFIGS + "finetune_{}_dapt.yaml",
+            "scale_translate",
+            {
+                "scanobjectnn_hardest": {
+                    "drop_path": 0.3,
+                    "method_options": {"parts": _HEAD, "rank": 64, "dropout": 0.2},
+                },
+                "scanobjectnn_objbg": {
+                    "drop_path": 0.3,
+                    "method_options": {"parts": _HEAD, "rank": 64, "dropout": 0.5},
+                },
+                "scanobjectnn_objonly": {"method_options": {"parts": _HEAD[:2], "rank": 64, "dropout": 0}},
+            },
+        ),
+        modelnet_recipe(
+            _CONFIGS + "finetune_modelnet_dapt.yaml",
+            method_options={"parts": ("cls", "patch_max"), "rank": 72, "dropout": 0},
+        ),
+    ),
+    markers=("tfts_", ".Adapter_MLP."),
+    renames=(
+        (r"^patch_transform\.(gamma|beta)$", r"tfts_\1_1"),
+        (r"^token_transform\.(gamma|beta)$", r"tfts_\1_2"),
+        (r"\.tfts_(\d)\.(gamma|beta)$", r".tfts_\2_\1"),
+        (r"\.tfts_qkv\.(gamma|beta)$", r".attn.tfts_\1_1"),
+        (r"\.tfts_proj\.(gamma|beta)$", r".attn.tfts_\1_2"),
+        (r"\.tfts_fc1\.(gamma|beta)$", r".mlp.tfts_\1_1"),
+        (r"\.tfts_fc2\.(gamma|beta)$", r".mlp.tfts_\1_2"),
+        (r"\.adapter\.norm\.", ".Adapter_MLP.adapter_layer_norm_before."),
+        (r"\.adapter\.scale\.", ".Adapter_MLP.scale."),
+        (r"\.adapter\.(down|up)\.", r".Adapter_MLP.\1_proj."),
+    ),
+)
+
+
 @register_method
 @dataclass(frozen=True)
 class DAPT(Method):
@@ -194,19 +246,9 @@ class DAPT(Method):
     needs = ("blocks", "patch_transform", "token_transform")
     trains = (r"^backbone\.(cls_token|cls_pos)$",)
     mergeable = True
-    published_names = ("PointTransformer_DAPT",)
-    published_markers = ("tfts_", ".Adapter_MLP.")
-    published_renames = (
-        (r"^patch_transform\.(gamma|beta)$", r"tfts_\1_1"),
-        (r"^token_transform\.(gamma|beta)$", r"tfts_\1_2"),
-        (r"\.tfts_(\d)\.(gamma|beta)$", r".tfts_\2_\1"),
-        (r"\.tfts_qkv\.(gamma|beta)$", r".attn.tfts_\1_1"),
-        (r"\.tfts_proj\.(gamma|beta)$", r".attn.tfts_\1_2"),
-        (r"\.tfts_fc1\.(gamma|beta)$", r".mlp.tfts_\1_1"),
-        (r"\.tfts_fc2\.(gamma|beta)$", r".mlp.tfts_\1_2"),
-        (r"\.adapter\.norm\.", ".Adapter_MLP.adapter_layer_norm_before."),
-        (r"\.adapter\.scale\.", ".Adapter_MLP.scale."),
-        (r"\.adapter\.(down|up)\.", r".Adapter_MLP.\1_proj."),
+    publication = PUBLICATION
+    token_maps = (
+        TokenMap(DynamicAdapter, "forward", _scales, SCALE, "DAPT's scale of each patch token, mean over blocks"),
     )
 
     def __post_init__(self) -> None:
@@ -216,20 +258,16 @@ class DAPT(Method):
             raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout}")
 
     @classmethod
-    def published_config(cls, config: dict[str, Any]) -> dict[str, Any]:
+    def yaml_options(cls, section: Mapping[str, Any]) -> dict[str, Any]:
         """Our options from the `model:` section of a published YAML file."""
-        parts = ["cls"] if config.get("class_token", "use") else []
-        for kind in ("prompt", "patch"):
-            reduce = config.get(f"{kind}_token")
+        parts = ["cls"] if section.get("class_token", "use") else []
+        for tokens in ("prompt", "patch"):
+            reduce = section.get(f"{tokens}_token")
             if reduce in ("mean", "max"):
-                parts.append(f"{kind}_{reduce}")
+                parts.append(f"{tokens}_{reduce}")
             elif reduce not in (None, "", "none", "None", False):
-                raise ValueError(f"{kind}_token must be mean, max or none, got {reduce!r}")
-        options: dict[str, Any] = {"parts": tuple(parts)}
-        for ours, theirs in (("rank", "rank"), ("dropout", "drop_adapter_rate")):
-            if theirs in config:
-                options[ours] = config[theirs]
-        return options
+                raise ValueError(f"{tokens}_token must be mean, max or none, got {reduce!r}")
+        return {"parts": tuple(parts), **super().yaml_options(section)}
 
     def build(self, model: PointModel) -> None:
         """Puts the transforms and the adapters in."""

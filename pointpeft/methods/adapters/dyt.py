@@ -12,7 +12,10 @@ from pointpeft.backbones.context import Context
 from pointpeft.backbones.layers import Block
 from pointpeft.methods.adapters.bottleneck import Bottleneck
 from pointpeft.methods.base import PREFIX_TOKENS, Method, factory_kwargs, register_method
+from pointpeft.methods.token_map import TokenMap
 from pointpeft.model import PointModel
+
+KEPT = "kept by DyT"  # the map that `pointpeft show` draws
 
 
 class MixtureOfAdapters(nn.Module):
@@ -123,6 +126,16 @@ class DyT(Method):
     experts: int = 1
 
     trains = (PREFIX_TOKENS,)
+    reruns_blocks = True
+    token_maps = (
+        TokenMap(
+            DyTBlock,
+            "choose",
+            lambda block, inputs, mask: mask[0, :, 0],
+            KEPT,
+            "share of the blocks whose MLP DyT lets the patch pass through",
+        ),
+    )
 
     def __post_init__(self) -> None:
         if not 0 < self.keep <= 1:

@@ -12,6 +12,7 @@ from pointpeft.backbones.layers import Block
 from pointpeft.methods.base import Method, factory_kwargs, register_method
 from pointpeft.methods.morton import along_curve, cells_of, sorted_by
 from pointpeft.model import PointModel
+from pointpeft.weights.publication import Publication, Recipe, YamlModel, modelnet_recipe, scanobjectnn_recipes
 
 QUIRKS = ("none", "published")
 PUBLISHED_CELLS = 100  # of the space-filling curve per unit of the coordinates, in the published code
@@ -149,6 +150,46 @@ class PointGSTBlock(Block):
         return x + self.drop_path(self.mlp(self.norm2(x))) + self.spectral(x, ctx, self.graphs(ctx))
 
 
+def _recipes(backbone: str, folder: str, augment: str) -> tuple[Recipe, ...]:
+    """Recipes for one backbone, whose files stand in a folder of its own."""
+    configs = f"jerryfeng2003/PointGST cfgs/{folder}/"
+    under = "" if backbone == "point_mae" else f"{backbone}/"
+    options = {"rank": 36, "local": 32}
+    return (
+        *scanobjectnn_recipes(
+            configs + "finetune_{}_pgst.yaml", augment, under=under, backbone=backbone, method_options=options
+        ),
+        modelnet_recipe(
+            configs + "finetune_modelnet_pgst.yaml", under=under, backbone=backbone, method_options=options
+        ),
+    )
+
+
+_NAME = "PointTransformer_PGST"
+PUBLICATION = Publication(
+    models=(
+        YamlModel(_NAME),
+        YamlModel(_NAME, folder="act", backbone="act", augment="rotate"),
+        YamlModel(_NAME, folder="recon", backbone="recon_plain", augment="rotate"),
+    ),
+    options={"rank": "rank", "local": "local"},
+    optimizer_parts=("adapt",),
+    recipes=(
+        *_recipes("point_mae", "mae", "scale_translate"),
+        *_recipes("act", "act", "rotate"),
+        *_recipes("recon_plain", "recon", "rotate"),
+    ),
+    fixed_defects=("the graph's scale is a cloud's own; published one for the whole batch",),
+    markers=(".gft_adapter.",),
+    renames=(
+        (r"\.spectral\.(down|up)\.", r".gft_adapter.\1."),
+        (r"\.spectral\.tune\.", ".gft_adapter.adapt1."),
+        (r"\.spectral\.norm_whole\.", ".gft_adapter.norm_ly1."),
+        (r"\.spectral\.norm_runs\.", ".gft_adapter.norm_ly2."),
+    ),
+)
+
+
 @register_method
 @dataclass(frozen=True)
 class PointGST(Method):
@@ -175,14 +216,7 @@ class PointGST(Method):
 
     name = "point_gst"
     trains = (r"^backbone\.(cls_token|cls_pos)$",)
-    published_names = ("PointTransformer_PGST",)
-    published_markers = (".gft_adapter.",)
-    published_renames = (
-        (r"\.spectral\.(down|up)\.", r".gft_adapter.\1."),
-        (r"\.spectral\.tune\.", ".gft_adapter.adapt1."),
-        (r"\.spectral\.norm_whole\.", ".gft_adapter.norm_ly1."),
-        (r"\.spectral\.norm_runs\.", ".gft_adapter.norm_ly2."),
-    )
+    publication = PUBLICATION
 
     def __post_init__(self) -> None:
         if self.quirks not in QUIRKS:
@@ -193,8 +227,8 @@ class PointGST(Method):
 
     @classmethod
     def published_config(cls, config: dict[str, Any]) -> dict[str, Any]:
-        """Our options from the `model:` section of a published YAML file."""
-        return {"quirks": "published", **{key: config[key] for key in ("rank", "local") if key in config}}
+        """Our options for published weights."""
+        return {"quirks": "published", **cls.yaml_options(config)}
 
     def build(self, model: PointModel) -> None:
         """Puts the adapters in."""

@@ -14,6 +14,7 @@ from pointpeft.backbones.plain import is_plain
 from pointpeft.methods.base import Method, factory_kwargs, register_method
 from pointpeft.model import PointModel
 from pointpeft.ops import aggregate_neighbors, gather, knn
+from pointpeft.weights.publication import Publication, YamlModel, modelnet_recipe, scanobjectnn_recipes
 
 LEAK = 0.2  # slope of the LeakyReLUs, as published
 HEADS = {
@@ -198,6 +199,50 @@ class SummarisedBlock(nn.Module):
         return ctx.drop_prompts(x)
 
 
+_CONFIGS = "zyh16143998882/ICCV23-IDPT cfgs/"
+_EDGES = {"prompt_layer": 11, "generator": "dgcnn", "head": "all"}
+PUBLICATION = Publication(
+    models=(
+        YamlModel(
+            "PointTransformer",
+            is_shown_by=lambda section: "prompt_module" in section or "prompt_layer" in section,
+            augment="rotate",
+        ),
+    ),
+    options={"prompt_layer": "prompt_layer", "prompt_module": "generator", "cls_type": "head"},
+    optimizer_parts=("only_new",),
+    recipes=(
+        *scanobjectnn_recipes(
+            _CONFIGS + "finetune_{}_idpt.yaml",
+            "rotate",
+            {
+                "scanobjectnn_hardest": {},
+                "scanobjectnn_objbg": {"method_options": _EDGES | {"head": "promptonly"}},
+                "scanobjectnn_objonly": {"method_options": _EDGES | {"prompt_layer": 6}},
+            },
+            method_options=_EDGES,
+        ),
+        modelnet_recipe(_CONFIGS + "finetune_modelnet_idpt.yaml", method_options=_EDGES),
+        modelnet_recipe(_CONFIGS + "fewshot_idpt.yaml", "fewshot", method_options=_EDGES),
+    ),
+    markers=("blocks.cls.", "blocks.dgcnn_cls"),
+    renames=(
+        (r"^blocks\.blocks\.\d+\.prompt_pos$", "prompt_pos"),
+        (r"^blocks\.blocks\.\d+\.generator\.block\.", "blocks.cls.blocks.blocks.0."),
+        (r"^blocks\.blocks\.\d+\.generator\.unread\.", "blocks.cls.bn5."),
+        (r"^blocks\.blocks\.\d+\.generator\.last\.", "blocks.cls.conv5."),
+        (r"^blocks\.blocks\.\d+\.generator\.conv(\d)\.1\.", r"blocks.cls.bn\1."),
+        (r"^blocks\.blocks\.\d+\.generator\.", "blocks.cls."),
+        (r"^blocks\.blocks\.\d+\.summary_pos$", "prompt_cls_pos"),
+        (r"^blocks\.blocks\.(\d+)\.summary\.unread\.", r"blocks.dgcnn_cls\1.bn5."),
+        (r"^blocks\.blocks\.(\d+)\.summary\.last\.", r"blocks.dgcnn_cls\1.conv5."),
+        (r"^(blocks\.blocks\.\d+)\.block\.", r"\1."),
+        (r"^(label_conv|propagation_0|convs\d|bns\d)\.", r"\1_cls."),
+    ),
+    copies=((r"^blocks\.cls\.bn(\d)\.", r"blocks.cls.conv\1.1."),),
+)
+
+
 @register_method
 @dataclass(frozen=True)
 class IDPT(Method):
@@ -231,21 +276,7 @@ class IDPT(Method):
 
     trains = (r"^backbone\.(cls_token|cls_pos)$",)
     dead = (r"\.(generator|summary)\.unread\.",)
-    published_markers = ("blocks.cls.", "blocks.dgcnn_cls")
-    published_renames = (
-        (r"^blocks\.blocks\.\d+\.prompt_pos$", "prompt_pos"),
-        (r"^blocks\.blocks\.\d+\.generator\.block\.", "blocks.cls.blocks.blocks.0."),
-        (r"^blocks\.blocks\.\d+\.generator\.unread\.", "blocks.cls.bn5."),
-        (r"^blocks\.blocks\.\d+\.generator\.last\.", "blocks.cls.conv5."),
-        (r"^blocks\.blocks\.\d+\.generator\.conv(\d)\.1\.", r"blocks.cls.bn\1."),
-        (r"^blocks\.blocks\.\d+\.generator\.", "blocks.cls."),
-        (r"^blocks\.blocks\.\d+\.summary_pos$", "prompt_cls_pos"),
-        (r"^blocks\.blocks\.(\d+)\.summary\.unread\.", r"blocks.dgcnn_cls\1.bn5."),
-        (r"^blocks\.blocks\.(\d+)\.summary\.last\.", r"blocks.dgcnn_cls\1.conv5."),
-        (r"^(blocks\.blocks\.\d+)\.block\.", r"\1."),
-        (r"^(label_conv|propagation_0|convs\d|bns\d)\.", r"\1_cls."),
-    )
-    published_copies = ((r"^blocks\.cls\.bn(\d)\.", r"blocks.cls.conv\1.1."),)
+    publication = PUBLICATION
 
     def __post_init__(self) -> None:
         if self.generator is not None and self.generator not in GENERATORS:
@@ -254,12 +285,6 @@ class IDPT(Method):
             raise ValueError(f"head must be one of {', '.join(HEADS)}, got {self.head!r}")
         if self.k < 1:
             raise ValueError(f"k must be at least 1, got {self.k}")
-
-    @classmethod
-    def published_config(cls, config: dict[str, Any]) -> dict[str, Any]:
-        """Our options from the `model:` section of a published YAML file."""
-        names = {"prompt_layer": "prompt_layer", "prompt_module": "generator", "cls_type": "head"}
-        return {ours: config[theirs] for theirs, ours in names.items() if theirs in config}
 
     def build(self, model: PointModel) -> None:
         """Puts the generators before their blocks and changes what the head reads."""

@@ -1,7 +1,8 @@
 """Point-PEFT: prompts with a memory of other clouds, and an adapter that lets neighbouring tokens talk."""
 
 import re
-from collections.abc import Iterable
+import reprlib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ from pointpeft.backbones.layers import Block, linear
 from pointpeft.backbones.plain import is_plain
 from pointpeft.methods.base import Method, factory_kwargs, register_method
 from pointpeft.methods.prompts.memory_bank import build_memory_bank, load_memory_bank, set_memory_bank
+from pointpeft.methods.token_map import CallReader
 from pointpeft.model import PointModel
 from pointpeft.ops import frozen_linear, furthest_point_sample, gather, interpolate, knn
+from pointpeft.weights.publication import Publication, YamlModel, modelnet_recipe, scanobjectnn_recipes
 
 DROPOUT = 0.1  # of prompts, as published
 CENTER_SHARE = PROPAGATED_SHARE = 0.3  # fixed in the published code
@@ -246,6 +249,43 @@ def _pretrained(layer: Any) -> Any:
     return layer.get_base_layer() if hasattr(layer, "get_base_layer") else layer
 
 
+def _similarities(prior: PointPrior, inputs: tuple[Any, ...], result: Any) -> Tensor:
+    """Cosines of a cloud's frozen feature to the columns of the bank. -> [M]"""
+    return (F.normalize(inputs[0], dim=-1) @ prior.memory_bank)[0].float()
+
+
+_CONFIGS = "Ivan-Tang-3D/Point-PEFT MAE/cfgs/"
+_OTHER_MODEL = "the model is the one of ScanObjectNN; the file's own is not among the released models"
+_YAML_KEYS = ("adapter_config", "if_half")
+ADAPTER_KEYS = {"adapter_dim": "rank", "adapter_drop_path_rate": "dropout"}  # within `adapter_config`
+PUBLICATION = Publication(
+    models=(
+        YamlModel("PointTransformer_best", keys=_YAML_KEYS, augment="scale_rotate"),
+        YamlModel("PointTransformer_modelnet", keys=_YAML_KEYS, differences=(_OTHER_MODEL,)),
+    ),
+    recipes=(
+        # Of the repository's files for ScanObjectNN only this one names the adapted model; the others tune it in full.
+        *scanobjectnn_recipes(
+            _CONFIGS + "finetune_{}.yaml",
+            "scale_rotate",
+            {"scanobjectnn_hardest": {"method_options": {"rank": 16, "dropout": 0.1}}},
+        ),
+        modelnet_recipe(
+            _CONFIGS + "finetune_modelnet.yaml",
+            method_options={"rank": 16, "dropout": 0.1},
+            differences=(_OTHER_MODEL,),
+        ),
+    ),
+    fixed_defects=("neighbours are gathered within a cloud; published from other clouds of the batch",),
+    markers=(".cp_adapter.",),
+    renames=(
+        (r"^prior\.(attn1|norm3)\.", r"blocks.\1."),
+        (r"^prior\.(prompt_cor|memory_bank)$", r"\1"),
+    ),
+    separate_tensors=("memory_bank",),
+)
+
+
 @register_method
 @dataclass(frozen=True)
 class PointPEFT(Method):
@@ -299,13 +339,8 @@ class PointPEFT(Method):
         r"^backbone\.(cls_token|cls_pos|norm\.weight|norm\.bias)$",
         r"^backbone\.blocks\.\d+\.(norm1|norm2|attn\.proj|mlp\.fc1|mlp\.fc2)\.bias$",
     )
-    published_names = ("PointTransformer_best",)
-    published_markers = (".cp_adapter.",)
-    published_beside = ("memory_bank",)
-    published_renames = (
-        (r"^prior\.(attn1|norm3)\.", r"blocks.\1."),
-        (r"^prior\.(prompt_cor|memory_bank)$", r"\1"),
-    )
+    publication = PUBLICATION
+    recall = CallReader(PointPrior, "retrieve", _similarities)
 
     def __post_init__(self) -> None:
         if self.quirks not in QUIRKS:
@@ -330,16 +365,27 @@ class PointPEFT(Method):
         return ("pooled_feature",) if self.published else ()
 
     @classmethod
+    def yaml_options(cls, section: Mapping[str, Any]) -> dict[str, Any]:
+        """Our options from the `model:` section of a published YAML file."""
+        adapter = section.get("adapter_config")
+        if not isinstance(adapter, Mapping):
+            raise ValueError(f"model.adapter_config must be a mapping, got {reprlib.repr(adapter)}")
+        unknown = sorted(set(map(str, adapter)) - set(ADAPTER_KEYS))
+        if unknown:
+            raise ValueError(
+                f"unknown keys of model.adapter_config: {', '.join(unknown)}; known: {', '.join(ADAPTER_KEYS)}"
+            )
+        if section.get("if_half") not in (None, False):
+            raise ValueError(f"model.if_half must be one of None, False, got {reprlib.repr(section['if_half'])}")
+        return {ours: adapter[theirs] for theirs, ours in ADAPTER_KEYS.items() if theirs in adapter}
+
+    @classmethod
     def published_config(cls, config: dict[str, Any]) -> dict[str, Any]:
-        """Our options from the `model:` section of a published YAML file, with the memory bank among its keys."""
+        """Our options for published weights, with the memory bank among the keys of the `model:` section."""
         if "memory_bank" not in config:
             raise ValueError("memory_bank must be given: published Point-PEFT files do not hold it")
-        options: dict[str, Any] = {"quirks": "published", "bank_size": int(config["memory_bank"].shape[1])}
-        adapter = config.get("adapter_config", {})
-        for theirs, ours in (("adapter_dim", "rank"), ("adapter_drop_path_rate", "dropout")):
-            if theirs in adapter:
-                options[ours] = adapter[theirs]
-        return options
+        options = cls.yaml_options({"adapter_config": {}, **config})
+        return {"quirks": "published", "bank_size": int(config["memory_bank"].shape[1]), **options}
 
     def is_dead(self, name: str) -> bool:
         """Whether a parameter counts as trainable in the publication but gets no gradient."""

@@ -9,6 +9,7 @@ from pointpeft.backbones.context import Context
 from pointpeft.backbones.layers import Block
 from pointpeft.methods.base import PREFIX_TOKENS, Method, factory_kwargs, register_method
 from pointpeft.model import PointModel
+from pointpeft.weights.publication import Publication, YamlModel, modelnet_recipe, scanobjectnn_recipes
 
 
 class PromptedBlock(Block):
@@ -35,6 +36,18 @@ class PromptedBlock(Block):
         return super().forward(x, ctx)
 
 
+_CONFIGS = "zyh16143998882/ICCV23-IDPT cfgs/"  # its point-cloud form
+PUBLICATION = Publication(
+    models=(YamlModel("PointTransformerPromptDeep", augment="rotate"),),
+    options={"prompt_nums": "num_prompts"},
+    recipes=(
+        *scanobjectnn_recipes(_CONFIGS + "finetune_{}_vpt.yaml", "rotate", method_options={"num_prompts": 10}),
+        modelnet_recipe(_CONFIGS + "finetune_modelnet_vpt.yaml", method_options={"num_prompts": 10}),
+        modelnet_recipe(_CONFIGS + "fewshot_vpt.yaml", "fewshot", method_options={"num_prompts": 20}),
+    ),
+)
+
+
 @register_method
 @dataclass(frozen=True)
 class VPT(Method):
@@ -58,6 +71,7 @@ class VPT(Method):
     positions: bool = True
 
     trains = (PREFIX_TOKENS,)
+    publication = PUBLICATION
 
     def __post_init__(self) -> None:
         if self.num_prompts < 1:

@@ -14,6 +14,7 @@ from pointpeft.heads import Pool
 from pointpeft.methods.base import Method, factory_kwargs, register_method
 from pointpeft.model import PointModel
 from pointpeft.ops import gather, knn
+from pointpeft.weights.publication import Publication, YamlModel, scanobjectnn_recipes
 
 QUIRKS = ("none", "published")
 
@@ -152,6 +153,18 @@ class PoolWithSelected(Pool):
         )
 
 
+PUBLICATION = Publication(
+    models=(YamlModel("PointTransformer_PointLoRA"),),
+    optimizer_parts=("pointlora",),
+    recipes=scanobjectnn_recipes(
+        "songw-zju/PointLoRA cfgs/finetune_{}_pointlora.yaml",
+        "scale_translate",
+        {"scanobjectnn_hardest": {"drop_path": 0.3}},
+    ),
+    fixed_defects=("the selection loss has the sign of the text; published the opposite one",),
+)
+
+
 @register_method
 @dataclass(frozen=True)
 class PointLoRA(Method):
@@ -187,6 +200,7 @@ class PointLoRA(Method):
     name = "point_lora"
     trains = (r"^backbone\.(cls_token|cls_pos)$", r"^backbone\.(patch_embed\.first_conv|pos_embed)\.")
     mergeable = True
+    publication = PUBLICATION
 
     def __post_init__(self) -> None:
         if self.quirks not in QUIRKS:

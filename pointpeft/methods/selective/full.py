@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from pointpeft.methods.base import Method, register_method
 from pointpeft.model import PointModel
+from pointpeft.weights.publication import Publication, YamlModel
 
 
 @register_method
@@ -12,7 +13,11 @@ class Full(Method):
     """Trains every parameter: the baseline that the other methods are measured against."""
 
     trains = (r"^backbone\.",)
-    published_names = ("PointTransformer",)
+    # IDPT's name for Point-MAE's model; under their own names backbones declare theirs.
+    publication = Publication(
+        models=(YamlModel("PointTransformerRaw", augment="rotate"),),
+        optimizer_parts=("all",),
+    )
 
     def build(self, model: PointModel) -> None:
         """Nothing to add."""

@@ -19,6 +19,8 @@ class Linear(Method):
 
     tokens: bool = True
 
+    is_probe = True
+
     def build(self, model: PointModel) -> None:
         """Nothing to add."""
         if self.tokens:
