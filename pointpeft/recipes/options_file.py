@@ -44,7 +44,7 @@ def read_options(path: str | Path) -> FinetuneConfig | None:
     hints = typing.get_type_hints(FinetuneConfig)
     names = [field.name for field in fields(FinetuneConfig)]
     values: dict[str, Any] = {}
-    for key, value in content.items():
+    for key, value in FinetuneConfig.upgraded(dict(content)).items():
         name = str(key).replace("-", "_")
         if name in LEFT_OUT:
             continue

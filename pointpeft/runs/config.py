@@ -5,7 +5,7 @@ Nothing heavy is imported here, so that `--help` answers at once.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, UseAppendAction, arg
 
@@ -14,7 +14,6 @@ TaskAugmentation = Literal["auto", "scale_translate", "isotropic", "rotate", "sc
 Selection = Literal["val-best", "last", "test-best"]
 Precision = Literal["float32", "bf16"]
 Task = Literal["classification", "part_segmentation", "semantic_segmentation"]
-Quirks = Literal["none", "published"]
 Track = Literal["none", "wandb", "trackio"]
 CloudsIn = Literal["auto", "memory", "disk"]
 Options = Annotated[tuple[str, ...], UseAppendAction, arg(metavar="NAME=VALUE")]
@@ -108,8 +107,8 @@ class FinetuneConfig:
     """Compile it, and replay it as CUDA graphs: for small batches, whose kernels wait for Python. CUDA alone."""
     sync_batchnorm: bool = False
     """Of several processes: BatchNorm measures the batch of all, as one process would, and not each its own part."""
-    quirks: Quirks = "none"
-    """`published` repeats what published training code does by mistake: in segmentation two steps per batch."""
+    double_step: bool = False
+    """Step twice per batch with one gradient, as published segmentation code does by mistake."""
     track: Track = "none"
     """Send the log to a tracker as well, `wandb` or `trackio` (`pip install 'pointpeft[track]'`); `WANDB_MODE=offline`
     keeps it here. TensorBoard's file is in the run folder wherever TensorBoard is installed."""
@@ -119,6 +118,14 @@ class FinetuneConfig:
     """Run folder of a stopped run: goes on with its own options; those that would change its result are refused."""
     quiet: bool = False
     """No progress bar."""
+
+    @staticmethod
+    def upgraded(entries: dict[str, Any]) -> dict[str, Any]:
+        """Entries of a file that an earlier version wrote, under the names of today."""
+        entries = dict(entries)
+        if entries.get("quirks") in ("none", "published") and "double_step" not in entries:
+            entries["double_step"] = entries.pop("quirks") == "published"
+        return entries
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from pointpeft.checkpoints import save_adapter
 from pointpeft.data import split_validation
 from pointpeft.data.transforms import named
 from pointpeft.files import write_json
-from pointpeft.methods import TrainingClouds
+from pointpeft.methods import TrainingClouds, method_class
 from pointpeft.runs.config import FinetuneConfig
 from pointpeft.runs.plan import build, build_probe
 from pointpeft.runs.probe import probe
@@ -146,16 +146,18 @@ def _check(config: FinetuneConfig, task: AnyTask) -> None:
     for name in ("warmup_epochs", "workers"):
         if getattr(config, name) < 0:
             raise ValueError(f"{name} must be at least 0, got {getattr(config, name)}")
-    if config.checkpoint_blocks and config.method == "dyt":
-        raise ValueError("checkpoint_blocks must be off for dyt, whose loss runs the blocks again in another mode")
+    if config.checkpoint_blocks and method_class(config.method).reruns_blocks:
+        raise ValueError(
+            f"checkpoint_blocks must be off for {config.method}, whose loss runs the blocks again in another mode"
+        )
     if config.checkpoint_blocks and (config.compile or config.cuda_graph):
         raise ValueError("checkpoint_blocks must be off with compile and cuda_graph, which choose what to recompute")
     if config.patience is not None and config.select == "last":
         raise ValueError("patience must be None where the last epoch is kept: --select val-best says which is better")
     if not 0 < config.val_fraction < 1:
         raise ValueError(f"val_fraction must be between 0 and 1, got {config.val_fraction}")
-    if config.quirks != "none" and not task.double_step:
-        raise ValueError(f"quirks must be none for {task.name}, whose published training has none known here")
+    if config.double_step and not task.double_step:
+        raise ValueError(f"double_step must be off for {task.name}, whose published training steps once per batch")
 
 
 def _require_choice(config: FinetuneConfig, train_set: Any) -> None:
@@ -198,7 +200,7 @@ def _run(
         warmup=min(0.5, config.warmup_epochs / config.epochs),
         accumulate=config.accumulate,
         seed=config.seed,
-        double_step=config.quirks == "published",
+        double_step=config.double_step,
         ema=config.ema,
         patience=config.patience,
     )
@@ -279,7 +281,7 @@ def _run(
         "points": config.num_points,
         "augmentation": augment_name,
         "vote": config.vote,
-        "quirks": config.quirks,
+        "double step": config.double_step,
         "epochs": config.epochs,
         "epochs trained": state.epoch,
         "batch size": config.batch_size,
@@ -290,7 +292,7 @@ def _run(
         "precision": config.precision,
         "versions": versions(),
     }
-    if config.probe and task.probed and config.method != "linear":
+    if config.probe and task.probed and not method_class(config.method).is_probe:
         seed_everything(accelerator.device, config.seed, "initial weights")
         head = build_probe(config, outputs["num_classes"])
         if synced:

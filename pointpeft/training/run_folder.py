@@ -91,6 +91,8 @@ class RunFolder:
         found = entries.pop("command", None)
         if found != command:
             raise ValueError(f"{self.path} holds a run of `{found}`; a run of `{command}` is needed")
+        if hasattr(kind, "upgraded"):  # names of earlier versions
+            entries = kind.upgraded(entries)
         known = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]
         unknown = sorted(set(entries) - set(known))
         if unknown:

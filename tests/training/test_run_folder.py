@@ -1,9 +1,11 @@
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from pointpeft.recipes.options_file import read_options
 from pointpeft.runs.config import FinetuneConfig, PretrainConfig
 from pointpeft.training.run_folder import RunFolder
 
@@ -28,6 +30,9 @@ def test_no_run_and_broken_configurations_are_named(tmp_path):
         folder.read_config(FinetuneConfig, "finetune")
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match="is not JSON"):
+        folder.read_config(FinetuneConfig, "finetune")
+    (tmp_path / "config.json").write_text('{"command": "finetune", "quirks": "both"}')
+    with pytest.raises(ValueError, match="unknown entries quirks"):
         folder.read_config(FinetuneConfig, "finetune")
     (tmp_path / "config.json").write_text('{"command": "finetune", "learning": 1}')
     with pytest.raises(ValueError, match="unknown entries learning"):
@@ -59,3 +64,11 @@ def test_other_processes_write_nothing(tmp_path):
     folder.save_checkpoint({})
     folder.log([{"epoch": 1}])
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("earlier", "double"), [("none", False), ("published", True)])
+def test_a_run_of_an_earlier_version_goes_on(tmp_path, earlier, double):
+    (tmp_path / "config.json").write_text(json.dumps({"command": "finetune", "data": "scans", "quirks": earlier}))
+    config = RunFolder(tmp_path).read_config(FinetuneConfig, "finetune")
+    assert config == FinetuneConfig("scans", double_step=double)
+    assert read_options(tmp_path / "config.json") == config

@@ -92,7 +92,7 @@ def run(command: FinetuneConfig) -> int:
         "clouds": clouds,
         **({"note": "; ".join(facts["notes"])} if facts["notes"] else {}),
         "augmentation, vote": f"{facts['augmentation']}, {facts['vote']}",
-        **({"quirks": facts["quirks"]} if facts["quirks"] != "none" else {}),
+        **({"steps per batch": 2} if facts["double step"] else {}),
         "speed, memory": f"{facts['clouds per second']} clouds/s in training, "
         f"{facts['peak memory MiB']} MiB ({facts['peak memory of']})",
         "run folder": folder,

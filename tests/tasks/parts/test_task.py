@@ -168,19 +168,19 @@ def test_other_parts_are_refused(config, tmp_path):
         evaluate(EvaluateConfig(result.folder, device="cpu", quiet=True))
 
 
-def test_published_quirks_step_twice(config):
+def test_double_step_steps_twice(config):
     once, twice = (
-        finetune(replace(config, epochs=1, warmup_epochs=0, quirks=quirks, output=config.output / quirks))
-        for quirks in ("none", "published")
+        finetune(replace(config, epochs=1, warmup_epochs=0, double_step=double, output=config.output / str(double)))
+        for double in (False, True)
     )
-    assert twice.facts["quirks"] == "published"
+    assert twice.facts["double step"] is True
     state = [
         torch.load(r.folder / "checkpoint.pt", weights_only=True)["optimizer"]["state"][0]["step"]
         for r in (once, twice)
     ]
     assert 2 * state[0] == state[1]
-    with pytest.raises(ValueError, match="quirks must be none for classification"):
-        finetune(FinetuneConfig(quirks="published", device="cpu"))
+    with pytest.raises(ValueError, match="double_step must be off for classification"):
+        finetune(FinetuneConfig(double_step=True, device="cpu"))
 
 
 def test_commands(config, tmp_path, capsys):
