@@ -147,8 +147,8 @@ REFUSED = {
     "scale_shift_backward": lambda op, x: op(x[0], TOKENS[0], LAST)[0],
     "scale_shift_gelu": lambda op, x: op(x[0], LAST, LAST),
     "scale_shift_gelu_backward": lambda op, x: op(x[0], TOKENS[0], LAST, LAST)[0],
-    "scale_shift_mlp": lambda op, x: op(x[0], *MLP, 0)[0],
-    "scale_shift_mlp_backward": lambda op, x: op(x[0], TOKENS[0], draw(3, 6), draw(0, 8), *MLP[:7])[0],
+    "scale_shift_mlp": lambda op, x: op(x[0], *MLP)[0],
+    "scale_shift_mlp_backward": lambda op, x: op(x[0], TOKENS[0], draw(3, 6), *MLP[:7])[0],
 }
 """Registered operations that the product calls inside a function of autograd: called alone they refuse."""
 

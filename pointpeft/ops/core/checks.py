@@ -8,7 +8,7 @@ from torch import Tensor
 FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
-def floating(name: str, tensor: Tensor, ndim: int, last: int | None = None) -> None:
+def require_floating(name: str, tensor: Tensor, ndim: int, last: int | None = None) -> None:
     """`tensor` is floating, has `ndim` dimensions and `last` entries in its last one."""
     if not isinstance(tensor, Tensor):
         raise ValueError(f"{name} must be a tensor, got {type(tensor).__name__}")
@@ -20,7 +20,7 @@ def floating(name: str, tensor: Tensor, ndim: int, last: int | None = None) -> N
         raise ValueError(f"{name} must have {last} entries in its last dimension, got shape {tuple(tensor.shape)}")
 
 
-def last(name: str, tensor: Tensor) -> None:
+def require_channels(name: str, tensor: Tensor) -> None:
     """`tensor` is floating and has a last dimension."""
     if not isinstance(tensor, Tensor):
         raise ValueError(f"{name} must be a tensor, got {type(tensor).__name__}")
@@ -30,18 +30,18 @@ def last(name: str, tensor: Tensor) -> None:
         raise ValueError(f"{name} must have channels in its last dimension, got shape {tuple(tensor.shape)}")
 
 
-def rows(tensor: Tensor) -> int:
+def num_rows(tensor: Tensor) -> int:
     """Rows of a weight matrix, 0 for what is none: `shaped` then says what is wrong."""
     return tensor.shape[0] if isinstance(tensor, Tensor) and tensor.dim() else 0
 
 
-def number(name: str, value: float, least: float, what: str) -> None:
+def require_number(name: str, value: float, least: float, what: str) -> None:
     """`value` is a finite number, int or float, of at least `least`; `what` says so."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value < float("inf"):
         raise ValueError(f"{name} must be {what}, got {value!r}")
 
 
-def count(name: str, value: int, most: int, what: str) -> None:
+def require_count(name: str, value: int, most: int, what: str) -> None:
     """`value` is an int in 1..most; `what` says what bounds it, such as "N"."""
     if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
         raise ValueError(f"{name} must be an int, got {type(value).__name__}")
@@ -51,7 +51,7 @@ def count(name: str, value: int, most: int, what: str) -> None:
         raise ValueError(f"{name} must be between 1 and {what} = {most}, got {value}")
 
 
-def shaped(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+def require_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
     """`tensor` has exactly `shape`."""
     if not isinstance(tensor, Tensor):
         raise ValueError(f"{name} must be a tensor, got {type(tensor).__name__}")
@@ -59,7 +59,7 @@ def shaped(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
         raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(tensor.shape)}")
 
 
-def same(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
+def require_same_kind(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
     """Both tensors have one device and dtype."""
     if tensor.device != other.device:
         raise ValueError(f"{name} is on {tensor.device}, but {other_name} is on {other.device}")
@@ -94,7 +94,7 @@ def is_fake(tensor: Tensor) -> bool:
     return type(tensor) is not Tensor and isinstance(tensor, torch._subclasses.FakeTensor)
 
 
-def finite(name: str, tensor: Tensor, lengths: Tensor | None = None) -> None:
+def require_finite(name: str, tensor: Tensor, lengths: Tensor | None = None) -> None:
     """No NaN and no infinity, where values may be looked at; padding behind `lengths` (B,) may hold anything."""
     if not looks_at_values(tensor):
         return
@@ -106,7 +106,7 @@ def finite(name: str, tensor: Tensor, lengths: Tensor | None = None) -> None:
         raise ValueError(f"{name} must be finite, got {bad} NaN or infinite values")
 
 
-def lengths(tensor: Tensor | None, of: Tensor, of_name: str, least: int, least_name: str) -> Tensor | None:
+def require_lengths(tensor: Tensor | None, of: Tensor, of_name: str, least: int, least_name: str) -> Tensor | None:
     """Lengths as int64 on the device of `of` (B, N, …): integers (B,) with least <= length <= N.
 
     Returns:

@@ -160,7 +160,6 @@ def _cuda_archs() -> str:
 _gpus_with_code: dict[int, bool] = {}
 
 
-@torch.compiler.assume_constant_result
 def _has_code_for_gpu(index: int | None) -> bool:
     """Whether the CUDA library has code that runs on a GPU, None for the current one; asked once a GPU."""
     if index is None:
@@ -172,6 +171,10 @@ def _has_code_for_gpu(index: int | None) -> bool:
             _cuda_archs(), torch.cuda.get_device_capability(index)
         )
     return _gpus_with_code[index]
+
+
+# What torch.compiler.assume_constant_result does, without its import of torch._dynamo, which takes a second.
+setattr(_has_code_for_gpu, "_dynamo_marked_constant", True)  # noqa: B010
 
 
 @cache

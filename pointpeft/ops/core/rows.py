@@ -28,13 +28,10 @@ def per_chunk(hidden: int, dtype: torch.dtype) -> int:
     return max(1, CHUNK_BYTES // max(1, hidden * dtype.itemsize))
 
 
-def chunks(n: int, most: int, kept: int = 0) -> list[tuple[int, int]]:
-    """First row and row behind the last of each chunk, nearly even; those of the first `kept` rows end there."""
-    bounds = []
-    for begin, end in ((0, kept), (kept, n)):
-        count = -(-(end - begin) // most)
-        bounds += [begin + (end - begin) * i // count for i in range(count)]
-    return list(pairwise([*bounds, n]))
+def chunks(n: int, most: int) -> list[tuple[int, int]]:
+    """First row and row behind the last of each chunk, of nearly even sizes of at most `most` rows."""
+    count = -(-n // most)
+    return list(pairwise([n * i // count for i in range(count + 1)])) if count else []
 
 
 _kept = threading.local()

@@ -52,7 +52,7 @@ def _cpu(x, branch, norm_weight, norm_bias, weights, seed, norm_eps, eps, dropou
     if branch is not None:
         branch, total = _rows.packed(branch.reshape(x.shape)), x.new_empty(x.shape)
     _rows.add_norm(x, branch, norm_weight, norm_bias, norm_eps, total, u)
-    maps(u, w1, b1, gamma1, beta1, w2, u.new_empty(0, w1.shape[0]), out=z)
+    maps(u, w1, b1, gamma1, beta1, w2, out=z)
     nw, nb, gw, gb, dw, db = adapter[:6]
     *_, s, _, hidden = _adapter._bottleneck_cpu(u, nw, nb, gw, gb, dw, db, seed, eps, 1.0, dropout_p, False)
     products.linear(hidden, uw, out=a)
@@ -97,9 +97,8 @@ class _AdaptedMlp(torch.autograd.Function):
         normal, mean, rstd = _normed(x, norm_weight, norm_bias, norm_eps)
         u, grad = normal.to(dtype), grad.contiguous()
         rows = (-1, x.shape[-1])
-        kept = z.new_empty(0, w1.shape[0])
         du, d_gamma1, d_beta1, d_gamma2, d_beta2 = _mlp_backward_op(
-            grad.view(rows), u.view(rows), z, kept, w1, b1, gamma1, beta1, w2, b2, gamma2
+            grad.view(rows), u.view(rows), z, w1, b1, gamma1, beta1, w2, b2, gamma2
         )
         also, *adapter_grads = _adapter._backward_op(grad, grad_prompt, u, *adapter, seed, eps, 1.0, dropout_p, False)
         du = also.add_(du.view(x.shape)).to(x.dtype)
@@ -150,8 +149,8 @@ def adapted_mlp(
 
     Source: Zhou et al., "Dynamic adapter meets prompt tuning", CVPR 2024, §3.2-3.3 and Eqs. 4-6.
     """
-    checks.floating("x", x, 3)
-    checks.last("x", x)
+    checks.require_floating("x", x, 3)
+    checks.require_channels("x", x)
     for name, tensors, count in (("norm", norm, 4), ("mlp", mlp, _MLP), ("adapter", adapter, _ADAPTER)):
         if not isinstance(tensors, Sequence) or len(tensors) != count:
             got = len(tensors) if isinstance(tensors, Sequence) else type(tensors).__name__
@@ -161,14 +160,14 @@ def adapted_mlp(
     dtype = first.dtype
     _check_tensors(x, dtype, norm, weights)
     if branch is not None:
-        checks.shaped("branch", branch, x.shape)
-        checks.floating("branch", branch, 3)
+        checks.require_shape("branch", branch, x.shape)
+        checks.require_floating("branch", branch, 3)
         if branch.device != x.device:
             raise ValueError(f"branch is on {branch.device}, but x is on {x.device}")
         if branch.dtype not in (x.dtype, dtype):
             raise ValueError(f"branch is {branch.dtype}, but x is {x.dtype}")
     for name, value in (("norm_eps", norm_eps), ("eps", eps)):
-        checks.number(name, value, 0.0, "a finite number of at least 0")
+        checks.require_number(name, value, 0.0, "a finite number of at least 0")
     seed = _adapter.checked_seed(x, seed, dropout_p, training)
     if library.use_fused_reference(x):
         options = {"norm_eps": norm_eps, "eps": eps, "dropout_p": dropout_p, "training": training, "seed": seed}
@@ -203,13 +202,13 @@ def _filled(name: str, tensors: Sequence[Tensor | None], places: tuple[int, ...]
 
 
 def _check_tensors(x: Tensor, dtype: torch.dtype, norm: Sequence[Tensor], weights: Sequence[Tensor]) -> None:
-    c, h, r = x.shape[-1], checks.rows(weights[0]), checks.rows(weights[_MLP + 4])
+    c, h, r = x.shape[-1], checks.num_rows(weights[0]), checks.num_rows(weights[_MLP + 4])
     like = x.new_empty(0, dtype=dtype)
     shapes = [(h, c), (h,), (h,), (h,), (c, h), (c,), (c,), (c,)]
     shapes += [(c,), (c,), (1, c), (1,), (r, c), (r,), (c, r), (c,)]
     for i, tensor in enumerate(norm):
-        checks.shaped(f"norm[{i}]", tensor, (c,))
-        checks.floating(f"norm[{i}]", tensor, 1)
+        checks.require_shape(f"norm[{i}]", tensor, (c,))
+        checks.require_floating(f"norm[{i}]", tensor, 1)
         mixed = x.dtype.itemsize == 2 and tensor.dtype == torch.float32  # as LayerNorm allows
         if tensor.device != x.device:
             raise ValueError(f"norm[{i}] is on {tensor.device}, but x is on {x.device}")
@@ -217,8 +216,8 @@ def _check_tensors(x: Tensor, dtype: torch.dtype, norm: Sequence[Tensor], weight
             raise ValueError(f"norm[{i}] is {tensor.dtype}, but x is {x.dtype}")
     for i, (tensor, shape) in enumerate(zip(weights, shapes, strict=True)):
         name = f"mlp[{i}]" if i < _MLP else f"adapter[{i - _MLP}]"
-        checks.shaped(name, tensor, shape)
-        checks.same(name, tensor, "x", like)
+        checks.require_shape(name, tensor, shape)
+        checks.require_same_kind(name, tensor, "x", like)
         if i in (0, 1, 4, 5) and tensor.requires_grad and torch.is_grad_enabled():
             raise ValueError(f"{name} must be frozen, but it requires a gradient")
 

@@ -18,7 +18,7 @@ def heads(y: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def check_heads(z: Tensor, num_heads: int) -> None:
     """`num_heads` is an int that divides a third of the channels of `z`."""
-    checks.floating("z", z, 3)
+    checks.require_floating("z", z, 3)
     check_num_heads("z", "channels", z.shape, z.shape[-1], num_heads)
 
 

@@ -56,14 +56,14 @@ def bottleneck_adapter(
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation must be {' or '.join(ACTIVATIONS)}, got {activation!r}")
     x, *weights = library.autocast(x, down_weight, down_bias, up_weight, up_bias)
-    checks.floating("x", x, 3)
-    checks.last("x", x)
-    c, r = x.shape[-1], checks.rows(down_weight)
+    checks.require_floating("x", x, 3)
+    checks.require_channels("x", x)
+    c, r = x.shape[-1], checks.num_rows(down_weight)
     names, shapes = ("down_weight", "down_bias", "up_weight", "up_bias"), ((r, c), (r,), (c, r), (c,))
     for name, weight, shape in zip(names, weights, shapes, strict=True):
-        checks.shaped(name, weight, shape)
-        checks.same(name, weight, "x", x)
-    checks.number("multiplier", multiplier, -torch.finfo(torch.float64).max, "a finite number")
+        checks.require_shape(name, weight, shape)
+        checks.require_same_kind(name, weight, "x", x)
+    checks.require_number("multiplier", multiplier, -torch.finfo(torch.float64).max, "a finite number")
     seed = _adapter.checked_seed(x, seed, dropout_p, training)
     if library.use_fused_reference(x):
         return bottleneck_adapter_reference(

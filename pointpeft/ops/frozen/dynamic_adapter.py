@@ -60,14 +60,14 @@ def dynamic_adapter(
     names = ("ln_weight", "ln_bias", "scale_weight", "scale_bias", "down_weight", "down_bias", "up_weight", "up_bias")
     weights = (ln_weight, ln_bias, scale_weight, scale_bias, down_weight, down_bias, up_weight, up_bias)
     x, *weights = library.autocast(x, *weights)
-    checks.floating("x", x, 3)
-    checks.last("x", x)
-    c, r = x.shape[-1], checks.rows(down_weight)
+    checks.require_floating("x", x, 3)
+    checks.require_channels("x", x)
+    c, r = x.shape[-1], checks.num_rows(down_weight)
     shapes = ((c,), (c,), (1, c), (1,), (r, c), (r,), (c, r), (c,))
     for name, weight, shape in zip(names, weights, shapes, strict=True):
-        checks.shaped(name, weight, shape)
-        checks.same(name, weight, "x", x)
-    checks.number("eps", eps, 0.0, "a finite number of at least 0")
+        checks.require_shape(name, weight, shape)
+        checks.require_same_kind(name, weight, "x", x)
+    checks.require_number("eps", eps, 0.0, "a finite number of at least 0")
     seed = _adapter.checked_seed(x, seed, dropout_p, training)
     if library.use_fused_reference(x):
         return dynamic_adapter_reference(

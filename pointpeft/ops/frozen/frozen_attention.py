@@ -78,10 +78,10 @@ def frozen_attention(
     Source: Vaswani et al., "Attention is all you need", 2017, Eq. 1; Lian et al., "Scaling & shifting your features",
     NeurIPS 2022, Eq. 2.
     """
-    checks.floating("x", x, 3)
-    checks.last("x", x)
+    checks.require_floating("x", x, 3)
+    checks.require_channels("x", x)
     if isinstance(weight, Tensor):
-        check_num_heads("weight", "rows", weight.shape, checks.rows(weight), num_heads)
+        check_num_heads("weight", "rows", weight.shape, checks.num_rows(weight), num_heads)
     x, weight, bias, gamma, beta = checked(x, weight, bias, gamma, beta)
     if not x.numel() or library.use_fused_reference(x):
         return frozen_attention_reference(x, weight, bias, gamma, beta, num_heads)

@@ -75,14 +75,14 @@ def checked(
         raise ValueError(f"gamma and beta must be given together, got {'beta' if gamma is None else 'gamma'} alone")
     if not isinstance(weight, Tensor):
         raise ValueError(f"weight must be a tensor, got {type(weight).__name__}")
-    rows = checks.rows(weight)
+    rows = checks.num_rows(weight)
     given = {"weight": weight, "bias": bias, "gamma": gamma, "beta": beta}
     given = {name: tensor for name, tensor in given.items() if tensor is not None}
     x, *cast = library.autocast(x, *given.values())
     tensors = dict(zip(given, cast, strict=True))
     for name, tensor in tensors.items():
-        checks.shaped(name, tensor, (rows, x.shape[-1]) if name == "weight" else (rows,))
-        checks.same(name, tensor, "x", x)
+        checks.require_shape(name, tensor, (rows, x.shape[-1]) if name == "weight" else (rows,))
+        checks.require_same_kind(name, tensor, "x", x)
         if name in ("weight", "bias") and tensor.requires_grad and torch.is_grad_enabled():
             raise ValueError(f"{name} must be frozen, but it requires a gradient")
     return x, tensors["weight"], tensors.get("bias"), tensors.get("gamma"), tensors.get("beta")
@@ -116,7 +116,7 @@ def frozen_linear(
 
     Source of γ and β: Lian et al., "Scaling & shifting your features", NeurIPS 2022, Eq. 2.
     """
-    checks.last("x", x)
+    checks.require_channels("x", x)
     x, weight, bias, gamma, beta = checked(x, weight, bias, gamma, beta)
     rows = weight.shape[0]
     if library.use_fused_reference(x) or torch.compiler.is_compiling():  # compilers choose their own library

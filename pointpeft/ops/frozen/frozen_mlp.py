@@ -59,12 +59,12 @@ def frozen_mlp(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Ten
 
     Source: Dosovitskiy et al., "An image is worth 16x16 words", ICLR 2021, Eq. 3.
     """
-    checks.last("x", x)
-    h, c = checks.rows(w1), x.shape[-1]
+    checks.require_channels("x", x)
+    h, c = checks.num_rows(w1), x.shape[-1]
     x, *weights = library.autocast(x, w1, b1, w2, b2)
     for name, tensor, shape in zip(("w1", "b1", "w2", "b2"), weights, ((h, c), (h,), (c, h), (c,)), strict=True):
-        checks.shaped(name, tensor, shape)
-        checks.same(name, tensor, "x", x)
+        checks.require_shape(name, tensor, shape)
+        checks.require_same_kind(name, tensor, "x", x)
         if tensor.requires_grad and torch.is_grad_enabled():
             raise ValueError(f"{name} must be frozen, but it requires a gradient")
     if library.use_fused_reference(x) or torch.compiler.is_compiling():  # compilers choose their own library

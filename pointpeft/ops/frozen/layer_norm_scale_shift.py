@@ -65,7 +65,7 @@ def layer_norm_scale_shift(
 
     Source: Lian et al., "Scaling & shifting your features", NeurIPS 2022, Eq. 2 and Fig. 2.
     """
-    checks.last("x", x)
+    checks.require_channels("x", x)
     if (gamma is None) != (beta is None):
         raise ValueError(f"gamma and beta must be given together, got {'beta' if gamma is None else 'gamma'} alone")
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
@@ -74,8 +74,8 @@ def layer_norm_scale_shift(
     if gamma is not None and beta is not None:
         given |= {"gamma": gamma, "beta": beta}
     for name, tensor in given.items():
-        checks.shaped(name, tensor, x.shape[-1:])
-        checks.floating(name, tensor, 1)
+        checks.require_shape(name, tensor, x.shape[-1:])
+        checks.require_floating(name, tensor, 1)
         mixed = x.dtype.itemsize == 2 and tensor.dtype == torch.float32  # as LayerNorm allows
         if tensor.device != x.device:
             raise ValueError(f"{name} is on {tensor.device}, but x is on {x.device}")

@@ -326,7 +326,7 @@ def fold_batch_norm(
 
 
 def _checked(patches: Tensor, weights: PatchEmbedWeights) -> tuple[Tensor, PatchEmbedWeights]:
-    checks.floating("patches", patches, 4, 3)
+    checks.require_floating("patches", patches, 4, 3)
     if patches.shape[2] == 0:
         raise ValueError(f"patches must have at least one point each, got shape {tuple(patches.shape)}")
     for name, weight in zip(PatchEmbedWeights._fields, weights, strict=True):
@@ -334,7 +334,7 @@ def _checked(patches: Tensor, weights: PatchEmbedWeights) -> tuple[Tensor, Patch
             raise ValueError(f"{name} must be a tensor, got {type(weight).__name__}")
     patches, *tensors = library.autocast(patches, *weights)
     weights = PatchEmbedWeights(*tensors)
-    h1, h2, h3, c = (checks.rows(weights[i]) for i in (0, 2, 4, 6))
+    h1, h2, h3, c = (checks.num_rows(weights[i]) for i in (0, 2, 4, 6))
     for name, width in zip(("w1", "w2", "w3", "w4"), (h1, h2, h3, c), strict=True):
         if width == 0:
             raise ValueError(f"{name} must have at least one row, got shape {tuple(getattr(weights, name).shape)}")
@@ -342,5 +342,5 @@ def _checked(patches: Tensor, weights: PatchEmbedWeights) -> tuple[Tensor, Patch
     for name, tensor, shape in zip(PatchEmbedWeights._fields, weights, shapes, strict=True):
         if tensor.shape != shape:
             raise ValueError(f"{name} must have shape {shape}, got {tuple(tensor.shape)}")
-        checks.same(name, tensor, "patches", patches)
+        checks.require_same_kind(name, tensor, "patches", patches)
     return patches, weights

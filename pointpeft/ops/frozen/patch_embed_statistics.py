@@ -71,18 +71,18 @@ def patch_embed_statistics(
 
     Source: Ioffe & Szegedy, "Batch normalization", 2015, Algorithm 1.
     """
-    checks.floating("patches", patches, 4, 3)
+    checks.require_floating("patches", patches, 4, 3)
     if patches.numel() == 0:
         raise ValueError(f"patches must hold points, got shape {tuple(patches.shape)}")
-    h1, h2, h3 = (checks.rows(weight) for weight in (w1, w2, w3))
+    h1, h2, h3 = (checks.num_rows(weight) for weight in (w1, w2, w3))
     named = [("w1", w1, (h1, 3)), ("b1", b1, (h1,)), ("gamma1", gamma1, (h1,)), ("beta1", beta1, (h1,))]
     named += [("w2", w2, (h2, h1)), ("b2", b2, (h2,)), ("w3", w3, (h3, 2 * h2)), ("b3", b3, (h3,))]
     for name, tensor, shape in [*named, *(("moments1", t, (h1,)) for t in moments1 or ())]:
-        checks.floating(name, tensor, len(shape))
-        checks.shaped(name, tensor, shape)
+        checks.require_floating(name, tensor, len(shape))
+        checks.require_shape(name, tensor, shape)
         if tensor.device != patches.device:
             raise ValueError(f"{name} is on {tensor.device}, but patches is on {patches.device}")
-    checks.number("eps1", eps1, 0.0, "a finite number of at least 0")
+    checks.require_number("eps1", eps1, 0.0, "a finite number of at least 0")
     args = (patches, w1, b1, gamma1, beta1, eps1, w2, b2, w3, b3, moments1)
     derivatives.refuse_gradient("patch_embed_statistics", *args)
     if library.use_fused_reference(patches):

@@ -134,11 +134,11 @@ def scale_shift(x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
 
     Source: Lian et al., "Scaling & shifting your features", NeurIPS 2022, Eq. 2.
     """
-    checks.last("x", x)
+    checks.require_channels("x", x)
     x, gamma, beta = library.autocast(x, gamma, beta)
     for name, tensor in (("gamma", gamma), ("beta", beta)):
-        checks.shaped(name, tensor, x.shape[-1:])
-        checks.same(name, tensor, "x", x)
+        checks.require_shape(name, tensor, x.shape[-1:])
+        checks.require_same_kind(name, tensor, "x", x)
     if library.use_fused_reference(x):
         return scale_shift_reference(x, gamma, beta)
     rows = x.reshape(-1, x.shape[-1])

@@ -104,8 +104,8 @@ def scale_shift_attention(z: Tensor, gamma: Tensor, beta: Tensor, num_heads: int
     check_heads(z, num_heads)
     z, gamma, beta = library.autocast(z, gamma, beta)
     for name, tensor in (("gamma", gamma), ("beta", beta)):
-        checks.shaped(name, tensor, z.shape[-1:])
-        checks.same(name, tensor, "z", z)
+        checks.require_shape(name, tensor, z.shape[-1:])
+        checks.require_same_kind(name, tensor, "z", z)
     if not z.numel() or library.use_fused_reference(z):  # the fused attention divides by the number of tokens
         return scale_shift_attention_reference(z, gamma, beta, num_heads)
     if torch.is_grad_enabled() and (z.requires_grad or gamma.requires_grad or beta.requires_grad):

@@ -12,19 +12,17 @@ from torch import Tensor
 from pointpeft.ops.core import checks, derivatives, library, products
 from pointpeft.ops.core import rows as _rows
 
-KEPT_SHARE = 0.0  # CPU: of the rows, whose first map's output is kept for the backward: 0.25 are as many bytes as x
-
 _ATEN = torch.ops.aten
 
 
-def _cuda(x, w1, b1, gamma1, beta1, w2, b2, gamma2, beta2, _keep):
+def _cuda(x, w1, b1, gamma1, beta1, w2, b2, gamma2, beta2):
     # γ and β of the first map go into its weight: cheaper than a pass over the hidden layer for more than C tokens.
     w1, b1 = w1 * gamma1[:, None], torch.addcmul(beta1, b1, gamma1)
     z = torch.mm(_ATEN.gelu_(torch.addmm(b1, x, w1.t())), w2.t())
-    return torch.addcmul(torch.addcmul(beta2, b2, gamma2), z, gamma2), z, x.new_empty(0, w1.shape[0])
+    return torch.addcmul(torch.addcmul(beta2, b2, gamma2), z, gamma2), z
 
 
-def _cuda_backward(grad, x, z, _kept, w1, b1, gamma1, beta1, w2, b2, gamma2):
+def _cuda_backward(grad, x, z, w1, b1, gamma1, beta1, w2, b2, gamma2):
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     d_beta2 = grad.sum(0, dtype=wide)
     d_gamma2 = torch.addcmul((grad * z).sum(0, dtype=wide), d_beta2, b2)
@@ -40,11 +38,11 @@ def _cuda_backward(grad, x, z, _kept, w1, b1, gamma1, beta1, w2, b2, gamma2):
 # CPU the first map is treated likewise, so that the products have no bias to add.
 
 
-def _cpu(x, w1, b1, gamma1, beta1, w2, b2, gamma2, beta2, keep):
+def _cpu(x, w1, b1, gamma1, beta1, w2, b2, gamma2, beta2):
     shift2 = torch.addcmul(beta2, b2, gamma2)
-    y, kept = x.new_empty(x.shape), x.new_empty(keep, w1.shape[0])
-    z = maps(x, w1, b1, gamma1, beta1, w2, kept, lambda z, at: _rows.forward(z, gamma2, shift2, False, y[at]))
-    return y, z, kept
+    y = x.new_empty(x.shape)
+    z = maps(x, w1, b1, gamma1, beta1, w2, lambda z, at: _rows.forward(z, gamma2, shift2, False, y[at]))
+    return y, z
 
 
 def maps(
@@ -54,38 +52,31 @@ def maps(
     gamma1: Tensor,
     beta1: Tensor,
     w2: Tensor,
-    kept: Tensor,
     then: Callable[[Tensor, slice], Any] = lambda z, at: None,
     out: Tensor | None = None,
 ) -> Tensor:
     """Z = W2 GELU(γ1 ⊙ (W1 x + b1) + β1) on the CPU, in `out` where it is given. [N, C] -> [N, C]
 
-    The first rows of W1 x go into `kept`; `then` is called with each part of z, while it is near the cores, and its
-    place.
+    `then` is called with each part of z, while it is near the cores, and its place.
     """
     x = x.contiguous()
-    n, h, keep = x.shape[0], w1.shape[0], len(kept)
+    n, h = x.shape[0], w1.shape[0]
     most = _rows.per_chunk(h, x.dtype)
     shift1 = torch.addcmul(beta1, b1, gamma1)
     z = x.new_empty(n, w2.shape[0]) if out is None else out
     hidden = _rows.scratch(min(n, most), h, x.dtype, "hidden")
-    chunks = _rows.chunks(n, most, keep)
+    chunks = _rows.chunks(n, most)
     first, second = (products.prepared(w, n // max(1, len(chunks)), name) for w, name in ((w1, "w1"), (w2, "w2")))
     for begin, end in chunks:
-        t = hidden[: end - begin]
-        if end <= keep:
-            kept[begin:end] = products.linear(x[begin:end], first, buffer=t)
-            _rows.forward(kept[begin:end], gamma1, shift1, True, t)
-        else:
-            t = products.linear_gelu(x[begin:end], first, gamma1, shift1, buffer=t)
+        t = products.linear_gelu(x[begin:end], first, gamma1, shift1, buffer=hidden[: end - begin])
         products.linear(t, second, out=z[begin:end])
         then(z[begin:end], slice(begin, end))
     return z
 
 
-def _cpu_backward(grad, x, z, kept, w1, b1, gamma1, beta1, w2, b2, gamma2):
+def _cpu_backward(grad, x, z, w1, b1, gamma1, beta1, w2, b2, gamma2):
     x, grad = x.contiguous(), _rows.packed(grad)
-    n, c, keep, h = *x.shape, kept.shape[0], w1.shape[0]
+    n, c, h = *x.shape, w1.shape[0]
     shift1 = torch.addcmul(beta1, b1, gamma1)
     most = _rows.per_chunk(h, x.dtype)
     rows = min(n, most)
@@ -93,11 +84,11 @@ def _cpu_backward(grad, x, z, kept, w1, b1, gamma1, beta1, w2, b2, gamma2):
     hidden, d_hidden = (_rows.scratch(rows, h, x.dtype, name) for name in ("hidden", "d_hidden"))
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     sums = [x.new_zeros(t.shape, dtype=wide) for t in (gamma1, gamma1, gamma2, gamma2)]
-    chunks = _rows.chunks(n, most, keep)
+    chunks = _rows.chunks(n, most)
     weights = {"w1": w1, "w2": w2.t(), "w1 back": w1.t()}
     first, second, back = (products.prepared(w, n // max(1, len(chunks)), name) for name, w in weights.items())
     for begin, end in chunks:
-        t = kept[begin:end] if end <= keep else products.linear(x[begin:end], first, buffer=hidden[: end - begin])
+        t = products.linear(x[begin:end], first, buffer=hidden[: end - begin])
         outer = _rows.backward(grad[begin:end], z[begin:end], gamma2, None, dz[: end - begin])
         dy = products.linear(dz[: end - begin], second, buffer=d_hidden[: end - begin])
         inner = _rows.backward(dy, t, gamma1, shift1, dy)
@@ -109,24 +100,23 @@ def _cpu_backward(grad, x, z, kept, w1, b1, gamma1, beta1, w2, b2, gamma2):
     return dx, *(total.to(x.dtype) for total in sums)
 
 
-def _fake(x, w1, b1, gamma1, beta1, w2, b2, gamma2, beta2, keep):
-    n, h, c = x.shape[0], *w1.shape
-    return x.new_empty((n, c)), x.new_empty((n, c)), x.new_empty((keep, h))
+def _fake(x, w1, b1, gamma1, beta1, w2, b2, gamma2, beta2):
+    return x.new_empty(x.shape), x.new_empty(x.shape)
 
 
-def _fake_backward(grad, x, z, kept, w1, b1, gamma1, beta1, w2, b2, gamma2):
+def _fake_backward(grad, x, z, w1, b1, gamma1, beta1, w2, b2, gamma2):
     return x.new_empty(x.shape), *(x.new_empty(t.shape) for t in (gamma1, beta1, gamma2, gamma2))
 
 
 _op = library.define(
     "scale_shift_mlp(Tensor x, Tensor w1, Tensor b1, Tensor gamma1, Tensor beta1, Tensor w2, Tensor b2, "
-    "Tensor gamma2, Tensor beta2, SymInt keep) -> (Tensor, Tensor, Tensor)",
+    "Tensor gamma2, Tensor beta2) -> (Tensor, Tensor)",
     cpu=_cpu,
     cuda=_cuda,
     fake=_fake,
 )
 _backward_op = library.define(
-    "scale_shift_mlp_backward(Tensor grad, Tensor x, Tensor z, Tensor kept, Tensor w1, Tensor b1, Tensor gamma1, "
+    "scale_shift_mlp_backward(Tensor grad, Tensor x, Tensor z, Tensor w1, Tensor b1, Tensor gamma1, "
     "Tensor beta1, Tensor w2, Tensor b2, Tensor gamma2) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     cpu=_cpu_backward,
     cuda=_cuda_backward,
@@ -135,13 +125,12 @@ _backward_op = library.define(
 
 
 class _ScaleShiftMlp(torch.autograd.Function):
-    """Keeps x, the second map's output and the weights; on the CPU also a share of the first map's output."""
+    """Keeps x, the second map's output and the weights."""
 
     @staticmethod
     def forward(ctx, x, w1, b1, gamma1, beta1, w2, b2, gamma2, beta2):
-        keep = 0 if x.device.type == "cuda" else int(KEPT_SHARE * x.shape[0])
-        y, z, kept = _op(x, w1, b1, gamma1, beta1, w2, b2, gamma2, beta2, keep)
-        ctx.save_for_backward(x, z, kept, w1, b1, gamma1, beta1, w2, b2, gamma2)
+        y, z = _op(x, w1, b1, gamma1, beta1, w2, b2, gamma2, beta2)
+        ctx.save_for_backward(x, z, w1, b1, gamma1, beta1, w2, b2, gamma2)
         return y
 
     @staticmethod
@@ -165,7 +154,7 @@ def scale_shift_mlp(
     """An MLP whose maps are adapted: y = γ2 ⊙ (W2 GELU(γ1 ⊙ (W1 x + b1) + β1) + b2) + β2, with frozen maps.
 
     Differentiable in x, γ and β, not in the maps. For the backward x and the second map's output are kept; the hidden
-    layer, four times as wide, is computed again, on the CPU all but `KEPT_SHARE` of it.
+    layer, four times as wide, is computed again.
 
     Args:
         x: Any strides; under autocast all tensors are cast to its type. [..., C]
@@ -186,15 +175,15 @@ def scale_shift_mlp(
 
     Source: Zhou et al., "Dynamic adapter meets prompt tuning", CVPR 2024, §3.2.
     """
-    checks.last("x", x)
-    h = checks.rows(w1)
+    checks.require_channels("x", x)
+    h = checks.num_rows(w1)
     c = x.shape[-1]
     names = ("w1", "b1", "gamma1", "beta1", "w2", "b2", "gamma2", "beta2")
     x, *weights = library.autocast(x, w1, b1, gamma1, beta1, w2, b2, gamma2, beta2)
     shapes = ((h, c), (h,), (h,), (h,), (c, h), (c,), (c,), (c,))
     for name, tensor, shape in zip(names, weights, shapes, strict=True):
-        checks.shaped(name, tensor, shape)
-        checks.same(name, tensor, "x", x)
+        checks.require_shape(name, tensor, shape)
+        checks.require_same_kind(name, tensor, "x", x)
         if tensor.requires_grad and name in ("w1", "b1", "w2", "b2") and torch.is_grad_enabled():
             raise ValueError(f"{name} must be frozen, but it requires a gradient")
     if library.use_fused_reference(x):
@@ -202,7 +191,7 @@ def scale_shift_mlp(
     rows = x.reshape(-1, c)
     if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *weights)):
         return _ScaleShiftMlp.apply(rows, *weights).view(x.shape)
-    return _op(rows, *weights, 0)[0].view(x.shape)
+    return _op(rows, *weights)[0].view(x.shape)
 
 
 def scale_shift_mlp_reference(

@@ -40,7 +40,7 @@ def aggregate_neighbors(
 
     Source: the pooling of PointNet++ (2017), §3.2, and of the geometry-aware adapter of Point-PEFT (2024).
     """
-    checks.floating("features", features, 3)
+    checks.require_floating("features", features, 3)
     if not isinstance(idx, Tensor) or idx.dtype != torch.int64:
         raise ValueError(f"idx must be an int64 tensor, got {getattr(idx, 'dtype', type(idx).__name__)}")
     if idx.dim() != 3 or idx.shape[0] != features.shape[0] or idx.shape[2] == 0:
@@ -52,7 +52,7 @@ def aggregate_neighbors(
     if mode == "weighted":
         if weights is None:
             raise ValueError(f"weights must be given for mode 'weighted', with shape {tuple(idx.shape)}")
-        checks.floating("weights", weights, 3)
+        checks.require_floating("weights", weights, 3)
         if weights.shape != idx.shape:
             raise ValueError(f"weights must have the shape {tuple(idx.shape)} of idx, got {tuple(weights.shape)}")
         if weights.device != features.device:

@@ -29,17 +29,17 @@ def ball_query(query: Tensor, support: Tensor, radius: float, k: int) -> Tensor:
 
     Source: PointNet++ (2017), §3.2; the padding and the order: the pointnet2_ops package.
     """
-    checks.floating("query", query, 3, 3)
-    checks.floating("support", support, 3, 3)
-    checks.same("support", support, "query", query)
+    checks.require_floating("query", query, 3, 3)
+    checks.require_floating("support", support, 3, 3)
+    checks.require_same_kind("support", support, "query", query)
     if support.shape[0] != query.shape[0]:
         raise ValueError(f"support must have B = {query.shape[0]} clouds like query, got {support.shape[0]}")
-    checks.count("k", k, support.shape[1], "N")
+    checks.require_count("k", k, support.shape[1], "N")
     if isinstance(radius, bool) or not isinstance(radius, (int, float)) or not radius > 0:
         raise ValueError(f"radius must be a number above 0, got {radius!r}")
     if query.device.type != "cpu" or query.shape[1] == 0:  # the CPU kernel looks by itself, where it has work
-        checks.finite("query", query)
-        checks.finite("support", support)
+        checks.require_finite("query", query)
+        checks.require_finite("support", support)
     if library.use_reference(query):
         return ball_query_reference(query, support, radius, k)
     return library.call(torch.ops.pointpeft.ball_query, query, support, float(radius), k)
@@ -47,8 +47,8 @@ def ball_query(query: Tensor, support: Tensor, radius: float, k: int) -> Tensor:
 
 def ball_query_reference(query: Tensor, support: Tensor, radius: float, k: int) -> Tensor:
     """The definition in plain PyTorch; arguments and result as in `ball_query`."""
-    checks.finite("query", query)
-    checks.finite("support", support)
+    checks.require_finite("query", query)
+    checks.require_finite("support", support)
     accumulate = torch.float64 if query.dtype == torch.float64 else torch.float32
     n = support.shape[1]
     q, s = query.detach().to(accumulate), support.detach().to(accumulate)

@@ -31,9 +31,9 @@ def chamfer_distance(a: Tensor, b: Tensor, norm: int = 2) -> Tensor:
     Source: the `ChamferDistanceL2` and `ChamferDistanceL1` that Point-MAE (2022) is trained with; Fan et al., "A point
         set generation network", 2017, eq. 1.
     """
-    checks.floating("a", a, 3, 3)
-    checks.floating("b", b, 3, 3)
-    checks.same("b", b, "a", a)
+    checks.require_floating("a", a, 3, 3)
+    checks.require_floating("b", b, 3, 3)
+    checks.require_same_kind("b", b, "a", a)
     if a.shape[0] != b.shape[0]:
         raise ValueError(f"b must have as many clouds as a, {a.shape[0]}, got {b.shape[0]}")
     if a.shape[1] == 0 or b.shape[1] == 0:
@@ -43,16 +43,16 @@ def chamfer_distance(a: Tensor, b: Tensor, norm: int = 2) -> Tensor:
     if library.use_reference(a):
         return chamfer_distance_reference(a, b, norm)
     if a.device.type != "cpu":  # the CPU kernel looks by itself
-        checks.finite("a", a)
-        checks.finite("b", b)
+        checks.require_finite("a", a)
+        checks.require_finite("b", b)
     sq_a, _, sq_b, _ = library.call(torch.ops.pointpeft.chamfer_distance, a, b)
     return _mean(sq_a, sq_b, norm)
 
 
 def chamfer_distance_reference(a: Tensor, b: Tensor, norm: int = 2) -> Tensor:
     """The definition in plain PyTorch; arguments and result as in `chamfer_distance`."""
-    checks.finite("a", a)
-    checks.finite("b", b)
+    checks.require_finite("a", a)
+    checks.require_finite("b", b)
     if a.dtype != torch.float64:
         a, b = a.float(), b.float()
     dx, dy, dz = (a[:, :, None] - b[:, None]).unbind(-1)

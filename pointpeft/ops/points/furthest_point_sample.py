@@ -56,10 +56,10 @@ def checked(
     count_name: str = "num_samples",
 ) -> tuple[Tensor | None, Tensor | None, int]:
     """Checks the arguments; gives lengths, starts (B,) or None, and the start of all clouds where that is None."""
-    checks.floating("xyz", xyz, 3, 3)
+    checks.require_floating("xyz", xyz, 3, 3)
     batch, n, _ = xyz.shape
-    checks.count(count_name, num_samples, n, "N")
-    lengths = checks.lengths(lengths, xyz, "xyz", num_samples, count_name)
+    checks.require_count(count_name, num_samples, n, "N")
+    lengths = checks.require_lengths(lengths, xyz, "xyz", num_samples, count_name)
     starts = None
     if isinstance(start, Tensor):
         if start.dtype != torch.int64 or start.shape != (batch,) or start.device != xyz.device:
@@ -75,13 +75,13 @@ def checked(
     else:
         if isinstance(start, bool) or not isinstance(start, (int, torch.SymInt)):
             raise ValueError(f"start must be an int or an int64 tensor, got {type(start).__name__}")
-        checks.count("start + 1", start + 1, n, "N")
+        checks.require_count("start + 1", start + 1, n, "N")
         if lengths is not None and checks.looks_at_values(lengths) and batch and start >= int(lengths.min()):
             raise ValueError(f"start must be below each cloud's length, got {start} and length {int(lengths.min())}")
     if not isinstance(min_sq_norm, (int, float)) or not min_sq_norm >= 0:
         raise ValueError(f"min_sq_norm must be at least 0, got {min_sq_norm!r}")
     if xyz.device.type != "cpu":  # the CPU kernel looks by itself
-        checks.finite("xyz", xyz, lengths)
+        checks.require_finite("xyz", xyz, lengths)
     return lengths, starts, start
 
 
@@ -94,7 +94,7 @@ def furthest_point_sample_reference(
     min_sq_norm: float = 0.0,
 ) -> Tensor:
     """The definition in plain PyTorch; arguments and result as in `furthest_point_sample`."""
-    checks.finite("xyz", xyz, lengths)
+    checks.require_finite("xyz", xyz, lengths)
     batch, n = xyz.shape[:2]
     p = xyz.detach() if xyz.dtype == torch.float64 else xyz.detach().float()
     candidate = torch.isfinite(p).all(-1)

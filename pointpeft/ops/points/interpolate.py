@@ -40,10 +40,10 @@ def interpolate(
 
     Source: PointNet++ (2017), §3.4, with k = 3; with "all", the propagation of Point-PEFT's geometry-aware adapter.
     """
-    checks.floating("query_xyz", query_xyz, 3, 3)
-    checks.floating("support_xyz", support_xyz, 3, 3)
-    checks.floating("support_features", support_features, 3)
-    checks.same("support_xyz", support_xyz, "query_xyz", query_xyz)
+    checks.require_floating("query_xyz", query_xyz, 3, 3)
+    checks.require_floating("support_xyz", support_xyz, 3, 3)
+    checks.require_floating("support_features", support_features, 3)
+    checks.require_same_kind("support_xyz", support_xyz, "query_xyz", query_xyz)
     if support_xyz.shape[0] != query_xyz.shape[0]:
         raise ValueError(
             f"support_xyz must have B = {query_xyz.shape[0]} clouds like query_xyz, got {support_xyz.shape[0]}"
@@ -61,13 +61,13 @@ def interpolate(
     if k != "all":
         if isinstance(k, str):
             raise ValueError(f'k must be an int or "all", got {k!r}')
-        checks.count("k", k, n, "N")
+        checks.require_count("k", k, n, "N")
     elif n == 0:
         raise ValueError("support_xyz must have at least 1 point, got N = 0")
     if isinstance(eps, bool) or not isinstance(eps, (int, float)) or not 0 < eps < float("inf"):
         raise ValueError(f"eps must be a finite number above 0, got {eps!r}")
-    checks.finite("query_xyz", query_xyz)
-    checks.finite("support_xyz", support_xyz)
+    checks.require_finite("query_xyz", query_xyz)
+    checks.require_finite("support_xyz", support_xyz)
     if library.use_reference(query_xyz):
         return interpolate_reference(query_xyz, support_xyz, support_features, k, eps)
     if k == "all":

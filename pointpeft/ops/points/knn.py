@@ -33,20 +33,20 @@ def knn(query: Tensor, support: Tensor, k: int, *, lengths: Tensor | None = None
         ValueError: A wrong shape, dtype, device or value; a non-finite value (on CUDA only under POINTPEFT_CHECK=1;
             otherwise such points come last).
     """
-    checks.floating("query", query, 3)
-    checks.floating("support", support, 3)
-    checks.same("support", support, "query", query)
+    checks.require_floating("query", query, 3)
+    checks.require_floating("support", support, 3)
+    checks.require_same_kind("support", support, "query", query)
     if query.shape[0] != support.shape[0] or query.shape[2] != support.shape[2]:
         raise ValueError(
             f"query and support must agree in B and C, got shapes {tuple(query.shape)} and {tuple(support.shape)}"
         )
     if query.shape[2] == 0:
         raise ValueError(f"query must have at least 1 channel, got shape {tuple(query.shape)}")
-    checks.count("k", k, support.shape[1], "N")
-    lengths = checks.lengths(lengths, support, "support", k, "k")
+    checks.require_count("k", k, support.shape[1], "N")
+    lengths = checks.require_lengths(lengths, support, "support", k, "k")
     if query.device.type != "cpu" or query.shape[1] == 0:  # the CPU kernel looks by itself, where it has work
-        checks.finite("query", query)
-        checks.finite("support", support, lengths)
+        checks.require_finite("query", query)
+        checks.require_finite("support", support, lengths)
     if library.use_reference(query):
         return knn_reference(query, support, k, lengths=lengths)
     return library.call(torch.ops.pointpeft.knn.default, query, support, k, lengths)
@@ -54,8 +54,8 @@ def knn(query: Tensor, support: Tensor, k: int, *, lengths: Tensor | None = None
 
 def knn_reference(query: Tensor, support: Tensor, k: int, *, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The definition in plain PyTorch; arguments and result as in `knn`."""
-    checks.finite("query", query)
-    checks.finite("support", support, lengths)
+    checks.require_finite("query", query)
+    checks.require_finite("support", support, lengths)
     q, s = (query, support) if query.dtype == torch.float64 else (query.float(), support.float())
     with torch.no_grad():
         distance = _all_distances(q, s)

@@ -59,9 +59,9 @@ def sample_and_group(
     Source: the `Group` module of Point-BERT (2022) and Point-MAE (2022).
     """
     lengths, starts, start = checked(xyz, num_groups, lengths, start, min_sq_norm, count_name="num_groups")
-    checks.count("group_size", group_size, xyz.shape[1], "N")
+    checks.require_count("group_size", group_size, xyz.shape[1], "N")
     if group_size > num_groups:
-        checks.lengths(lengths, xyz, "xyz", group_size, "group_size")
+        checks.require_lengths(lengths, xyz, "xyz", group_size, "group_size")
     if library.use_reference(xyz):
         return sample_and_group_reference(
             xyz,

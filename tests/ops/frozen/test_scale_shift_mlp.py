@@ -47,19 +47,14 @@ def test_chunks_do_not_matter(generator, monkeypatch):
     fused.assert_all_close(fused.results(scale_shift_mlp, inputs, grad, TRAINED), whole, torch.float64)
 
 
-@pytest.mark.parametrize("share", [0, 0.3, 1])
-def test_how_much_is_kept_does_not_matter(share, generator, monkeypatch):
-    inputs, grad = case(SIZES[3], generator)
-    expected = fused.results(scale_shift_mlp_reference, inputs, grad, TRAINED)
-    monkeypatch.setattr(_rows, "per_chunk", lambda hidden, dtype: 37)
-    monkeypatch.setattr(module, "KEPT_SHARE", share)
-    fused.assert_all_close(fused.results(scale_shift_mlp, inputs, grad, TRAINED), expected, torch.float64)
-    (rows, c), h = inputs[0].shape, inputs[1].shape[0]
+def test_only_the_second_maps_output_is_kept(generator):
+    inputs, _ = case(SIZES[3], generator)
+    rows, c = inputs[0].shape
 
     def frozen_maps(*inputs):
         return scale_shift_mlp(*(t if i in TRAINED else t.detach() for i, t in enumerate(inputs)))
 
-    assert fused.kept_bytes(frozen_maps, inputs) == 4 * (rows * c + int(share * rows) * h)
+    assert fused.kept_bytes(frozen_maps, inputs) == 4 * rows * c
 
 
 def test_strides_and_offsets_do_not_matter(device, generator):
@@ -70,11 +65,10 @@ def test_opcheck(device, generator):
     inputs, grad = case(SIZES[1], generator)
     x, w1, b1, g1, s1, w2, b2, g2, s2 = (t.to(device, torch.float32) for t in inputs)
     grad = grad.to(device, torch.float32)
-    keep = 0 if device.type == "cuda" else 2
-    args = (x, w1, b1, g1, s1, w2, b2, g2, s2, keep)
+    args = (x, w1, b1, g1, s1, w2, b2, g2, s2)
     torch.library.opcheck(torch.ops.pointpeft.scale_shift_mlp, args)
-    _, z, kept = torch.ops.pointpeft.scale_shift_mlp(*args)
-    torch.library.opcheck(torch.ops.pointpeft.scale_shift_mlp_backward, (grad, x, z, kept, w1, b1, g1, s1, w2, b2, g2))
+    _, z = torch.ops.pointpeft.scale_shift_mlp(*args)
+    torch.library.opcheck(torch.ops.pointpeft.scale_shift_mlp_backward, (grad, x, z, w1, b1, g1, s1, w2, b2, g2))
 
 
 def test_compiles_with_its_backward_without_graph_breaks(device, generator):
