@@ -21,9 +21,13 @@ from pointpeft.methods.token_map import CallReader, TokenMap
 
 
 def import_every_file() -> None:
-    """Imports each file of this folder and its folders, which registers the methods in them."""
+    """Imports each file of this folder and its folders, which registers the methods in them.
+
+    Those whose names begin with an underscore may need an optional package, and are left to the file that imports them.
+    """
     for module in walk_packages(__path__, f"{__name__}."):
-        import_module(module.name)
+        if not module.name.rpartition(".")[2].startswith("_"):
+            import_module(module.name)
 
 
 import_every_file()

@@ -1,6 +1,7 @@
 """A method with a publication is one file: nothing else is edited, and every part of the package knows it."""
 
 import json
+import subprocess
 import sys
 
 import pytest
@@ -12,7 +13,7 @@ from pointpeft import create_model, from_published
 from pointpeft.checkpoints import to_published
 from pointpeft.cli.main import main
 from pointpeft.drawing.card import Card
-from pointpeft.methods import base
+from pointpeft.methods import base, method_class, method_names
 from pointpeft.recipes import find_preset, read_recipe
 from pointpeft.view import show
 from pointpeft.view.token_maps import observe
@@ -157,6 +158,14 @@ def test_show_draws_its_map(model):
     assert maps["first channel"].shape == (128,)
     page = show.page([Card("a cloud", xyz, "ball", None, None, {}, maps)], "z")
     assert "channel 0 of each patch" in page
+
+
+def test_no_optional_package_is_imported_for_the_registry():
+    optional = sorted({package for name in method_names() for package in method_class(name).packages})
+    code = f"import sys, pointpeft.methods; print([name for name in {optional} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert optional
+    assert done.stdout.strip() == "[]"
 
 
 def test_it_is_forgotten_after_the_tests():
