@@ -20,6 +20,8 @@ from torch import Tensor
 
 # A .pth file that unpacks to more than so many times its size is made to fill the memory.
 MOST_GROWTH = 20
+_MAX_JSON = 8 << 20  # bytes of a file that describes a model or a run; lists of a byte or two each take fifty times it
+_MAX_HEADER = 8 << 20  # bytes of the table of a .safetensors file, a hundred a tensor
 # Where published files keep their tensors among optimiser state and metrics.
 CONTAINERS = ("base_model", "state_dict", "model", "model_state_dict")
 
@@ -34,6 +36,7 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if not path.is_file():
         raise ValueError(f"no weight file at {path}")
     if path.suffix == ".safetensors":
+        require_header(path)
         try:
             with safe_open(path, "pt") as file:
                 return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})
@@ -60,6 +63,38 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             f"code: {_first_sentence(blocked[0])}. Where you trust it, keep only its tensors and save those."
         ) from error
     return tensors_of(content, str(path)), {}
+
+
+def require_header(path: Path) -> None:
+    """Refuses a .safetensors file whose header is longer than the file, or than that of any model.
+
+    Raises:
+        ValueError: Names the file.
+    """
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if size < 8 or length > size - 8:
+        raise ValueError(
+            f"{path} is not a readable safetensors file: its header has {length} bytes, {max(0, size - 8)} are there"
+        )
+    if length > _MAX_HEADER:
+        raise ValueError(f"{path} is refused: its header has {length} bytes, at most {_MAX_HEADER} are read")
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file of bounded size.
+
+    Raises:
+        ValueError: It is too large, not UTF-8, not JSON or nested deeper than Python follows; does not name the file.
+    """
+    size = path.stat().st_size
+    if size > _MAX_JSON:
+        raise ValueError(f"it has {size} bytes, at most {_MAX_JSON} are read")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
 
 
 def _unpacked_size(path: Path) -> int:

@@ -1,6 +1,6 @@
 """Adapters on disk: what adaptation changed, and how to find the rest again."""
 
-import json
+import reprlib
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,9 @@ from torch import Tensor
 
 from pointpeft import __version__
 from pointpeft.checkpoints.card import model_card
+from pointpeft.checkpoints.size_limits import MAX_CLASSES, bounded_by_files, require_small_numbers
 from pointpeft.create import create_from_config
-from pointpeft.files import sha256, write_atomically, write_json
+from pointpeft.files import read_json, require_header, sha256, write_atomically, write_json
 from pointpeft.model import PointModel
 from pointpeft.weights.pretrained import find
 
@@ -102,11 +103,17 @@ def load_adapter(
     weights = folder / WEIGHTS
     if not weights.is_file() or sha256(weights) != config["weights_sha256"]:
         raise ValueError(f"{weights} is missing or not the file that {CONFIG} was written with")
+    require_header(weights)
     try:
         state = load_file(weights)
     except SafetensorError as error:
         raise ValueError(f"{weights} is not a readable safetensors file: {error}") from error
-    model = create_from_config(config, origin, device=device, dtype=dtype)
+    stored = weights.stat().st_size + (0 if config["base_model_sha256"] is None else find(origin).stat().st_size)
+    try:
+        with bounded_by_files(stored):
+            model = create_from_config(config, origin, device=device, dtype=dtype)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{folder / CONFIG} does not describe a model: {error}") from error
     _train_the_same(model, set(state))
     expected = set(adapter_state(model))
     if set(state) != expected:
@@ -140,9 +147,32 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"no adapter in {folder}: {CONFIG} is missing")
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+        config = read_json(path)
+    except ValueError as error:
         raise ValueError(f"{path} is not readable JSON: {error}") from error
     if not isinstance(config, dict) or config.get("peft_type") != "POINTPEFT" or config.get("format") != FORMAT:
         raise ValueError(f"{path} must be a pointpeft adapter of format {FORMAT}")
+    try:
+        _require_entries(config)
+    except ValueError as error:
+        raise ValueError(f"{path} is refused: {error}") from error
     return config
+
+
+def _require_entries(config: dict[str, Any]) -> None:
+    for name in ("method", "backbone"):
+        entry = config.get(name)
+        if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
+            raise ValueError(f"{name} must have a name and fields, got {reprlib.repr(entry)}")
+        if not isinstance(entry.get("fields"), dict):
+            raise ValueError(f"{name}.fields must be options by name, got {reprlib.repr(entry.get('fields'))}")
+        require_small_numbers(entry["fields"], f"{name}.fields")
+    for name, least in (("num_classes", 1), ("num_categories", 0)):
+        count = config.get(name, least)
+        if isinstance(count, bool) or not isinstance(count, int) or not least <= count <= MAX_CLASSES:
+            raise ValueError(f"{name} must be an int from {least} to {MAX_CLASSES}, got {reprlib.repr(count)}")
+    for name in ("base_model_name_or_path", "base_model_sha256", "weights_sha256"):
+        if name not in config or not isinstance(config[name], str | None):
+            raise ValueError(f"{name} must be a text or null, got {reprlib.repr(config.get(name, 'nothing'))}")
+    if not isinstance(config.get("metadata"), dict):
+        raise ValueError(f"metadata must be facts by name, got {reprlib.repr(config.get('metadata'))}")

@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import json
 from dataclasses import asdict, fields
 from itertools import count
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from accelerate.utils import broadcast_object_list
 
 from pointpeft.escapes import csv_text
+from pointpeft.files import read_json as load_json
 from pointpeft.files import sha256, write_atomically, write_json
 from pointpeft.locks import Lock
 from pointpeft.training.tracking import NONE, Board, Tracker
@@ -210,8 +210,8 @@ def read_json(path: Path, missing: str) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"{missing}: there is no file {path}")
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+        value = load_json(path)
+    except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(value, dict):
         raise ValueError(f"{path} must hold a JSON object, got {type(value).__name__}")

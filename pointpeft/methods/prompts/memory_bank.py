@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from pointpeft.backbones.context import Context
+from pointpeft.files import require_header
 from pointpeft.model import PointModel
 
 TENSOR = "memory_bank"  # its name in a file
@@ -73,6 +74,7 @@ def load_memory_bank(path: Path, model: PointModel) -> Tensor:
     """
     if not path.is_file():
         raise ValueError(f"no memory bank {path}; make one with: pointpeft memory-bank DATA --output {path}")
+    require_header(path)
     try:
         with safe_open(path, "pt") as file:
             made_with = (file.metadata() or {}).get(SHA256)
