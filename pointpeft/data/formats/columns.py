@@ -10,7 +10,8 @@ _BRACKETS = re.compile(r"\[[^\]]*\]|\([^)]*\)|\{[^}]*\}|<[^>]*>")
 # A name is what stands before and behind its axis: x, x_coord, pos.x, Points:0, POINT_X.
 _AFFIXES = ("", "p", "pt", "pnt", "point", "points", "pos", "position", "coord", "coords", "coordinate", "coordinates",
             "loc", "location", "vertex", "vert", "center", "centre", "xyz", "utm", "map", "world", "global", "local",
-            "scan", "lidar", "cartesian", "cart", "val", "value", "axis", "koordinate")  # fmt: skip
+            "scan", "lidar", "cartesian", "cart", "val", "value", "axis", "koordinate",
+            "field")  # fmt: skip
 _AXES = (("x", "y", "z"), ("0", "1", "2"))
 _EASTING = ("easting", "eastings", "east", "e", "x", "xeasting", "eastingx", "rechtswert")
 _NORTHING = ("northing", "northings", "north", "n", "y", "ynorthing", "northingy", "hochwert")
@@ -77,9 +78,14 @@ def _stem(name: str) -> str:
 
 def plain_name(name: str) -> str:
     """A name without case, quotes, units and punctuation."""
-    text = _BRACKETS.sub("", name).strip().strip("\"'").casefold()
+    text = without_units(name).strip().strip("\"'").casefold()
     text = re.sub(rf"[\s_./:-]+{_UNIT}$", "", text)
     return re.sub(r"[\W_]+", "", text)
+
+
+def without_units(text: str) -> str:
+    """A text without what stands in brackets, where more than that is there."""
+    return rest if (rest := _BRACKETS.sub("", text)).strip() else text
 
 
 def is_other(name: str) -> bool:

@@ -13,6 +13,8 @@ from pointpeft.data.dataset import DataError
 from pointpeft.data.formats.columns import coordinate_columns
 from pointpeft.data.formats.ply_header import require_elements
 
+_SURFACES = re.compile(r"(tri|quad|face|poly|patch|mesh)", re.IGNORECASE)  # elements that are no points
+
 
 @dataclass(frozen=True)
 class Mesh:
@@ -66,6 +68,14 @@ def read_ply(path: Path) -> Mesh | np.ndarray:
     for name in ("tristrips", "tristrip"):
         if name in names and len(ply[name]):
             faces += [split_strip(np.asarray(strip)) for strip in ply[name][_corners_of(ply[name])]]
+    known = ("vertex", "face", "tristrips", "tristrip", "edge")
+    for element in ply.elements:
+        names = [property.name for property in element.properties]
+        surface = {"vertex_indices", "vertex_index"} & set(names) or _SURFACES.match(element.name)
+        if element.name not in known and surface and len(element):
+            raise DataError(
+                f"gives its surface as {element.name} ({', '.join(names)}): export it with faces or tristrips"
+            )
     if not faces:
         return points
     return Mesh(points, np.concatenate(faces))

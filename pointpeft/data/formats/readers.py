@@ -1,5 +1,6 @@
 """Files of one cloud or one surface, read into points."""
 
+import re
 import tempfile
 import zipfile
 from collections.abc import Callable
@@ -28,7 +29,10 @@ _KEYS = (
     *("points", "xyz", "pos", "coords", "coord", "data", "vertices", "pc", "pointcloud", "positions", "position"),
     *("coordinates", "cloud", "verts", "v"),
 )
-_FACES = ("faces", "face", "triangles", "tri", "f")
+_FACES = ("faces", "face", "triangles", "triangle", "tri", "tris", "f")
+_MAYBE_FACES = re.compile(
+    r"(mesh)?(f|faces?|tri|tris|triangles?|polygons?|quads?|cells?)?(v|vertices|indices|index|idx|ids?)?"
+)
 # Coordinates, normal, colour, labels and the like. A table with more columns than this and fewer rows than columns is
 # taken for a transposed one.
 _MOST_COLUMNS = 12
@@ -285,11 +289,24 @@ def _read_npz(path: Path) -> Mesh | np.ndarray:
             return np.stack(columns, 1)
         if key is None and len(file.files) != 1:
             raise DataError(f"has none of {', '.join(_KEYS)}, only {', '.join(file.files) or 'nothing'}")
-        faces = next((plain[name] for name in _FACES if name in plain and plain[name] != key), None)
+        faces = _faces_of(file, plain, key)
         others = [plain[name] for name in ("vertices", "verts", "v") if name in plain and plain[name] != key]
         if faces is None or key is None or others:  # points beside a surface are its points
             return file[key or file.files[0]]
         return _mesh(coordinates(file[key]), file[faces], faces)
+
+
+def _faces_of(file: Any, plain: dict[str, str], key: str | None) -> str | None:
+    """The array that lists the corners of faces, or None; under a rare name it must look like corners, too."""
+    for name in _FACES:
+        if name in plain and plain[name] != key:
+            return plain[name]
+    for name in (found for simple, found in plain.items() if _MAYBE_FACES.fullmatch(simple) and found != key):
+        array, count = file[name], len(file[key]) if key else 0
+        if array.dtype.kind in "iu" and array.ndim == 2 and array.shape[1] in (3, 4) and 0 <= array.min(initial=0):
+            if array.max(initial=0) < count:
+                return name
+    return None
 
 
 def _mesh(vertices: np.ndarray, faces: np.ndarray, name: str) -> Mesh | np.ndarray:

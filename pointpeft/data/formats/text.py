@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from pointpeft.data.dataset import DataError
-from pointpeft.data.formats.columns import coordinate_columns, is_other, shown
+from pointpeft.data.formats.columns import coordinate_columns, is_other, shown, without_units
 
 _MOST_HEADER = 64  # lines before the first point; a text with more is no cloud
 _LOOKED_AT = 1000  # rows by which the separator is found
@@ -21,7 +21,6 @@ _COUNT = re.compile(
     r"(?:(?:number|num|no|nr)\.?\s*(?:of|_)?\s*)?(?:points?|pts|vertices|count|size|n)?\s*[:=]?\s*(\d+)\s*(?:points?|pts|vertices)?\.?",
     re.IGNORECASE,
 )
-_BRACKETS = re.compile(r"\[[^\]]*\]|\([^)]*\)")
 _BOMS = ((b"\xef\xbb\xbf", "utf-8"), (b"\xff\xfe\0\0", "utf-32"), (b"\0\0\xfe\xff", "utf-32"), (b"\xff\xfe", "utf-16"),
          (b"\xfe\xff", "utf-16"))  # fmt: skip
 _COMMA_WAY_OUT = "write decimal points, or separate the columns by semicolons or tabs"
@@ -230,6 +229,9 @@ def _named_columns(
     first = form.cells(rows[0][1])
     unknown: list[str] = []
     for is_comment, line in reversed(header):
+        # A comment that is separated as the rows are is no sentence.
+        is_table = (form.separator or "").strip(" ") not in ("", ",") and line.count(form.separator) == len(first) - 1
+        is_table = is_table or (form.separator == "," and re.fullmatch(r"[^\s,]+(,\s*[^\s,]+){2,}", line) is not None)
         for names in _names(line, form, len(first)):
             if is_comment and len(names) > len(first):  # a sentence
                 continue
@@ -241,7 +243,7 @@ def _named_columns(
                 raise
             if columns is None:
                 named = len(names) == len(first) and not any(_NUMBER.fullmatch(name) for name in names)
-                if named and (not is_comment or all(map(is_other, names[:3]))):
+                if named and (not is_comment or is_table or all(map(is_other, names[:3]))):
                     unknown = unknown or names
                 continue
             if len(names) * 2 == len(first):
@@ -270,7 +272,7 @@ def _counts_rows(rows: Sequence[tuple[int, str]], form: _Form) -> bool:
 
 def _names(line: str, form: _Form, width: int) -> list[list[str]]:
     """What a line may name: split as the rows are, and at anything that separates words."""
-    line = _BRACKETS.sub("", line)
+    line = without_units(line)
     line = re.sub(r"^\w[\w ]+:\s+", "", line)  # "Fields: x y z"
     found = []
     if form.separator and form.separator.strip(" ") and form.separator.strip(" ") in line:

@@ -137,13 +137,37 @@ def test_strips_of_triangles_are_surfaces(text, shares, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("vertices", "faces"), [("vertices", "faces"), ("points", "triangles"), ("V", "F"), ("xyz", "face")]
+    ("vertices", "faces"),
+    [
+        *[("vertices", "faces"), ("points", "triangles"), ("V", "F"), ("xyz", "face"), ("vertices", "triangle")],
+        *[("points", "cells"), ("vertices", "tris"), ("vertices", "tri_indices"), ("vertices", "indices")],
+    ],
 )
 def test_faces_beside_vertices_in_an_npz_file_are_a_surface(vertices, faces, tmp_path):
     np.savez(tmp_path / "a.npz", **{vertices: np.array(CORNERS, float), faces: np.array(SIDES)})
     points = read_points(tmp_path / "a.npz").numpy()
     assert len(points) == 8192
     assert np.concatenate([points == 0, points == 1], 1).any(1).all()
+
+
+@pytest.mark.parametrize(
+    ("element", "row"),
+    [
+        ("element trifan 1\nproperty list int int vertex_indices", "4 0 1 2 3"),
+        ("element triangle 1\nproperty int a\nproperty int b\nproperty int c", "0 1 2"),
+    ],
+)
+def test_surfaces_given_by_other_elements_of_a_ply_file_are_refused(element, row, tmp_path):
+    head = "ply\nformat ascii 1.0\nelement vertex 4\nproperty float x\nproperty float y\nproperty float z\n"
+    (tmp_path / "a.ply").write_text(f"{head}{element}\nend_header\n0 0 0\n1 0 0\n0 1 0\n0 0 1\n{row}\n")
+    with pytest.raises(DataError, match="gives its surface as tri"):
+        read_points(tmp_path / "a.ply")
+
+
+@pytest.mark.parametrize("name", ["label", "knn_idx", "normals_index"])
+def test_other_arrays_beside_points_are_no_faces(name, tmp_path):
+    np.savez(tmp_path / "a.npz", points=np.array(CORNERS, float), **{name: np.zeros((8, 3), int)})
+    assert read_points(tmp_path / "a.npz").shape == (8, 3)
 
 
 def test_points_beside_a_surface_are_the_cloud(tmp_path):

@@ -29,6 +29,8 @@ SAME = {
     "row numbers of R": '"x" "y" "z"\n"1" 0.5 -2 3\n"2" 4 5.25 -6\n',
     "spelt otherwise": "id,x_coord,y_coord,z_coord\n1,0.5,-2,3\n2,4,5.25,-6\n",
     "parts of a vector": "a,Points:0,Points:1,Points:2\n1,0.5,-2,3\n2,4,5.25,-6\n",
+    "a topic of ROS": "%time,field.x,field.y,field.z\n1,0.5,-2,3\n2,4,5.25,-6\n",
+    "names in brackets": "(id) (x) (y) (z)\n1 0.5 -2 3\n2 4 5.25 -6\n",
     "units": "t [s];X [m];Y [m];Z [m]\n1;0.5;-2;3\n2;4;5.25;-6\n",
     "blanks in names": "Point ID,X coord,Y coord,Z coord\n7,0.5,-2,3\n8,4,5.25,-6\n",
     "survey": "Point Easting Northing Height\n7 0.5 -2 3\n8 4 5.25 -6\n",
@@ -101,6 +103,15 @@ def test_names_that_say_nothing_leave_the_first_three_columns(tmp_path):
 def test_what_is_not_understood_is_refused_with_the_reason(text, words, tmp_path):
     with pytest.raises(DataError, match=rf"a\.asc: .*{words}"):
         read_points(write(tmp_path / "a.asc", text))
+
+
+def test_a_comment_separated_as_the_rows_names_what_is_no_coordinate(tmp_path):
+    for mark in ",;":
+        text = "%time,field.a,field.b,field.c\n1,0.5,-2,3\n2,4,5.25,-6\n".replace(",", mark)
+        with pytest.raises(DataError, match=r"names no x, y and z.* time is none"):
+            read_points(write(tmp_path / "a.txt", text))
+    for comment in ("# made by hand, in metres, 2020", "# a, b and c, of scan 3", "// u,v,w"):
+        assert read_points(write(tmp_path / "a.txt", f"{comment}\n0.5,-2,3\n4,5.25,-6\n")).tolist()[0] == [0.5, -2, 3]
 
 
 def test_utf_16_without_a_mark_is_refused(tmp_path):
