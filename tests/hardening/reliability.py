@@ -29,9 +29,11 @@ Every kind of case, how it is judged, and how a failure is repeated: the docstri
 .ci/sanitize                                           # the operations' tests, every access to memory checked
 SIMDE=path/to/simde .ci/avx512                         # the AVX-512 kernels on a processor without it
 python -m tests.hardening.fuzz.ops --cases 1000000  # random calls of every operation, against the reference
+python -m tests.hardening.fuzz.raw --cases 1000000  # the registered operations by themselves
 python -m tests.hardening.fuzz.readers --cases 1000000  # damaged files
 python -m tests.hardening.fuzz.cuda_path --cases 2000  # the Triton kernels, interpreted, on such calls
 python -m tests.hardening.fuzz.atheris_readers -runs=100000  # damaged files, led by what code they reach
+python -m tests.hardening.kills --kills 60  # one run, killed so often, ends as one that was not
 python -m tests.hardening.faults.inject --kills 50  # killed, interrupted, out of disk, damaged
 python -m tests.hardening.endurance                              # 10 000 training steps, 200 000 predictions
 pytest -n 2 --cov=pointpeft                            # lines that the tests reach
