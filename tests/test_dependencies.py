@@ -85,3 +85,14 @@ def test_what_tests_and_benchmarks_import_is_declared(folder):
 def test_extras_are_imported_late_but_by_their_own_files():
     known = declared() | set(map(normalized, COMPAT))
     assert {line.split(":")[0] for line in missing("pointpeft", known, only_top=True)} == FILES_OF_EXTRAS
+
+
+def test_the_lowest_releases_are_those_that_are_declared():
+    lowest = {re.sub(r"(>=[0-9.]+).*", r"\1", requirement) for requirement in PROJECT["project"]["dependencies"]}
+    lines = (ROOT / "tests" / "constraints-lowest.txt").read_text(encoding="utf-8").splitlines()
+
+    def release(text):
+        name, version = re.split("[>=]=", text)
+        return name, (*map(int, version.split(".")), 0, 0)[:3]
+
+    assert {release(line) for line in lines} == {release(requirement) for requirement in lowest}
