@@ -15,6 +15,55 @@ from pointpeft.ops.core import library
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else min(2, os.cpu_count() or 1))
 
 
+# What trains, compiles, exports or starts other processes: folders, files and functions, as pytest names them.
+SLOW = (
+    "tests/backbones/test_matrix.py",
+    "tests/benchmarks/",
+    "tests/checkpoints/test_adapter.py::test_an_adapter_comes_back_bit_for_bit",
+    "tests/checkpoints/test_export.py",
+    "tests/checkpoints/test_goldens.py",
+    "tests/cli/test_main.py",
+    "tests/compat/test_install.py",
+    "tests/compat/test_published.py",
+    "tests/csrc/",
+    "tests/hardening/",
+    "tests/methods/adapters/test_dapt.py",
+    "tests/methods/prompts/test_memory_bank.py",
+    "tests/methods/test_changed_modules.py",
+    "tests/methods/test_one_file.py",
+    "tests/methods/test_outer_peft.py",
+    "tests/methods/test_registry.py",
+    "tests/methods/test_variants.py",
+    "tests/ops/core/test_triton_launch.py",
+    "tests/ops/test_derivatives.py",
+    "tests/recipes/",
+    "tests/runs/",
+    "tests/tasks/",
+    "tests/test_architecture.py",
+    "tests/test_benchmarks.py",
+    "tests/test_build.py",
+    "tests/test_checkout.py",
+    "tests/test_compile.py",
+    "tests/test_readme.py",
+    "tests/test_types.py",
+    "tests/test_wheel.py",
+    "tests/training/test_compiled_step.py",
+    "tests/training/test_determinism.py",
+    "tests/training/test_processes.py",
+    "tests/view/",
+)
+
+
+def is_slow(nodeid):
+    """Whether a test is, or lies in, one of `SLOW`."""
+    return nodeid.startswith(SLOW)
+
+
+def pytest_itemcollected(item):
+    if is_slow(item.nodeid):
+        item.add_marker(pytest.mark.slow)
+
+
 def missing_kernels(has_gpu: bool, part: library.Part) -> str | None:
     """Why a test marked `gpu` fails, or None: on a machine with a GPU it is not skipped for want of the kernels."""
     if not has_gpu or part.live:
