@@ -23,5 +23,11 @@ __all__ = [
     "register_backbone",
 ]
 
-for _module in iter_modules(__path__):  # each registers its names
-    import_module(f"{__name__}.{_module.name}")
+
+def import_every_file() -> None:
+    """Imports each file of this folder, which registers the backbones in it."""
+    for module in iter_modules(__path__):
+        import_module(f"{__name__}.{module.name}")
+
+
+import_every_file()
