@@ -88,17 +88,17 @@ class MaskedAutoencoder(nn.Module):
         hidden = order[:, : self.num_hidden].sort(1).values  # [B, M]
         visible = order[:, self.num_hidden :].sort(1).values  # [B, G - M]
 
-        seen = _take(centers, visible)
+        visible_centers = _take(centers, visible)
         if self.embed_hidden:
             x = _take(backbone.patch_embed(patches), visible)
         else:
             x = backbone.patch_embed(_take(patches, visible))
-        ctx = Context(xyz, seen, pos=backbone.pos_embed(seen))
+        ctx = Context(xyz, visible_centers, pos=backbone.pos_embed(visible_centers))
         for block in backbone.blocks:
             x = block(x, ctx)
         x = backbone.norm(x)  # [B, G - M, C]
 
-        both = torch.cat([seen, _take(centers, hidden)], 1)
+        both = torch.cat([visible_centers, _take(centers, hidden)], 1)
         ctx = Context(xyz, both, pos=self.decoder_pos_embed(both))
         x = torch.cat([x, self.mask_token.expand(batch, self.num_hidden, -1).to(x.dtype)], 1)
         x = self.decoder(x, ctx)[:, -self.num_hidden :]  # [B, M, C]
@@ -135,8 +135,8 @@ class MaskedAutoencoder(nn.Module):
             ValueError: Names or shapes do not fit.
         """
         names = self._published_names()
-        own = self.state_dict()
-        expected = {theirs: own[ours].shape for ours, theirs in names.items()}
+        parameters = self.state_dict()
+        expected = {theirs: parameters[ours].shape for ours, theirs in names.items()}
         missing, unexpected = sorted(set(expected) - set(state)), sorted(set(state) - set(expected))
         wrong = sorted(k for k in set(expected) & set(state) if state[k].shape != expected[k])
         if missing or unexpected or wrong:

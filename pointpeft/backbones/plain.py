@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 
 Plain = TypeVar("Plain", bound=nn.Module)
-_HOOKS = torch.nn.modules.module  # holds those that hear every module
+_HOOKS = torch.nn.modules.module  # holds the hooks of all modules
 # Classes of tensors whose products are what their values say. The last two stand in for others while tracing.
 _ORDINARY = frozenset({Tensor, nn.Parameter, FakeTensor, FunctionalTensor})
 
@@ -45,7 +45,7 @@ _NEEDS: dict[type[nn.Module], Callable[[Any], bool]] = {
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether somebody listens to calls of `module`, who would hear nothing of an operation that does its work."""
+    """Whether `module` has hooks, which a fused operation would skip."""
     return bool(
         module._forward_hooks
         or module._forward_pre_hooks

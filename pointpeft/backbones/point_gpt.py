@@ -231,8 +231,8 @@ class PointGPT(PointMAE):
 
     def make_patch_embed(self, config: Any, *, device: Any = None, dtype: Any = None) -> nn.Module:
         """The tokenizer: [B, G, S, 3] -> [B, G, C]."""
-        kind = LargePatchEmbed if config.large_tokenizer else PatchEmbed
-        return kind(config.width, config.embed_width, device=device, dtype=dtype)
+        tokenizer = LargePatchEmbed if config.large_tokenizer else PatchEmbed
+        return tokenizer(config.width, config.embed_width, device=device, dtype=dtype)
 
     def make_pos_embed(self, config: Any, *, device: Any = None, dtype: Any = None) -> nn.Module:
         """What turns centres into positions: [B, G, 3] -> [B, G, C]."""
@@ -306,10 +306,10 @@ class PointGPT(PointMAE):
         tokens = self.patch_transform(self.patch_embed(patches))
         batch = tokens.shape[0]
         ctx.prefix = self.prefix
-        own: Any = self  # the prefix tokens are attributes by name
-        first, second = own.cls_pos.expand(batch, -1, -1), own.sos_pos.expand(batch, -1, -1)
+        module: Any = self  # the prefix tokens are attributes by name
+        first, second = module.cls_pos.expand(batch, -1, -1), module.sos_pos.expand(batch, -1, -1)
         ctx.pos = torch.cat([first, second, self.pos_embed(ctx.centers)], 1)
-        return torch.cat([own.sos_token.expand(batch, 1, -1), own.cls_token.expand(batch, -1, -1), tokens], 1)
+        return torch.cat([module.sos_token.expand(batch, 1, -1), module.cls_token.expand(batch, -1, -1), tokens], 1)
 
 
 PointGPTConfig.backbone_type = PointGPT

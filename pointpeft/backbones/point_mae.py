@@ -167,10 +167,10 @@ class PointMAE(nn.Module):
         }
         fields: dict[str, Any] = {}
         for ours, theirs in names.items():
-            found = [config[key] for key in theirs if key in config]
-            if not found:
+            values = [config[key] for key in theirs if key in config]
+            if not values:
                 raise ValueError(f"config must have {' or '.join(theirs)}, got {sorted(config)}")
-            fields[ours] = int(found[0])
+            fields[ours] = int(values[0])
         fields |= cls.published_tokenizer(config, fields["width"])
         fields["drop_path"] = float(config.get("drop_path_rate", 0.0))
         fields["min_sq_norm"] = 1e-3  # pointnet2_ops, with which every published file was trained

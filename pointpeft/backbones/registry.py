@@ -60,8 +60,8 @@ def backbone_families() -> dict[str, Any]:
 
 def backbone_publications() -> dict[str, Publication]:
     """What is known of the publications of backbones, by family, where a class sets `publication` itself."""
-    own = {family: vars(backbone).get("publication") for family, backbone in sorted(backbone_families().items())}
-    return {family: publication for family, publication in own.items() if publication is not None}
+    declared = {family: vars(backbone).get("publication") for family, backbone in sorted(backbone_families().items())}
+    return {family: publication for family, publication in declared.items() if publication is not None}
 
 
 def create_backbone(name: str, *, device: Any = None, dtype: Any = None, **overrides: Any) -> Any:

@@ -94,11 +94,11 @@ def load_adapter(
             path = find(origin)
         except ValueError as error:
             raise ValueError(f"the adapter in {folder} needs its backbone's pre-training: {error}") from error
-        found, wanted = sha256(path), config["base_model_sha256"]
-        if found != wanted:
+        actual, expected_sum = sha256(path), config["base_model_sha256"]
+        if actual != expected_sum:
             raise ValueError(
                 f"checkpoint {path} is not the one that the adapter in {folder} was made on: "
-                f"sha256 {found[:16]}..., needs {wanted[:16]}..."
+                f"sha256 {actual[:16]}..., needs {expected_sum[:16]}..."
             )
     weights = folder / WEIGHTS
     if not weights.is_file() or sha256(weights) != config["weights_sha256"]:

@@ -19,9 +19,9 @@ SCORES = (
     ("point accuracy", "accuracy"),
 )
 PROBE = "test clouds, linear probe of the backbone"
-PARTS = {"test": "test clouds", "validation": "validation clouds", "linear probe": PROBE}
+SPLITS = {"test": "test clouds", "validation": "validation clouds", "linear probe": PROBE}
 # Entries of the metadata that have a sentence or a table of their own; the others are rows of the first table.
-TOLD = ("selection", "vote", "seeds", "augmentation", *PARTS)
+WITH_SECTIONS = ("selection", "vote", "seeds", "augmentation", *SPLITS)
 
 
 def model_card(model: PointModel, config: dict[str, Any]) -> str:
@@ -40,7 +40,9 @@ def model_card(model: PointModel, config: dict[str, Any]) -> str:
         "classes": model.num_classes,
         "pre-training": config["base_model_name_or_path"] or "none: the weights are all in this folder",
     }
-    rows |= {key: value for key, value in facts.items() if key not in TOLD and not isinstance(value, (dict, list))}
+    rows |= {
+        key: value for key, value in facts.items() if key not in WITH_SECTIONS and not isinstance(value, (dict, list))
+    }
     sections = [
         "---\n" + yaml.safe_dump(_header(title, facts), sort_keys=False) + "---",
         f"# {markdown_text(title)}",
@@ -61,7 +63,9 @@ def _header(title: str, facts: dict[str, Any]) -> dict[str, Any]:
     test = facts.get("test")
     if isinstance(test, dict):
         data = one_line(facts.get("data", "unnamed clouds"))
-        metrics = [{"type": kind, "name": f"test {name}", "value": test[name]} for name, kind in SCORES if name in test]
+        metrics = [
+            {"type": metric, "name": f"test {name}", "value": test[name]} for name, metric in SCORES if name in test
+        ]
         task = {"type": _task(facts), "name": _task(facts).replace("cloud-", "cloud ")}
         result = {"task": task, "dataset": {"type": Path(data).name, "name": data}, "metrics": metrics}
         header["model-index"] = [{"name": title, "results": [result]}]
@@ -73,13 +77,13 @@ def _task(facts: dict[str, Any]) -> str:
 
 
 def _results(facts: dict[str, Any]) -> list[str]:
-    measured = {part: facts[part] for part in PARTS if isinstance(facts.get(part), dict)}
+    measured = {split: facts[split] for split in SPLITS if isinstance(facts.get(split), dict)}
     if not measured:
         return []
     names = [name for name, _ in SCORES if any(name in entry for entry in measured.values())]
     rows = [
-        (PARTS[part], entry.get("clouds", "-"), *(_percent(entry.get(name)) for name in names))
-        for part, entry in measured.items()
+        (SPLITS[split], entry.get("clouds", "-"), *(_percent(entry.get(name)) for name in names))
+        for split, entry in measured.items()
     ]
     return ["## Results", _table(("on", "clouds", *names), rows)]
 

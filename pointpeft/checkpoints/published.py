@@ -196,8 +196,8 @@ def _copies(model: PointModel, names: dict[str, str]) -> dict[str, str]:
     """Second published names of tensors that published files hold twice -> their first ones."""
     pairs = model.method.publication.copies
     copies = {re.sub(p, r, theirs): theirs for theirs in names.values() for p, r in pairs if re.search(p, theirs)}
-    own = set(names.values())
-    return {copy: original for copy, original in copies.items() if copy not in own}
+    first_names = set(names.values())
+    return {copy: original for copy, original in copies.items() if copy not in first_names}
 
 
 def to_published(model: PointModel) -> dict[str, Tensor]:

@@ -69,8 +69,8 @@ def _mapping(path: Path) -> Mapping[Any, Any]:
         text = path.read_text(encoding="utf-8")
         content = json.loads(text) if path.suffix.lower() == ".json" else yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        kind = "JSON" if path.suffix.lower() == ".json" else "YAML of plain values"
-        raise ValueError(f"{path} is not {kind}: {error}") from error
+        expected_format = "JSON" if path.suffix.lower() == ".json" else "YAML of plain values"
+        raise ValueError(f"{path} is not {expected_format}: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold a mapping of options, got {type(content).__name__}")
     return content

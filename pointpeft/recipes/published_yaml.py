@@ -115,10 +115,10 @@ def _include(section: dict[str, Any], first: Path, above: tuple[Path, ...]) -> d
 def _find(include: str, first: Path) -> Path:
     """Published includes are relative to the repository's root, which is some folder above the file."""
     places = [folder / include for folder in (*first.resolve().parents, Path.cwd())]
-    found = next((place for place in places if place.is_file()), None)
-    if found is None:
+    file = next((place for place in places if place.is_file()), None)
+    if file is None:
         raise ValueError(f"{first} includes {include}, which is in none of the folders above it; copy it along")
-    return found
+    return file
 
 
 def _data(content: Mapping[str, Any]) -> tuple[str, str | None]:
@@ -137,12 +137,12 @@ def _data(content: Mapping[str, Any]) -> tuple[str, str | None]:
         return "scanobjectnn", "pb_t50_rs"
     if name == "ScanObjectNN":
         return "scanobjectnn", "obj_only" if str(train.get("ROOT", "")).rstrip("/").endswith("nobg") else "obj_bg"
-    kinds = {"ModelNet": "modelnet40", "ModelNetFewShot": "few_shot"}
-    if name not in kinds:
+    datasets = {"ModelNet": "modelnet40", "ModelNetFewShot": "few_shot"}
+    if name not in datasets:
         raise ValueError(
-            f"dataset.train.NAME must be ScanObjectNN_hardest, ScanObjectNN, {' or '.join(kinds)}, got {brief(name)}"
+            f"dataset.train.NAME must be ScanObjectNN_hardest, ScanObjectNN, {' or '.join(datasets)}, got {brief(name)}"
         )
-    return kinds[name], None
+    return datasets[name], None
 
 
 def _described(section: Mapping[str, Any], path: Path) -> tuple[str, str, YamlModel]:
@@ -202,13 +202,13 @@ def _one_of(section: Mapping[str, Any], name: str, key: str, values: tuple[Any, 
         raise ValueError(f"{name} must be one of {', '.join(map(str, values))}, got {brief(section.get(key))}")
 
 
-def _number(section: Mapping[str, Any], key: str, kind: type, default: Any = None) -> Any:
+def _number(section: Mapping[str, Any], key: str, number_type: type, default: Any = None) -> Any:
     """A number; YAML takes 5e-4, which has no dot, for text."""
     value = section.get(key, default)
     try:
-        number = kind(value)
+        number = number_type(value)
     except (TypeError, ValueError):
         number = None
-    if number is None or isinstance(value, bool) or (kind is int and number != float(value)):
-        raise ValueError(f"{key} must be {'a whole number' if kind is int else 'a number'}, got {brief(value)}")
+    if number is None or isinstance(value, bool) or (number_type is int and number != float(value)):
+        raise ValueError(f"{key} must be {'a whole number' if number_type is int else 'a number'}, got {brief(value)}")
     return number

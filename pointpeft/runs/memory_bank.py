@@ -19,7 +19,7 @@ def memory_bank(config: MemoryBankConfig) -> dict[str, Any]:
     """Writes the features of all training clouds.
 
     Returns:
-        "clouds", "channels" and "file".
+        "clouds", "channels", "file" and the "method" that reads it.
 
     Raises:
         ValueError: A wrong option, data set or checkpoint.
@@ -46,4 +46,9 @@ def memory_bank(config: MemoryBankConfig) -> dict[str, Any]:
         facts[SHA256] = model.origin.sha256
     config.output.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(config.output, lambda path: save_tensors({TENSOR: bank}, path, facts))
-    return {"clouds": bank.shape[1], "channels": bank.shape[0], "file": str(config.output)}
+    return {
+        "clouds": bank.shape[1],
+        "channels": bank.shape[0],
+        "file": str(config.output),
+        "method": PointPEFT.name,
+    }

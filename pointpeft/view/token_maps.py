@@ -94,8 +94,8 @@ def _attention_maps(tables: list[Tensor], ctx: Context) -> dict[str, Tensor]:
     if not tables:
         return {}
     from_class = _patches(tables[-1][0], ctx)  # a causal model's class token sees no patch
-    seen = ctx.num_prefix and from_class.any()
-    maps = {ATTENTION: from_class if seen else _patches(tables[-1].mean(0), ctx)}
+    sees_patches = ctx.num_prefix and from_class.any()
+    maps = {ATTENTION: from_class if sees_patches else _patches(tables[-1].mean(0), ctx)}
     prompted = [table for table in tables if table.shape[1] > ctx.num_prefix + ctx.num_groups]
     if prompted:
         maps[PROMPTS] = torch.stack([_to_added(table, ctx) for table in prompted]).mean(0)

@@ -12,5 +12,5 @@ def run(command: MemoryBankConfig) -> int:
 
     facts = memory_bank(command)
     print_rows(facts)
-    print(f"\nNext: pointpeft finetune DATA --method point_peft --set bank={facts['file']}")
+    print(f"\nNext: pointpeft finetune DATA --method {facts['method']} --set bank={facts['file']}")
     return 0

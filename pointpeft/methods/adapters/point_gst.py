@@ -114,9 +114,9 @@ class SpectralAdapter(nn.Module):
     def filtered(self, z: Tensor, basis: Tensor, norm: nn.LayerNorm) -> Tensor:
         """[..., K, R] in the basis [..., K, K] -> [..., K, R]"""
         basis = basis.to(z.dtype)
-        there, back = (basis, basis.mT) if self.published else (basis.mT, basis)
-        f = there @ z
-        return back @ (f + F.silu(self.tune(norm(f))))
+        forward, inverse = (basis, basis.mT) if self.published else (basis.mT, basis)
+        f = forward @ z
+        return inverse @ (f + F.silu(self.tune(norm(f))))
 
     def forward(self, x: Tensor, ctx: Context, graphs: Spectra) -> Tensor:
         """[B, T, C] -> [B, T, C]"""

@@ -81,10 +81,10 @@ def salience(model: PointModel, batches: Iterable[tuple[Tensor, Tensor]]) -> Ten
             for block in blocks:
                 block.observed = []
             model.backbone(xyz, {})
-            seen = torch.stack([block.observed[0] for block in blocks])  # [L, B, C]
+            responses = torch.stack([block.observed[0] for block in blocks])  # [L, B, C]
             for label in classes.unique().tolist():
-                mine = seen[:, (classes == label).to(seen.device)].double().sum(1)
-                squares[label] = squares[label] + mine if label in squares else mine
+                of_class = responses[:, (classes == label).to(responses.device)].double().sum(1)
+                squares[label] = squares[label] + of_class if label in squares else of_class
     finally:
         for block in blocks:
             block.observed = None
@@ -136,6 +136,6 @@ class SCT(Method):
 
     def prepare(self, model: PointModel, clouds: TrainingClouds) -> None:
         """Chooses the channels of every block."""
-        for block, found in zip(model.backbone.blocks, salience(model, clouds.labelled()), strict=True):
+        for block, scores in zip(model.backbone.blocks, salience(model, clouds.labelled()), strict=True):
             channels = block.salient.channels
-            channels.copy_(found.topk(len(channels)).indices.sort().values)
+            channels.copy_(scores.topk(len(channels)).indices.sort().values)

@@ -149,9 +149,9 @@ class STAG(Method):
     share_graph: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("rank", 1), ("k", 1), ("share_down", 0), ("share_graph", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        for name, minimum in (("rank", 1), ("k", 1), ("share_down", 0), ("share_graph", 0)):
+            if getattr(self, name) < minimum:
+                raise ValueError(f"{name} must be at least {minimum}, got {getattr(self, name)}")
         if not 0 < self.adapted <= 1:
             raise ValueError(f"adapted must be above 0 and at most 1, got {self.adapted}")
 

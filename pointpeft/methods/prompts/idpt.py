@@ -30,8 +30,8 @@ GENERATORS = (*EDGE_CONVS, "mlp", "transformer")
 
 def conv(norm: nn.BatchNorm1d, in_width: int, dims: int, factory: dict[str, Any]) -> nn.Sequential:
     """A 1x1 convolution without bias and its norm, under the names and shapes of published files."""
-    kind = nn.Conv2d if dims == 2 else nn.Conv1d
-    return nn.Sequential(kind(in_width, norm.num_features, 1, bias=False, **factory), norm)
+    convolution_type = nn.Conv2d if dims == 2 else nn.Conv1d
+    return nn.Sequential(convolution_type(in_width, norm.num_features, 1, bias=False, **factory), norm)
 
 
 def activate(norm: nn.Module, x: Tensor) -> Tensor:
@@ -307,11 +307,11 @@ class IDPT(Method):
 
     def make(self, model: PointModel, published: str) -> nn.Module:
         """A generator of the chosen kind, or of the published one where none is chosen."""
-        config, factory, kind = model.backbone.config, factory_kwargs(model.backbone), self.generator or published
-        if kind in EDGE_CONVS:
-            return EdgeConvPrompt(config.width, EDGE_CONVS[kind], self.k, factory)
+        config, factory, generator = model.backbone.config, factory_kwargs(model.backbone), self.generator or published
+        if generator in EDGE_CONVS:
+            return EdgeConvPrompt(config.width, EDGE_CONVS[generator], self.k, factory)
         return (
             MlpPrompt(config.width, factory)
-            if kind == "mlp"
+            if generator == "mlp"
             else TransformerPrompt(config.width, config.num_heads, factory)
         )

@@ -129,8 +129,8 @@ class LeanLoKr(_OneProduct, LoKrLinear):
 
 def lean(layer: nn.Module) -> type[nn.Module] | None:
     """The class above that computes what `layer` computes, None where peft's own is lean enough."""
-    for kind, ours in ((HRALinear, LeanHRA), (LoHaLinear, LeanLoHa), (LoKrLinear, LeanLoKr)):
-        if type(layer) is kind:
+    for theirs, ours in ((HRALinear, LeanHRA), (LoHaLinear, LeanLoHa), (LoKrLinear, LeanLoKr)):
+        if type(layer) is theirs:
             return ours
     if type(layer) is LoraLinear:
         return LeanDoRA if any(layer.use_dora.values()) else LeanLoRA

@@ -108,9 +108,9 @@ class AdaLoRA(Method):
     published_renames = ((r"\.base_layer\.(weight|bias)$", r".\1"),)
 
     def __post_init__(self) -> None:
-        for name, least in (("target_rank", 1), ("warmup_steps", 0), ("decay_steps", 1), ("interval", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        for name, minimum in (("target_rank", 1), ("warmup_steps", 0), ("decay_steps", 1), ("interval", 1)):
+            if getattr(self, name) < minimum:
+                raise ValueError(f"{name} must be at least {minimum}, got {getattr(self, name)}")
         if self.rank < self.target_rank:
             raise ValueError(f"rank must be at least target_rank = {self.target_rank}, got {self.rank}")
         if not 0 <= self.beta < 1:

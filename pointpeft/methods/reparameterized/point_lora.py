@@ -81,9 +81,9 @@ class TokenSelector(nn.Module):
         centers = ctx.centers[:, : ctx.num_groups >> level]
         idx = knn(centers, ctx.xyz, backbone.config.group_size << level)[1]
         patches = gather(ctx.xyz, idx) - centers[:, :, None]
-        own = Context(ctx.xyz, centers)
-        tokens = backbone.embed(own, patches)
-        return own.split(tokens)[2], own.patch_pos
+        scale_ctx = Context(ctx.xyz, centers)
+        tokens = backbone.embed(scale_ctx, patches)
+        return scale_ctx.split(tokens)[2], scale_ctx.patch_pos
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
         """Puts the selected tokens behind the patches and leaves the selector's loss. [B, T, C] -> [B, T + P, C]"""
