@@ -70,7 +70,7 @@ BOUNDED = {"lengths", "starts", "idx", "idx_a", "idx_b", "start"}
 def out_of_range(draw: Draw, value: Any) -> Any:
     """The same with one value far outside of any range, or None where there is none."""
     if isinstance(value, Tensor) and value.numel():
-        value = value.clone()
+        value = value.contiguous().clone()
         value.view(-1)[draw.randrange(value.numel())] = draw.choice(
             [-1, 10**4, 2**31 - 1] if value.dtype == torch.int32 else [-1, -(2**40), 10**4, 2**62]
         )
@@ -118,6 +118,8 @@ def one_raw(draw: Draw, op: Any, arguments: list[Any]) -> str:
             return "refused"
     for _ in range(draw.choice([1, 1, 2])):
         which = draw.randrange(len(arguments))
+        if getattr(arguments[which], "is_meta", False):  # spoilt already, and without values
+            continue
         arguments[which] = spoilt(draw, arguments[which])
     return call(op, arguments)
 

@@ -167,6 +167,19 @@ def _linear(draw: Draw) -> list[Any]:
 
 
 @raw
+def _is_cast(draw: Draw) -> list[Any]:
+    s = Shapes(draw)
+    whole = s.of(s.n, s.c, dtype=torch.float32)
+    return [whole, whole.bfloat16()]
+
+
+@raw
+def layer_norm(draw: Draw) -> list[Any]:
+    s = Shapes(draw)
+    return [s.of(s.n, s.c), s.of(s.c), s.of(s.c), 1e-5, s.dtype]
+
+
+@raw
 def _patch_first_layer(draw: Draw) -> list[Any]:
     s = Shapes(draw)
     return [s.of(s.n, 3), s.of(s.c, 3), s.of(s.c), s.of(s.n, s.c)]

@@ -178,6 +178,7 @@ POOLED = "aggregate_neighbors_backward"
         ("_attention", (QKV.long(), None, None, 2, MIXED.clone()), "qkv must be float32"),
         ("_attention_backward", (MIXED, QKV, None, None, MIXED, LSE.double(), 2, QKV.clone()), "lse must be float32"),
         ("_attention_backward", (MIXED, QKV, None, None, MIXED, LSE, 2, QKV[:1]), "dz must have shape (2, 5, 12)"),
+        ("_is_cast", (M, M), "cast must be bfloat16"),
         ("_patch_max", (V, 2, M.clone()), "x must have 2 dimensions"),
         ("_patch_max", (M, 4, M.clone()), "size must divide the rows of x"),
         ("_patch_clamp", (M.clone(), 2, M[:3].half()), "shift must be float32, got float16"),
