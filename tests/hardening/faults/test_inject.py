@@ -13,7 +13,7 @@ from unittest import mock
 import pytest
 import torch
 
-from pointpeft.runs.finetune import finetune
+import pointpeft.runs.finetune as finetuning
 from pointpeft.training.run_folder import RunFolder
 from tests.clouds import write_clouds
 from tests.hardening.faults.runs import EPOCHS, OPTIONS, end, lost_with_partner, run, together
@@ -123,7 +123,7 @@ def test_a_process_that_loses_its_partner_ends_with_an_error_or_has_trained_to_t
 
     def behind_the_last(rank):
         if rank == 0:
-            mock.patch.object(finetune, "write_json", die).start()
+            mock.patch.object(finetuning, "write_json", die).start()
 
     ended = tmp_path / "ended"
     assert pair(data, ended, behind_the_last) == [-signal.SIGKILL, 0]
