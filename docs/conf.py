@@ -1,18 +1,22 @@
-"""The API reference: `python -m sphinx -W -b html docs build/docs`."""
+"""The documentation: `python -m sphinx -W -b html docs build/docs`."""
 
 import re
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
+
+import pages  # noqa: E402
 
 project = "pointpeft"
 release = re.search(r'^version = "(.*)"', (ROOT / "pyproject.toml").read_text(), re.M)[1]
 extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 html_theme = "furo"
 html_title = f"pointpeft {release}"
-exclude_patterns = ["_build"]
+html_static_path = ["static"]
+html_css_files = ["tables.css"]
+exclude_patterns = ["_build", "generated"]
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented_params"
@@ -32,5 +36,6 @@ def _plain(app, what, name, obj, options, lines):
 
 
 def setup(app):
-    """Before napoleon, which turns our sections into fields."""
+    """Writes the generated pages first; our docstrings are changed before napoleon turns their sections into fields."""
+    app.connect("builder-inited", lambda app: pages.write(ROOT / "docs" / "generated"))
     app.connect("autodoc-process-docstring", _plain, priority=400)

@@ -12,6 +12,7 @@ import tyro
 
 import pointpeft
 from pointpeft.cli.main import COMMANDS
+from pointpeft.methods import method_class, method_names
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.rst")])
@@ -50,6 +51,33 @@ def test_every_command_is_shown():
     shown = {line.values[0].split("pointpeft ", 1)[1].split()[0] for line in LINES}
     shown |= set(re.findall(r"`pointpeft ([\w-]+)`", "".join(page.read_text() for page in PAGES)))
     assert shown == set(COMMANDS)
+
+
+def test_the_readme_is_read_in_a_minute():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 130
+
+
+def test_the_readme_names_every_method_in_its_family():
+    families = re.findall(r"^- .*: `([a-z_0-9 ]+)`$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    named = [name for family in families for name in family.split()]
+    assert sorted(named) == method_names()
+    folders = [{method_class(name).__module__.split(".")[2] for name in family.split()} for family in families]
+    assert all(len(folder) == 1 for folder in folders)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_picture_and_linked_file_is_there(page):
+    text = page.read_text()
+    named = re.findall(r"\]\(([^)#:]+?)(?:#[^)]*)?\)", text) if page.suffix == ".md" else []
+    named += re.findall(r"^\.\. (?:image|figure):: (\S+)", text, re.MULTILINE)
+    missing = [name for name in named if not (page.parent / name).exists()]
+    assert not missing
+
+
+def test_pictures_are_small():
+    pictures = sorted((ROOT / "docs" / "pictures").glob("*.png"))
+    assert pictures
+    assert {path.name: path.stat().st_size for path in pictures if path.stat().st_size > 300_000} == {}
 
 
 @pytest.mark.parametrize("line", LINES)
