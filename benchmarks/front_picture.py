@@ -13,10 +13,13 @@ import torch
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
+from pointpeft.drawing.card import Card
 from pointpeft.files import write_atomically
 from pointpeft.methods import method_class
-from pointpeft.runs.evaluate import Adapted, clouds_of_run, load_run
-from pointpeft.view.show import Card, class_card
+from pointpeft.runs.evaluate import clouds_of_run, load_run
+from pointpeft.tasks.adapted import Adapted
+from pointpeft.tasks.base import create_task
+from pointpeft.view.token_maps import observe
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results" / "methods.csv"
@@ -42,10 +45,10 @@ RENAMED = {"linear": "head alone", "full:checkpoint=none": "full, no pre-trainin
 
 def choose_cards(adapted: Adapted, clouds: Any) -> list[Card]:
     """The test cloud of each class in `SHOWN` that the model names rightly with the highest probability."""
-    fixed, chosen = clouds.fixed(), []
+    task, chosen = create_task(adapted.model.task), []
     for name in SHOWN:
         own = (clouds.labels == clouds.classes.index(name)).nonzero().flatten().tolist()
-        cards = [class_card(adapted, fixed[i], clouds.names[i], name) for i in own]
+        cards = [task.test_card(adapted, clouds, i, observe) for i in own]
         chosen.append(max(cards, key=lambda card: (card.said == name) * (card.sure or 0.0)))
     return chosen
 
