@@ -19,8 +19,10 @@ def load_yaml(path: Path) -> Any:
     size = path.stat().st_size
     if size > _MAX_BYTES:
         raise ValueError(f"it has {size:,} bytes, at most {_MAX_BYTES:,} are read")
-    loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
+    text = path.read_text(encoding="utf-8")
+    loader = None
     try:
+        loader = yaml.SafeLoader(text)  # refuses characters that are no text
         node = loader.get_single_node()
         if node is None:
             return None
@@ -29,7 +31,8 @@ def load_yaml(path: Path) -> Any:
     except (yaml.YAMLError, RecursionError) as error:  # nested deeper than the library can follow
         raise ValueError(str(error)) from error
     finally:
-        loader.dispose()
+        if loader is not None:
+            loader.dispose()
 
 
 def _unfolded(node: yaml.Node, sizes: dict[int, int], above: set[int]) -> int:

@@ -1,5 +1,6 @@
 """Point clouds: reading, data sets, splits, augmentations."""
 
+from pointpeft.data import sets  # noqa: F401  # registers them
 from pointpeft.data.check import CheckReport, check
 from pointpeft.data.dataset import DataError, PointCloudDataset
 from pointpeft.data.formats.readers import EXTENSIONS, read_points

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from pointpeft.data.dataset import DataError, require_axis
+from pointpeft.data.dataset import DataError, dropped_note, require_axis
 
 
 class SegmentDataset(torch.utils.data.Dataset[tuple[Tensor, int, Tensor]]):
@@ -22,6 +22,7 @@ class SegmentDataset(torch.utils.data.Dataset[tuple[Tensor, int, Tensor]]):
         normalized: Whether the clouds were centred and scaled to the unit sphere.
         notes: Sentences worth telling the user.
         sizes: Points of every cloud, where they are known without reading it. [M]
+        dropped: Receives how many points a cloud lost that were not finite, while clouds are read; see `notes`.
 
     Raises:
         DataError: Counts that do not agree, or parts that are none.
@@ -40,6 +41,7 @@ class SegmentDataset(torch.utils.data.Dataset[tuple[Tensor, int, Tensor]]):
         normalized: bool = True,
         notes: Sequence[str] = (),
         sizes: Sequence[int] | None = None,
+        dropped: dict[str, int] | None = None,
     ) -> None:
         self.labels: Tensor = torch.as_tensor(labels, dtype=torch.int64).reshape(-1)
         self.classes, self.parts = tuple(classes), tuple(parts)
@@ -47,13 +49,19 @@ class SegmentDataset(torch.utils.data.Dataset[tuple[Tensor, int, Tensor]]):
         self.names = list(names)
         self.up_axis = require_axis(up_axis)
         self.normalized = normalized
-        self.notes = tuple(notes)
+        self.dropped = dropped
+        self._notes = tuple(notes)
         self.sizes = None if sizes is None else list(sizes)
         self._read = read
         if len(self.parts_of) != len(self.classes):
             raise DataError(f"parts_of must be as many as the classes, {len(self.classes)}, got {len(self.parts_of)}")
         if len(self.names) != len(self.labels):
             raise DataError(f"names must be as many as the labels, {len(self.labels)}, got {len(self.names)}")
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know, with the points that were left out of the clouds read so far."""
+        return (*self._notes, *dropped_note(self.dropped))
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -71,3 +79,49 @@ class SegmentDataset(torch.utils.data.Dataset[tuple[Tensor, int, Tensor]]):
                 f"which has {', '.join(map(str, known.tolist()))}"
             )
         return points.to(torch.float32), category, parts.to(torch.int64)
+
+
+class SceneDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
+    """Scenes, large clouds whose points have a class each; items are (points [n, 3], classes [n]).
+
+    Args:
+        read: Gives scene i as (points float32 [n_i, 3] in metres, classes int64 [n_i]).
+        areas: Which area each scene lies in; a validation split has some of every area. [M]
+        names: What messages call a scene.
+        classes: Class names.
+        up_axis: The axis that points up.
+        notes: Sentences worth telling the user.
+        dropped: As of `SegmentDataset`.
+    """
+
+    normalized = False
+
+    def __init__(
+        self,
+        read: Callable[[int], tuple[Tensor, Tensor]],
+        areas: Sequence[int],
+        names: Sequence[str],
+        classes: Sequence[str],
+        *,
+        up_axis: str = "z",
+        notes: Sequence[str] = (),
+        dropped: dict[str, int] | None = None,
+    ) -> None:
+        self.labels = torch.tensor(areas, dtype=torch.int64)
+        self.names, self.classes = list(names), tuple(classes)
+        self.up_axis, self.dropped = require_axis(up_axis), dropped
+        self._notes = tuple(notes)
+        self._read = read
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know, with the points that were left out of the scenes read so far."""
+        return (*self._notes, *dropped_note(self.dropped))
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"index must be between 0 and {len(self) - 1}, got {index}")
+        return self._read(index)

@@ -7,15 +7,15 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 
 import h5py
-import numpy as np
 from torch import Tensor
 
 from pointpeft.data.dataset import DataError
 from pointpeft.data.formats.bounds import NUMBER_BYTES, require_h5, require_unpacked
-from pointpeft.data.formats.readers import EXTENSIONS, as_stored, in_float32, read_bytes, read_points
+from pointpeft.data.formats.coordinates import CLI_WAY_OUT, as_stored, keep_finite
+from pointpeft.data.formats.readers import EXTENSIONS, read_bytes, read_points
 from pointpeft.data.formats.tar import LARGEST_MEMBER, Member, require_end
 from pointpeft.data.sets.folder import cloud_files
-from pointpeft.data.transforms import normalize_precisely
+from pointpeft.data.transforms import move_to_origin, normalize_precisely
 
 TAR = (".tar", ".tar.gz", ".tgz")
 HDF5 = (".h5", ".hdf5")
@@ -47,8 +47,9 @@ def stream(paths: list[Path], normalized: bool, drop_non_finite: bool | dict[str
 
     Args:
         paths: What to read.
-        normalized: Centre the points on their mean and scale them to the unit sphere.
-        drop_non_finite: As in `read_points`, of files and members of tar shards.
+        normalized: Centre the points on their mean and scale them to the unit sphere; else they stay as they are, but
+            for clouds far from the origin, which are moved there.
+        drop_non_finite: As in `read_points`; of an HDF5 shard, by file and row.
 
     Raises:
         DataError: A shard that cannot be opened, or a folder without clouds. What is wrong with one cloud is raised by
@@ -65,13 +66,17 @@ def stream(paths: list[Path], normalized: bool, drop_non_finite: bool | dict[str
         elif name.endswith(TAR):
             yield from _tar(path, normalized, drop_non_finite)
         elif name.endswith(HDF5):
-            yield from _hdf5(path, normalized)
+            yield from _hdf5(path, normalized, drop_non_finite)
         else:
             yield _file(path, normalized, drop_non_finite)
 
 
 def _file(path: Path, normalized: bool, drop: bool | dict[str, int]) -> Source:
-    return Source(str(path), lambda: read_points(path, normalized=normalized, drop_non_finite=drop))
+    return Source(str(path), lambda: _read_file(path, normalized, drop))
+
+
+def _read_file(path: Path, normalized: bool, drop: bool | dict[str, int]) -> Tensor:
+    return read_points(path, normalized=normalized, near_origin=not normalized, drop_non_finite=drop)
 
 
 def _tar(path: Path, normalized: bool, drop: bool | dict[str, int]) -> Iterator[Source]:
@@ -119,10 +124,12 @@ def _member(
         raise DataError(f"{name}: {error}") from None
     file = shard.extractfile(member)
     assert file is not None
-    return read_bytes(file.read(), suffix, name, normalized=normalized, drop_non_finite=drop)
+    return read_bytes(
+        file.read(), suffix, name, normalized=normalized, near_origin=not normalized, drop_non_finite=drop
+    )
 
 
-def _hdf5(path: Path, normalized: bool) -> Iterator[Source]:
+def _hdf5(path: Path, normalized: bool, drop: bool | dict[str, int]) -> Iterator[Source]:
     if not path.is_file():
         raise DataError(f"{path}: no such file")
     try:
@@ -140,18 +147,17 @@ def _hdf5(path: Path, normalized: bool) -> Iterator[Source]:
         if data.ndim != 3 or data.shape[2] < 3 or not data.shape[1] or data.dtype.kind not in "fiu":
             raise DataError(f"{path}: data must be numbers [M, N, 3], got {data.dtype} {list(data.shape)}")
         for row in range(data.shape[0]):
-            yield Source(f"{path}[{row}]", lambda row=row: _row(data, path, row, normalized))
+            yield Source(f"{path}[{row}]", lambda row=row: _row(data, path, row, normalized, drop))
 
 
-def _row(data: h5py.Dataset, path: Path, row: int, normalized: bool) -> Tensor:
+def _row(data: h5py.Dataset, path: Path, row: int, normalized: bool, drop: bool | dict[str, int]) -> Tensor:
+    place = f"{path}[{row}]"
     try:
         array = data[row, :, :3]
     except Exception as error:  # whatever the library makes of a broken chunk, the user needs its place
-        raise DataError(f"{path}[{row}]: cannot be read: {error or type(error).__name__}") from error
-    if not np.isfinite(array).all():
-        raise DataError(f"{path}[{row}]: has points that are not finite")
+        raise DataError(f"{place}: cannot be read: {error or type(error).__name__}") from error
     try:
-        points = as_stored(array) if normalized else in_float32(array)
+        points = as_stored(keep_finite(array, drop, place, CLI_WAY_OUT)[0])
     except DataError as error:
-        raise DataError(f"{path}[{row}]: {error}") from None
-    return normalize_precisely(points) if normalized else points
+        raise DataError(f"{place}: {error}") from None
+    return normalize_precisely(points) if normalized else move_to_origin(points)

@@ -47,11 +47,35 @@ def normalize_precisely(points: Tensor) -> Tensor:
     """
     near = points.to(torch.float32)
     result = normalize(near)
-    extent = (near.amax(-2) - near.amin(-2)).amax(-1)  # [...]
-    far = near.abs().amax((-2, -1)) > _NEAR * extent
+    far = _is_far(near)
     if bool(far.any()):
         result[far] = normalize(points[far].to(torch.float64)).to(torch.float32)
     return result
+
+
+def move_to_origin(points: Tensor) -> Tensor:
+    """Moves the mean of clouds to the origin, in float64, where they lie far from it, as map coordinates do.
+
+    Args:
+        points: Coordinates as a file holds them, of any type. [..., N, 3]
+
+    Returns:
+        float32, of the same shape. Clouds near the origin stay where they are, as published code takes them.
+    """
+    near = points.to(torch.float32)
+    far = _is_far(near)
+    if not bool(far.any()):
+        return near
+    precise = points[far].to(torch.float64)
+    result = near.clone()
+    result[far] = (precise - precise.mean(-2, keepdim=True)).to(torch.float32)
+    return result
+
+
+def _is_far(points: Tensor) -> Tensor:
+    """Whether float32 would lose detail of a cloud, because it lies far from the origin. [..., N, 3] -> [...]"""
+    extent = (points.amax(-2) - points.amin(-2)).amax(-1)
+    return points.abs().amax((-2, -1)) > _NEAR * extent
 
 
 @dataclass(frozen=True)

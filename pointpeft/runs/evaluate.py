@@ -18,7 +18,7 @@ from pointpeft.tasks.base import create_task
 from pointpeft.tasks.batches import fit
 from pointpeft.tasks.inference import Voting, forward_all
 from pointpeft.tasks.parts.report import write_prediction
-from pointpeft.tasks.storage import stay_on_disk
+from pointpeft.tasks.storage import should_read_lazily
 from pointpeft.training.divergence import NotFiniteError, require_finite_logits, require_finite_weights
 from pointpeft.training.loop import make_accelerator
 from pointpeft.training.run_folder import RunFolder
@@ -74,7 +74,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         data, up_axis, drop = run.data, run.up_axis, drop or run.drop_non_finite
     if drop and not task.can_drop_non_finite:
         raise ValueError(f"drop_non_finite must be left out for {task.name}, which labels every point")
-    on_disk = stay_on_disk(data, config.clouds_in, adapted.num_points, ("test",), task)
+    on_disk = should_read_lazily(data, config.clouds_in, adapted.num_points, ("test",), task)
     lazy, kept = ({"lazy": True}, {"on_disk": True}) if on_disk else ({}, {})
     more = lazy | ({"drop_non_finite": True} if drop else {})
     clouds = task.gather(task.load(data, "test", up_axis, **more), adapted.num_points, **kept)

@@ -31,7 +31,7 @@ from pointpeft.runs.resume import (
 )
 from pointpeft.tasks.base import AnyTask, create_task
 from pointpeft.tasks.inference import Voting
-from pointpeft.tasks.storage import stay_on_disk
+from pointpeft.tasks.storage import should_read_lazily
 from pointpeft.training.compiled_step import check_compiled, compiled_step
 from pointpeft.training.determinism import determinism
 from pointpeft.training.divergence import NotFiniteError, require_finite_weights
@@ -98,7 +98,7 @@ def _finetune(
     task = create_task(config.task, blocks=config.blocks)
     _check(config, task)
     require_tracker(config.track)
-    on_disk = stay_on_disk(config.data, config.clouds_in, config.num_points, ("train", "test"), task)
+    on_disk = should_read_lazily(config.data, config.clouds_in, config.num_points, ("train", "test"), task)
     more = {"lazy": True} if on_disk else {}
     if config.drop_non_finite:
         if not task.can_drop_non_finite:

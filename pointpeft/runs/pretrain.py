@@ -20,7 +20,7 @@ from pointpeft.runs.plan import backbone_options
 from pointpeft.runs.resume import PRETRAIN_FREE, clouds_fingerprint, require_unchanged, resumed_config, tell_finished
 from pointpeft.tasks.batches import Clouds
 from pointpeft.tasks.classification.task import Classification
-from pointpeft.tasks.storage import stay_on_disk
+from pointpeft.tasks.storage import should_read_lazily
 from pointpeft.training.determinism import determinism
 from pointpeft.training.divergence import require_finite_weights
 from pointpeft.training.loop import Recipe, State, make_accelerator, seed_everything, train
@@ -98,7 +98,7 @@ def _pretrain(accelerator: Accelerator, config: PretrainConfig, folder: RunFolde
         time_limit=None if config.time_limit_minutes is None else 60.0 * config.time_limit_minutes,
         seed=config.seed,
     )
-    on_disk = stay_on_disk(str(config.data), config.clouds_in, config.num_points, ("train",), Classification())
+    on_disk = should_read_lazily(str(config.data), config.clouds_in, config.num_points, ("train",), Classification())
     dataset = load_dataset(config.data, "train", lazy=on_disk, drop_non_finite=config.drop_non_finite)
     indices = None
     if config.max_clouds is not None and config.max_clouds < len(dataset):

@@ -187,7 +187,11 @@ class Task(ABC, Generic[Gathered, Measured]):
             DataError: The file cannot be read, or has fewer points than a patch.
         """
         points = read_points(
-            path, normalized=adapted.normalized, from_corner=self.from_corner, drop_non_finite=drop_non_finite
+            path,
+            normalized=adapted.normalized,
+            from_corner=self.from_corner,
+            near_origin=not adapted.normalized,
+            drop_non_finite=drop_non_finite,
         )
         least = adapted.fewest_points
         if len(points) < least:

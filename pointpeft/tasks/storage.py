@@ -5,9 +5,7 @@ import os
 import sys
 from typing import Any, Literal
 
-from pointpeft.data.loading import EMBEDDED, resolve
-from pointpeft.data.sets import modelnet40
-from pointpeft.data.sets.few_shot import PREFIX
+from pointpeft.data.registry import parse_source
 from pointpeft.tasks.batches import SPARE
 from pointpeft.training.memory import free_memory
 from pointpeft.training.processes import rank_and_world
@@ -17,14 +15,14 @@ _POINT = 12  # bytes
 _MOST = 0.5  # of the free memory
 
 
-def stay_on_disk(source: str, clouds_in: CloudsIn, num_points: int, splits: tuple[str, ...], task: Any) -> bool:
-    """What `clouds_in` says, or for `auto` what the size of the data and the free memory ask for; that is printed.
+def should_read_lazily(source: str, clouds_in: CloudsIn, num_points: int, splits: tuple[str, ...], task: Any) -> bool:
+    """Whether clouds stay on disk: as `clouds_in` says, or for `auto` where they need too much memory; that is printed.
 
     Args:
         source: The data set; it is listed, not read.
         clouds_in: As a command's option.
         num_points: N, points per cloud that the model sees.
-        splits: The parts of the data set that are wanted.
+        splits: Those that are wanted.
         task: What the clouds are for.
 
     Raises:
@@ -43,7 +41,7 @@ def stay_on_disk(source: str, clouds_in: CloudsIn, num_points: int, splits: tupl
         dataset = task.load(source, split, None, lazy=True)
         count += len(dataset)
         needed += task.bytes_in_memory(dataset, num_points)
-    free = free_memory() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # of this machine's processes each has its own
+    free = free_memory() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # every process of this machine takes its share
     if needed <= _MOST * free:
         return False
     if rank_and_world()[0] == 0:
@@ -58,10 +56,7 @@ def stay_on_disk(source: str, clouds_in: CloudsIn, num_points: int, splits: tupl
 
 def can_be_left(source: str) -> bool:
     """Whether the form of a data set allows its clouds to be read one by one."""
-    if source.startswith(f"{PREFIX}:"):
-        return False
-    layout, path, _ = resolve(source)
-    return layout != EMBEDDED and not (layout == "modelnet40" and modelnet40.form(path) == "cache")
+    return parse_source(source).can_stay_on_disk()
 
 
 def bytes_in_memory(dataset: Any, num_points: int) -> int:

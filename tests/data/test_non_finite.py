@@ -82,6 +82,9 @@ def test_streams_leave_them_out(cloud, tmp_path):
     assert dropped == {str(tmp_path / "a.npy"): 3, f"{tmp_path}/a.tar/x.npy": 3, f"{tmp_path}/a.tar/y.xyz": 3}
 
 
-def test_other_data_sets_say_that_they_have_no_such_option():
-    with pytest.raises(ValueError, match="drop_non_finite is for folders and CSV files of clouds, got furniture"):
-        load_dataset("furniture", drop_non_finite=True)
+@pytest.mark.parametrize("source", ["furniture", "few_shot:furniture:2way2shot:0"])
+def test_a_data_set_of_finite_points_has_no_such_option(source):
+    with pytest.raises(
+        ValueError, match=f"drop_non_finite must not be given for {source}, whose points are all finite"
+    ):
+        load_dataset(source, drop_non_finite=True)

@@ -55,16 +55,13 @@ def revise(command: FinetuneConfig, parse: Callable[..., Any]) -> FinetuneConfig
 
 
 def _variant(data: str, variant: str) -> str:
-    """The data with the recipe's variant of ScanObjectNN, where it is that and names none."""
-    from pointpeft.data.loading import resolve
-    from pointpeft.data.sets.scanobjectnn import VARIANTS
+    """The data with the recipe's variant, where its data set has that one and none is named."""
+    from pointpeft.data.registry import parse_source  # start-up time: it imports torch
 
-    if data.startswith("few_shot:"):
+    source = parse_source(data)
+    if source.variant or variant not in source.data_set.variants:
         return data
-    layout, path, _ = resolve(data)
-    if layout != "scanobjectnn" or data.endswith(tuple(f":{name}" for name in VARIANTS)):
-        return data
-    return f"scanobjectnn:{path}:{variant}"
+    return f"{source.data_set.name}:{source.path}:{variant}"
 
 
 def run(command: FinetuneConfig) -> int:

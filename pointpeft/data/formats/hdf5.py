@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pointpeft.data.dataset import DataError
 from pointpeft.data.formats.bounds import read_texts, require_h5
-from pointpeft.data.formats.readers import as_stored, in_float32
+from pointpeft.data.formats.coordinates import CLI_WAY_OUT, as_stored, in_float32, keep_finite
 
 OPEN_FILES = 64  # of one reader; a data set may have thousands
 # The chunks of one row that HDF5 keeps unpacked, so that neighbouring rows need not unpack them again; its own 1 MiB
@@ -43,7 +43,9 @@ def read_h5(path: Path, num_classes: int | None, *, as_is: bool = False) -> tupl
         points = file["data"][:, :, :3]
         wrong = np.flatnonzero(~np.isfinite(points).all((1, 2)))
         if len(wrong):
-            raise DataError(f"{len(wrong)} clouds have points that are not finite, the first is cloud {wrong[0]}")
+            raise DataError(
+                f"{len(wrong)} clouds have points that are not finite, the first is cloud {wrong[0]}{CLI_WAY_OUT}"
+            )
         tensor = as_stored(points) if as_is else in_float32(points)
     return tensor, labels, names
 
@@ -70,10 +72,19 @@ class H5Rows:
         files: Files that `list_h5` has accepted.
         counts: Clouds in each of them.
         as_is: As in `read_h5`.
+        dropped: Points that are not finite are left out, and counted here by the name of their cloud; None refuses
+            them.
     """
 
-    def __init__(self, files: Sequence[Path], counts: Sequence[int], *, as_is: bool = False) -> None:
-        self.as_is = as_is
+    def __init__(
+        self,
+        files: Sequence[Path],
+        counts: Sequence[int],
+        *,
+        as_is: bool = False,
+        dropped: dict[str, int] | None = None,
+    ) -> None:
+        self.as_is, self.dropped = as_is, dropped
         self.files = OpenFiles(files, ("data",))
         self.starts = [0, *accumulate(counts)]
 
@@ -81,10 +92,10 @@ class H5Rows:
         return self.starts[-1]
 
     def __call__(self, index: int) -> Tensor:
-        """Cloud `index` of all files in a row. [N, 3]
+        """Cloud `index` of all files in a row. [N, 3], or fewer points where some are left out
 
         Raises:
-            DataError: It cannot be read, or has points that are not finite.
+            DataError: It cannot be read, or has points that are not finite and must not be left out.
         """
         number = bisect_right(self.starts, index) - 1
         row = index - self.starts[number]
@@ -95,9 +106,11 @@ class H5Rows:
             raise
         except Exception as error:  # whatever the library makes of a broken chunk, the user needs its place
             raise DataError(f"{place}: cannot be read: {error or type(error).__name__}") from error
-        if not np.isfinite(points).all():
-            raise DataError(f"{place}: has points that are not finite")
         try:
+            if self.dropped is not None:
+                points, _ = keep_finite(points, self.dropped, place)
+            elif not np.isfinite(points).all():
+                raise DataError(f"has points that are not finite{CLI_WAY_OUT}")
             return as_stored(points) if self.as_is else in_float32(points)
         except DataError as error:
             raise DataError(f"{place}: {error}") from None

@@ -4,6 +4,7 @@ import re
 import tempfile
 import zipfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -14,28 +15,21 @@ from torch import Tensor
 
 from pointpeft.data.dataset import DataError
 from pointpeft.data.formats.bounds import require_npy, require_zip
-from pointpeft.data.formats.columns import coordinate_columns, plain_name, shown
+from pointpeft.data.formats.columns import coordinate_columns, plain_name
+from pointpeft.data.formats.coordinates import POINT_KEYS, coordinates, in_float32, keep_finite, require_in_range
 from pointpeft.data.formats.las import read_las
 from pointpeft.data.formats.meshes import Mesh, read_ply, sample_surface, triangulate
 from pointpeft.data.formats.pcd import read_pcd
 from pointpeft.data.formats.polygon_files import read_obj, read_off, read_stl
 from pointpeft.data.formats.text import read_text
+from pointpeft.data.transforms import move_to_origin
 
 # Points drawn on a surface where nothing else is asked: as many as published clouds of ShapeNet and ModelNet40 have.
 MESH_POINTS = 8192
-LARGEST = 1e18  # coordinate: float32 still holds its square
-# Names under which an .npz may hold its points, first match first.
-_KEYS = (
-    *("points", "xyz", "pos", "coords", "coord", "data", "vertices", "pc", "pointcloud", "positions", "position"),
-    *("coordinates", "cloud", "verts", "v"),
-)
 _FACES = ("faces", "face", "triangles", "triangle", "tri", "tris", "f")
 _MAYBE_FACES = re.compile(
     r"(mesh)?(f|faces?|tri|tris|triangles?|polygons?|quads?|cells?)?(v|vertices|indices|index|idx|ids?)?"
 )
-# Coordinates, normal, colour, labels and the like. A table with more columns than this and fewer rows than columns is
-# taken for a transposed one.
-_MOST_COLUMNS = 12
 
 
 def read_points(
@@ -45,6 +39,7 @@ def read_points(
     *,
     normalized: bool = False,
     from_corner: bool = False,
+    near_origin: bool = False,
     drop_non_finite: bool | dict[str, int] = False,
 ) -> Tensor:
     """Reads one file.
@@ -62,6 +57,8 @@ def read_points(
         normalized: Centre the points on their mean and scale them to the unit sphere, in float64: scans in map
             coordinates keep their detail.
         from_corner: Move the least coordinate of each axis to 0, in float64 too: for scenes, whose size matters.
+        near_origin: Move the mean of a cloud that lies far from the origin there, in float64 too, and leave others as
+            they are: for models of clouds that are not normalised.
         drop_non_finite: Leave points out whose coordinates are not finite, as depth cameras mark what they did not
             see. A dict receives how many, by the name of the file.
 
@@ -81,7 +78,8 @@ def read_points(
     if not path.is_file():
         raise DataError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
     size = path.stat().st_size
-    return _read(reader, path, path, size, num_points, generator, normalized, from_corner, drop_non_finite)
+    placement = _Placement(normalized, from_corner, near_origin)
+    return _read(reader, path, path, size, num_points, generator, placement, drop_non_finite)
 
 
 def read_bytes(
@@ -91,6 +89,7 @@ def read_bytes(
     num_points: int | None = None,
     *,
     normalized: bool = False,
+    near_origin: bool = False,
     drop_non_finite: bool | dict[str, int] = False,
 ) -> Tensor:
     """Reads a file's content, such as a member of an archive.
@@ -101,6 +100,7 @@ def read_bytes(
         name: What messages call it; it never becomes a path.
         num_points: As in `read_points`.
         normalized: As in `read_points`.
+        near_origin: As in `read_points`.
         drop_non_finite: As in `read_points`.
 
     Returns:
@@ -111,19 +111,41 @@ def read_bytes(
     """
     if suffix == ".npy":  # no way by the disk for the kind that shards are made of
         file, size = BytesIO(content), len(content)
-        return _read(_read_npy, file, name, size, num_points, None, normalized, False, drop_non_finite)
+        placement = _Placement(normalized, near_origin=near_origin)
+        return _read(_read_npy, file, name, size, num_points, None, placement, drop_non_finite)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, f"cloud{suffix}")
         path.write_bytes(content)
         try:
             dropped: dict[str, int] = {}
             drop = dropped if isinstance(drop_non_finite, dict) else drop_non_finite
-            points = read_points(path, num_points, normalized=normalized, drop_non_finite=drop)
+            points = read_points(path, num_points, normalized=normalized, near_origin=near_origin, drop_non_finite=drop)
             if dropped and isinstance(drop_non_finite, dict):
                 drop_non_finite[name] = sum(dropped.values())
             return points
         except DataError as error:
             raise DataError(str(error).replace(str(path), name, 1)) from error
+
+
+@dataclass(frozen=True)
+class _Placement:
+    """Where the points of a cloud are moved before they are rounded to float32; arguments of `read_points`."""
+
+    normalized: bool = False
+    from_corner: bool = False
+    near_origin: bool = False
+
+    def apply(self, points: np.ndarray) -> Tensor:
+        """Moved points, float32. [n, 3]"""
+        if self.from_corner:
+            points = points - points.min(0)
+        if self.normalized:
+            points = points - points.mean(0)
+            points = points / max(np.linalg.norm(points, axis=1).max(), np.finfo(np.float64).tiny)
+        elif self.near_origin:
+            require_in_range(points)
+            return move_to_origin(torch.from_numpy(points))
+        return in_float32(points)
 
 
 def _read(
@@ -133,8 +155,7 @@ def _read(
     size: int,
     num_points: int | None,
     generator: torch.Generator | None,
-    normalized: bool,
-    from_corner: bool,
+    placement: _Placement,
     drop_non_finite: bool | dict[str, int],
 ) -> Tensor:
     generator = torch.Generator().manual_seed(0) if generator is None else generator
@@ -143,16 +164,10 @@ def _read(
             raise DataError("the file is empty")
         content = reader(file)
         if not isinstance(content, Mesh):
-            content, lost = _finite(coordinates(content, finite=False), drop_non_finite is not False)
-            if lost and isinstance(drop_non_finite, dict):
-                drop_non_finite[str(name)] = lost
+            content, _ = keep_finite(coordinates(content, finite=False), drop_non_finite, str(name))
+            require_in_range(content)
         points = _draw(content, num_points, generator)
-        if from_corner:
-            points = points - points.min(0)
-        if normalized:
-            points = points - points.mean(0)
-            points = points / max(np.linalg.norm(points, axis=1).max(), np.finfo(np.float64).tiny)
-        result = in_float32(points)
+        result = placement.apply(points)
     except DataError as error:
         raise DataError(f"{name}: {error}") from error.__cause__
     except Exception as error:  # whatever a library makes of a broken file, the user needs its name
@@ -169,84 +184,6 @@ def _draw(content: Mesh | np.ndarray, num_points: int | None, generator: torch.G
     return points
 
 
-def _finite(points: np.ndarray, drop: bool) -> tuple[np.ndarray, int]:
-    """The points that are finite, and how many others were left out.
-
-    Raises:
-        DataError: Some are not finite and must not be left out, none is, or they are too large.
-    """
-    finite = np.isfinite(points).all(1)
-    lost = len(points) - int(finite.sum())
-    if lost and not drop:
-        raise DataError(
-            f"{lost} of {len(points)} points are not finite, the first is point {int(finite.argmin())}; "
-            "--drop-non-finite (drop_non_finite=True) leaves them out"
-        )
-    if lost == len(points):
-        raise DataError(f"none of its {lost} points is finite")
-    points = points[finite] if lost else points
-    _require_in_range(points)
-    return points, lost
-
-
-def in_float32(points: np.ndarray) -> Tensor:
-    """Finite coordinates as a tensor.
-
-    Raises:
-        DataError: They are larger than `LARGEST`.
-    """
-    _require_in_range(points)
-    return torch.from_numpy(points.astype(np.float32, copy=False))
-
-
-def as_stored(points: np.ndarray) -> Tensor:
-    """Finite coordinates in float32, or in float64 where float32 could round them.
-
-    Raises:
-        DataError: They are larger than `LARGEST`.
-    """
-    _require_in_range(points)
-    narrow = points.dtype.kind == "f" and points.dtype.itemsize <= 4
-    return torch.from_numpy(points.astype(np.float32 if narrow else np.float64, copy=False))
-
-
-def _require_in_range(points: np.ndarray) -> None:
-    most = max(float(points.max(initial=0)), -float(points.min(initial=0)))
-    if not most <= LARGEST:
-        raise DataError(f"coordinates up to {most:.3g} are too large for float32: its squares end at {LARGEST:g}²")
-
-
-def coordinates(table: np.ndarray, *, finite: bool = True) -> np.ndarray:
-    """The fields x, y and z of a table, else its first three columns, float64. [n, C] -> [n, 3]
-
-    Args:
-        table: Rows of numbers, or of fields with names.
-        finite: Refuse numbers that are not finite or too large.
-
-    Raises:
-        DataError: They are no coordinates, or too large.
-    """
-    table = _without_names(table)
-    if table.ndim == 3 and len(table) == 1:  # a batch of one cloud
-        table = table[0]
-    if table.dtype.kind not in "fiu":
-        raise DataError(f"coordinates must be numbers, got {table.dtype}")
-    if table.ndim != 2 or table.shape[1] < 3:
-        raise DataError(f"points must be rows of at least 3 columns, got shape {list(table.shape)}")
-    if not len(table):
-        raise DataError("it has no points")
-    if table.shape[1] > max(_MOST_COLUMNS, len(table)):
-        raise DataError(f"points must be rows, got shape {list(table.shape)}: it seems to be transposed")
-    points = table[:, :3].astype(np.float64)
-    if not finite:
-        return points
-    wrong = np.flatnonzero(~np.isfinite(points).all(1))
-    if len(wrong):
-        raise DataError(f"{len(wrong)} of {len(points)} points are not finite, the first is point {wrong[0]}")
-    _require_in_range(points)
-    return points
-
-
 def _read_npy(file: Path | BytesIO) -> np.ndarray:
     if isinstance(file, Path):
         with open(file, "rb") as head:
@@ -260,27 +197,13 @@ def _read_npy(file: Path | BytesIO) -> np.ndarray:
     return array
 
 
-def _without_names(table: np.ndarray) -> np.ndarray:
-    """A table of named fields as one of columns, x, y and z first; others as they are. [...] -> [n, 3]"""
-    names = table.dtype.names
-    if not names:
-        return table
-    columns = coordinate_columns(names)
-    if columns is not None:
-        return np.stack([table[names[i]].reshape(-1) for i in columns], 1)
-    vectors = [name for name in names if plain_name(name) in _KEYS and table.dtype[name].shape == (3,)]
-    if len(vectors) != 1:
-        raise DataError(f"coordinates must be numbers in fields x, y and z, got the fields {shown(names)}")
-    return table[vectors[0]].reshape(-1, 3)
-
-
 def _read_npz(path: Path) -> Mesh | np.ndarray:
     if not zipfile.is_zipfile(path):
         raise DataError("is not a .npz file")
     require_zip(path)
     with np.load(path, allow_pickle=False) as file:
         plain = {plain_name(name): name for name in reversed(file.files)}
-        key = next((plain[key] for key in _KEYS if key in plain), None)
+        key = next((plain[key] for key in POINT_KEYS if key in plain), None)
         axes = coordinate_columns(file.files) if key is None and len(file.files) > 2 else None
         if axes is not None:
             columns = [file[file.files[axis]].reshape(-1) for axis in axes]
@@ -288,7 +211,7 @@ def _read_npz(path: Path) -> Mesh | np.ndarray:
                 raise DataError(f"its x, y and z have different lengths: {', '.join(str(len(c)) for c in columns)}")
             return np.stack(columns, 1)
         if key is None and len(file.files) != 1:
-            raise DataError(f"has none of {', '.join(_KEYS)}, only {', '.join(file.files) or 'nothing'}")
+            raise DataError(f"has none of {', '.join(POINT_KEYS)}, only {', '.join(file.files) or 'nothing'}")
         faces = _faces_of(file, plain, key)
         others = [plain[name] for name in ("vertices", "verts", "v") if name in plain and plain[name] != key]
         if faces is None or key is None or others:  # points beside a surface are its points

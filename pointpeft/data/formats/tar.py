@@ -157,13 +157,20 @@ def list_tar(path: Path) -> list[Sample]:
     return [Sample(path, m.name, m.offset_data, m.size, labels[key]) for key, m in clouds.items()]
 
 
-def read_sample(sample: Sample, num_points: int | None = None, *, normalized: bool = False) -> Tensor:
+def read_sample(
+    sample: Sample,
+    num_points: int | None = None,
+    *,
+    normalized: bool = False,
+    drop_non_finite: bool | dict[str, int] = False,
+) -> Tensor:
     """The points of a sample. It opens the tar file anew: what holds samples can go to any process.
 
     Args:
         sample: Of `list_tar`.
         num_points: As in `read_points`.
         normalized: As in `read_points`.
+        drop_non_finite: As in `read_points`.
 
     Returns:
         Points, float32. [n, 3]
@@ -172,7 +179,14 @@ def read_sample(sample: Sample, num_points: int | None = None, *, normalized: bo
         DataError: As `read_points`.
     """
     suffix = PurePosixPath(sample.member).suffix.lower()
-    return read_bytes(_content(sample, sample.size), suffix, sample.name, num_points, normalized=normalized)
+    return read_bytes(
+        _content(sample, sample.size),
+        suffix,
+        sample.name,
+        num_points,
+        normalized=normalized,
+        drop_non_finite=drop_non_finite,
+    )
 
 
 def point_count(sample: Sample) -> int | None:

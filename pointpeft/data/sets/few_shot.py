@@ -1,5 +1,6 @@
 """Few-shot folds: W classes with S training clouds each, as published or drawn from any data set."""
 
+import re
 from collections.abc import Callable
 from functools import lru_cache, partial
 from pathlib import Path
@@ -9,9 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pointpeft.data.dataset import DataError, PointCloudDataset
+from pointpeft.data.dataset import DataError, PointCloudDataset, at_most
+from pointpeft.data.formats.coordinates import CLI_WAY_OUT, coordinates, keep_finite, require_in_range
 from pointpeft.data.formats.numpy_pickle import load_arrays
-from pointpeft.data.formats.readers import coordinates
+from pointpeft.data.registry import DataSet, LoadOptions, Source, parse_source, register_data_set
 from pointpeft.data.transforms import normalize_precisely
 
 PREFIX = "few_shot"
@@ -28,21 +30,60 @@ def source_of(source: str, ways: int, shots: int, fold: int, seed: int = 0) -> s
 Loader = Callable[..., PointCloudDataset]
 
 
-def load_word(word: str, split: str, load_source: Loader, up_axis: str | None = None) -> PointCloudDataset:
-    """One part of the fold that a word of `source_of`'s form names; arguments as in `load`.
+@register_data_set
+class FewShot(DataSet):
+    """Folds: few_shot:SOURCE:5way10shot:FOLD or few_shot:SOURCE:5way10shot:FOLD@SEED."""
 
-    Raises:
-        DataError: Another form, or what `load` raises.
-    """
-    parts = word.split(":", 1)[-1].rsplit(":", 2)
-    try:
-        source, setting, place = parts
-        ways, shots = (int(text) for text in setting.removesuffix("shot").split("way"))
-        fold, _, seed = place.partition("@")
-        numbers = ways, shots, int(fold), int(seed or 0)
-    except ValueError:
-        raise DataError(f"a few-shot fold is {FORM}, got {word!r}") from None
-    return load(source, *numbers, split, up_axis, load_source=load_source)
+    name = PREFIX
+    title = "few-shot fold"
+    layout = f"{PREFIX}:SOURCE:5way10shot:FOLD"
+    up_axis = UP_AXIS
+    place_is = "source"
+    variant_pattern = r"-?\d+way-?\d+(?:shot)?:-?\d+(?:@-?\d+)?"
+
+    def matches(self, path: Path) -> bool:
+        """No path: a fold is asked for by its name."""
+        return False
+
+    def load(self, source: Source, split: str, options: LoadOptions) -> PointCloudDataset:
+        """See the function `load`."""
+        numbers = [int(text) for text in re.findall(r"-?\d+", source.variant)]
+        if not numbers:
+            raise DataError(f"a few-shot fold is {FORM}, got {source.text!r}")
+        ways, shots, fold, seed = (*numbers, 0)[:4]
+        return load(
+            source.place,
+            ways,
+            shots,
+            fold,
+            seed,
+            split,
+            options.up_axis,
+            load_source=_load_source,
+            num_points=options.num_points,
+            drop_non_finite=options.drop_non_finite,
+        )
+
+    def can_stay_on_disk(self, source: Source) -> bool:
+        """A fold is small and always in memory."""
+        return False
+
+    def can_drop_non_finite(self, source: Source) -> bool:
+        """As the data set that the fold is of."""
+        whole = parse_source(source.place)
+        return whole.data_set.can_drop_non_finite(whole)
+
+
+def _load_source(
+    source: str,
+    split: str,
+    *,
+    num_points: int | None = None,
+    up_axis: str | None = None,
+    lazy: bool = False,
+    drop_non_finite: bool = False,
+) -> PointCloudDataset:
+    return parse_source(source).load(split, LoadOptions(num_points, up_axis, lazy, drop_non_finite))
 
 
 def load(
@@ -55,8 +96,10 @@ def load(
     up_axis: str | None = None,
     *,
     load_source: Loader,
+    num_points: int | None = None,
+    drop_non_finite: bool = False,
 ) -> PointCloudDataset:
-    """One part of a fold.
+    """One split of a fold.
 
     Where the source is a folder of published folds (`5way_10shot/0.pkl` or `5way10shot/0.pkl`), the fold is read: its
     pickles are read as numbers alone, no code in them is run. Else the source is any data set, and the fold is drawn
@@ -73,6 +116,8 @@ def load(
         split: "train" or "test".
         up_axis: The axis that points up; None: "y" for published folds, else the data set's own.
         load_source: `load_dataset`, which stands above this file; called for sources that hold no published folds.
+        num_points: As in `load_dataset`.
+        drop_non_finite: As in `load_dataset`.
 
     Raises:
         DataError: The fold is missing or broken, or the data set has too few classes.
@@ -83,8 +128,13 @@ def load(
             raise ValueError(f"{name} must be at least {least}, got {value}")
     folder = published_folder(Path(source).expanduser(), ways, shots)
     if folder is not None:
-        return _published(folder / f"{fold}.pkl", ways, split, up_axis or UP_AXIS)
-    train, test = (_whole(load_source, str(source), part, up_axis) for part in ("train", "test"))
+        dropped: dict[str, int] | None = {} if drop_non_finite else None
+        return _published(folder / f"{fold}.pkl", ways, split, up_axis or UP_AXIS, num_points, dropped)
+    if drop_non_finite:  # a set that is shared with other folds would count their points, too
+        more = {"num_points": num_points, "up_axis": up_axis, "lazy": True, "drop_non_finite": True}
+        train, test = (load_source(str(source), part, **more) for part in ("train", "test"))
+    else:
+        train, test = (_whole(load_source, str(source), part, up_axis, num_points) for part in ("train", "test"))
     return _drawn(train, test, ways, shots, fold, seed, split)
 
 
@@ -107,8 +157,10 @@ def published_folder(root: Path, ways: int, shots: int) -> Path | None:
 
 
 @lru_cache(maxsize=4)  # ten folds and several methods ask for the same two parts
-def _whole(load_source: Loader, source: str, split: str, up_axis: str | None) -> PointCloudDataset:
-    return load_source(source, split, up_axis=up_axis, lazy=True)
+def _whole(
+    load_source: Loader, source: str, split: str, up_axis: str | None, num_points: int | None
+) -> PointCloudDataset:
+    return load_source(source, split, num_points=num_points, up_axis=up_axis, lazy=True)
 
 
 def _drawn(
@@ -140,6 +192,7 @@ def _drawn(
         normalized=part.normalized,
         notes=(*part.notes, f"fold {fold} of {ways}-way {shots}-shot, drawn with seed {seed}"),
         sizes=part.sizes,
+        dropped=part.dropped,
     )
 
 
@@ -147,7 +200,9 @@ def _points_of(part: PointCloudDataset, index: int) -> Tensor:
     return part[index][0]
 
 
-def _published(path: Path, ways: int, split: str, up_axis: str) -> PointCloudDataset:
+def _published(
+    path: Path, ways: int, split: str, up_axis: str, num_points: int | None, dropped: dict[str, int] | None
+) -> PointCloudDataset:
     if not path.is_file():
         there = len(list(path.parent.glob("*.pkl")))
         raise DataError(f"{path}: no such file; {path.parent} holds {there} folds")
@@ -157,15 +212,19 @@ def _published(path: Path, ways: int, split: str, up_axis: str) -> PointCloudDat
     clouds: list[Tensor] = []
     labels: list[int] = []
     kinds: dict[int, str] = {}
+    # Of both splits points are left out, but those of one are counted.
+    counted: dict[str, bool | dict[str, int]] = dict.fromkeys(("train", "test"), dropped is not None)
+    if dropped is not None:
+        counted[split] = dropped
     for part in ("train", "test"):
         for i, entry in enumerate(content[part]):
-            points, label, kind = _entry(path, part, i, entry)
+            points, label, kind = _entry(path, part, i, entry, counted[part])
             if not 0 <= label < ways:
                 raise DataError(f"{path}: {part} cloud {i}: label must be 0 to {ways - 1}, got {label}")
             if kinds.setdefault(label, kind) != kind:
                 raise DataError(f"{path}: label {label} stands for {kinds[label]} and for {kind}")
             if part == split:
-                clouds.append(normalize_precisely(points))
+                clouds.append(normalize_precisely(at_most(points, num_points)))
                 labels.append(label)
     if len(kinds) < ways or not clouds:
         raise DataError(f"{path}: has {len(clouds)} {split} clouds, of {len(kinds)} classes, where {ways} are needed")
@@ -176,14 +235,18 @@ def _published(path: Path, ways: int, split: str, up_axis: str) -> PointCloudDat
         [f"{path.parent.name}/{path.name} {split}[{i}]" for i in range(len(clouds))],
         up_axis=up_axis,
         normalized=True,
+        dropped=dropped,
     )
 
 
-def _entry(path: Path, part: str, index: int, entry: Any) -> tuple[Tensor, int, str]:
+def _entry(path: Path, part: str, index: int, entry: Any, drop: bool | dict[str, int]) -> tuple[Tensor, int, str]:
     """(points, label, name of the class), from (array, label in the fold, label in the whole)."""
     try:
         points, label, kind = entry
         label, kind = (int(np.asarray(number).reshape(())) for number in (label, kind))
-        return torch.from_numpy(coordinates(np.asarray(points))), label, f"class {kind}"
+        table = coordinates(np.asarray(points), finite=False)
+        table, _ = keep_finite(table, drop, f"{path} {part}[{index}]", CLI_WAY_OUT)
+        require_in_range(table)
+        return torch.from_numpy(table), label, f"class {kind}"
     except (TypeError, ValueError) as error:  # a DataError is a ValueError
         raise DataError(f"{path}: {part} cloud {index} must be (points, label, class): {error}") from None

@@ -8,9 +8,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from pointpeft.data.dataset import DataError, PointCloudDataset
+from pointpeft.data.dataset import DataError, PointCloudDataset, dropped_note
+from pointpeft.data.findings import Findings
 from pointpeft.data.formats.readers import EXTENSIONS, read_points
 from pointpeft.data.formats.text import holds_rows
+from pointpeft.data.registry import ANY_FOLDER, FORMAT, DataSet, LoadOptions, Source, register_data_set
 from pointpeft.data.sets.csv_list import scan_csv
 from pointpeft.data.sets.listing import LEVELS, SEED, TEST_FRACTION, UNUSED, Listing, make_listing
 
@@ -29,6 +31,63 @@ _BESIDE = (
     *(".jpg", ".jpeg", ".png", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".svg", ".mtl", ".py", ".sh", ".ini", ".db"),
     *(".tsv", ".cfg", ".bib", ".cls", ".sha256", ".md5"),
 )
+
+
+@register_data_set
+class Folder(DataSet):
+    """A folder of one's own: PATH."""
+
+    name = "folder"
+    title = "folder of clouds"
+    layout = "a folder with one sub-folder of clouds per class (optionally below train/ and test/)"
+    up_axis = UP_AXIS
+    precedence = ANY_FOLDER
+
+    def matches(self, path: Path) -> bool:
+        """Any folder."""
+        return path.is_dir()
+
+    def load(self, source: Source, split: str, options: LoadOptions) -> PointCloudDataset:
+        """See the function `load`."""
+        up_axis = options.up_axis or UP_AXIS
+        return load(source.path, split, options.num_points, up_axis, drop_non_finite=options.drop_non_finite)
+
+    def check(self, source: Source, findings: Findings, *, drop_non_finite: bool = False) -> None:
+        """Looks at every file, and at what is passed over."""
+        path, dropped = source.path, {} if drop_non_finite else None
+        listing = scan(path)
+        findings.lines.append(f"{self.title}, up axis {UP_AXIS}")
+        findings.problems += listing.problems
+        for split, clouds in listing.parts.items():
+            findings.counts(split, [label for _, label in clouds], listing.classes)
+            if clouds or listing.problems:
+                continue
+            if split == "train":
+                findings.lines.append("note: it has no train clouds: it is good for evaluation alone")
+            else:
+                findings.problems.append(f"{path}: has no test clouds; a class needs at least two for one to be tested")
+        if path.is_dir() and (others := other_files(path)):
+            findings.lines.append(
+                f"note: {len(others)} files of other kinds are passed over, the first is {relative(others[0], path)}"
+            )
+        findings.notes(listing.notes)
+        findings.files([file for clouds in listing.parts.values() for file, _ in clouds], listing.root, dropped)
+        findings.notes(dropped_note(dropped))
+
+
+@register_data_set
+class CsvList(Folder):
+    """A list of one's own: FILE.csv."""
+
+    name = "csv"
+    title = "CSV file of clouds"
+    layout = "a CSV file path,label[,split]"
+    place_is = "file"
+    precedence = FORMAT
+
+    def matches(self, path: Path) -> bool:
+        """A file of this kind; what is wrong with its content is said by reading it."""
+        return path.is_file() and path.suffix.lower() == ".csv"
 
 
 def load(

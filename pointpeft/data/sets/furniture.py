@@ -5,9 +5,46 @@ from pathlib import Path
 import h5py
 import torch
 
-from pointpeft.data.dataset import PointCloudDataset
+from pointpeft.data.dataset import PointCloudDataset, at_most, require_axis
+from pointpeft.data.registry import EMBEDDED, DataSet, LoadOptions, Source, register_data_set
 
 PATH = Path(__file__).parents[1] / "embedded" / "furniture.h5"
+
+
+@register_data_set
+class Furniture(DataSet):
+    """The embedded clouds, by their name alone."""
+
+    name = EMBEDDED
+    title = "embedded furniture"
+    layout = EMBEDDED
+    up_axis = "y"
+    place_is = "nothing"
+
+    def matches(self, path: Path) -> bool:
+        """No path."""
+        return False
+
+    def load(self, source: Source, split: str, options: LoadOptions) -> PointCloudDataset:
+        """See the function `load`."""
+        whole = load(split)
+        return PointCloudDataset(
+            [at_most(whole[i][0], options.num_points) for i in range(len(whole))],
+            whole.labels,
+            whole.classes,
+            whole.names,
+            up_axis=require_axis(options.up_axis or whole.up_axis),
+            normalized=whole.normalized,
+            notes=whole.notes,
+        )
+
+    def can_stay_on_disk(self, source: Source) -> bool:
+        """They are small and always in memory."""
+        return False
+
+    def can_drop_non_finite(self, source: Source) -> bool:
+        """They are finite."""
+        return False
 
 
 def load(split: str = "train") -> PointCloudDataset:

@@ -4,18 +4,62 @@ import re
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from pointpeft.data.dataset import DataError, PointCloudDataset, at_most
-from pointpeft.data.formats.bounds import NUMBER_BYTES, is_plain, require_files, require_unpacked
+from pointpeft.data.dataset import DataError, PointCloudDataset, at_most, dropped_note
+from pointpeft.data.findings import Findings
+from pointpeft.data.formats.bounds import is_plain, require_files
 from pointpeft.data.formats.hdf5 import H5Rows, list_h5, read_h5
-from pointpeft.data.formats.numpy_pickle import load_arrays
-from pointpeft.data.formats.readers import coordinates, in_float32, read_points
+from pointpeft.data.formats.labelled_pickle import read_cache
+from pointpeft.data.formats.readers import read_points
+from pointpeft.data.registry import SPLITS, DataSet, LoadOptions, Source, register_data_set
 from pointpeft.data.transforms import normalize_precisely
 
 UP_AXIS = "y"
+
+
+@register_data_set
+class ModelNet40(DataSet):
+    """ModelNet40: PATH or modelnet40:PATH."""
+
+    name = "modelnet40"
+    title = "ModelNet40"
+    layout = "modelnet40:PATH"
+    up_axis = UP_AXIS
+
+    def matches(self, path: Path) -> bool:
+        """A folder that holds one of the forms."""
+        return path.is_dir() and form(path) is not None
+
+    def load(self, source: Source, split: str, options: LoadOptions) -> PointCloudDataset:
+        """See the function `load`."""
+        return load(
+            source.path,
+            split,
+            options.num_points,
+            options.up_axis or UP_AXIS,
+            lazy=options.lazy,
+            drop_non_finite=options.drop_non_finite,
+        )
+
+    def check(self, source: Source, findings: Findings, *, drop_non_finite: bool = False) -> None:
+        """Looks at every file of the form that is there."""
+        root = source.path
+        kind = require_form(root, SPLITS[0])
+        findings.lines.append(f"{self.title} ({kind}), up axis {UP_AXIS}")
+        classes = class_names(root)
+        dropped: dict[str, int] | None = {} if drop_non_finite else None
+        for split in SPLITS:
+            try:
+                _CHECKS[kind](root, split, classes, findings, dropped)
+            except DataError as error:
+                findings.problems.append(str(error))
+        findings.notes(dropped_note(dropped))
+
+    def can_stay_on_disk(self, source: Source) -> bool:
+        """All forms but the cache, which is one pickle."""
+        return form(source.path) != "cache"
 
 
 def form(root: Path) -> str | None:
@@ -30,9 +74,15 @@ def form(root: Path) -> str | None:
 
 
 def load(
-    root: str | Path, split: str, num_points: int | None = None, up_axis: str = UP_AXIS, *, lazy: bool = False
+    root: str | Path,
+    split: str,
+    num_points: int | None = None,
+    up_axis: str = UP_AXIS,
+    *,
+    lazy: bool = False,
+    drop_non_finite: bool = False,
 ) -> PointCloudDataset:
-    """Reads one part of ModelNet40, every cloud centred and scaled to the unit sphere.
+    """Reads one split of ModelNet40, every cloud centred and scaled to the unit sphere.
 
     HDF5 files and the cache are read into memory; text files, which take minutes, one by one as they are asked for.
 
@@ -42,11 +92,42 @@ def load(
         num_points: The most points of a cloud that are kept, drawn with a fixed seed.
         up_axis: The axis that points up; "y" in all published forms.
         lazy: Read the clouds of HDF5 files one by one as they are asked for, too. The cache is one pickle.
+        drop_non_finite: Leave points out that are not finite; `notes` say how many, of the clouds read so far.
 
     Raises:
         DataError: A file is missing or broken; says which one and how to mend it.
     """
     root = Path(root)
+    kind = require_form(root, split)
+    dropped: dict[str, int] | None = {} if drop_non_finite else None
+    if kind == "text":
+        return _load_text(root, split, num_points, up_axis, dropped)
+    classes = class_names(root)
+    if kind == "hdf5":
+        files = h5_files(root, split)
+        if lazy or drop_non_finite:
+            return _list_h5(files, classes, num_points, up_axis, dropped)
+        parts = [read_h5(path, len(classes), as_is=True) for path in files]
+        for path, part in zip(files, parts, strict=True):
+            _require_same(path, part[0].shape[1], files[0], parts[0][0].shape[1])
+        points: Tensor | list[Tensor] = torch.cat([normalize_precisely(at_most(part[0], num_points)) for part in parts])
+        labels, names = torch.cat([part[1] for part in parts]), [name for part in parts for name in part[2]]
+    else:
+        path = cache_file(root, split)
+        clouds, labels = read_cache(path, len(classes), as_is=True, dropped=dropped)
+        points = [normalize_precisely(at_most(cloud, num_points)) for cloud in clouds]
+        names = [f"{path.name}[{i}]" for i in range(len(points))]
+    if not len(labels):
+        raise DataError(f"{root}: its {split} part has no clouds")
+    return PointCloudDataset(points, labels, classes, names, up_axis=up_axis, normalized=True, dropped=dropped)
+
+
+def require_form(root: Path, split: str) -> str:
+    """The form that a folder holds.
+
+    Raises:
+        DataError: It is no folder, or holds none; says what a form is known by.
+    """
     if not root.is_dir():
         raise DataError(f"{root}: no such folder")
     kind = form(root)
@@ -55,26 +136,7 @@ def load(
             f"{root}: holds no ModelNet40: neither ply_data_{split}0.h5 … (modelnet40_ply_hdf5_2048), nor "
             f"modelnet40_{split}_8192pts_fps.dat, nor modelnet40_shape_names.txt (modelnet40_normal_resampled)"
         )
-    if kind == "text":
-        return _load_text(root, split, num_points, up_axis)
-    classes = class_names(root)
-    if kind == "hdf5" and lazy:
-        return _list_h5(h5_files(root, split), classes, num_points, up_axis)
-    if kind == "hdf5":
-        files = h5_files(root, split)
-        parts = [read_h5(path, len(classes), as_is=True) for path in files]
-        for path, part in zip(files, parts, strict=True):
-            _require_same(path, part[0].shape[1], files[0], parts[0][0].shape[1])
-        points: Tensor | list[Tensor] = torch.cat([normalize_precisely(at_most(part[0], num_points)) for part in parts])
-        labels, names = torch.cat([part[1] for part in parts]), [name for part in parts for name in part[2]]
-    else:
-        path = cache_file(root, split)
-        clouds, labels = read_cache(path, len(classes), as_is=True)
-        points = [normalize_precisely(at_most(cloud, num_points)) for cloud in clouds]
-        names = [f"{path.name}[{i}]" for i in range(len(points))]
-    if not len(labels):
-        raise DataError(f"{root}: its {split} part has no clouds")
-    return PointCloudDataset(points, labels, classes, names, up_axis=up_axis, normalized=True)
+    return kind
 
 
 def class_names(root: Path) -> tuple[str, ...]:
@@ -122,50 +184,6 @@ def cache_file(root: Path, split: str) -> Path:
     return found[-1]
 
 
-def read_cache(path: Path, num_classes: int, *, as_is: bool = False) -> tuple[list[Tensor], Tensor]:
-    """The clouds and labels of a .dat file: a pickle of [clouds (n, 6) each, labels (1,) each].
-
-    Args:
-        path: The file.
-        num_classes: Labels must be below this.
-        as_is: Clouds in float64, so that they can be centred before they are rounded; else in float32.
-
-    Raises:
-        DataError: It is broken, holds anything but that, or asks to run something.
-    """
-    content = load_arrays(path)
-    if not isinstance(content, (list, tuple)) or len(content) != 2:
-        raise DataError(f"{path}: must hold a list of clouds and a list of labels")
-    clouds, labels = content
-    if not isinstance(clouds, (list, tuple)) or not isinstance(labels, (list, tuple)):
-        raise DataError(f"{path}: must hold a list of clouds and a list of labels")
-    if len(clouds) != len(labels):
-        raise DataError(f"{path}: {len(clouds)} clouds have {len(labels)} labels")
-    points, unpacked = [], 0
-    for i, cloud in enumerate(clouds):
-        try:
-            if not hasattr(cloud, "__array__"):  # lists that hold one another unfold to any size
-                raise DataError(f"must be an array of numbers, got {type(cloud).__name__}")
-            unpacked += np.asarray(cloud).size * NUMBER_BYTES  # any number of entries may be one array
-            require_unpacked(path.stat().st_size, unpacked)
-            found = coordinates(np.asarray(cloud))
-            points.append(torch.from_numpy(found) if as_is else in_float32(found))
-        except DataError as error:
-            raise DataError(f"{path}: cloud {i}: {error}") from None
-    if any(
-        isinstance(label, (list, tuple)) and (len(label) != 1 or isinstance(label[0], (list, tuple)))
-        for label in labels
-    ):
-        raise DataError(f"{path}: every label must be one whole number")
-    numbers = [np.asarray(label) for label in labels]
-    if any(number.dtype.kind not in "iu" or number.size != 1 for number in numbers):
-        raise DataError(f"{path}: every label must be one whole number")
-    values = torch.tensor([int(number.reshape(())) for number in numbers], dtype=torch.int64)
-    if len(values) and not 0 <= int(values.min()) <= int(values.max()) < num_classes:
-        raise DataError(f"{path}: labels must be 0 to {num_classes - 1}, got {values.min()} to {values.max()}")
-    return points, values
-
-
 def text_files(root: Path, split: str) -> tuple[tuple[str, ...], list[Path], list[int]]:
     """The classes, files and labels that the lists of `modelnet40_normal_resampled` name.
 
@@ -186,11 +204,18 @@ def text_files(root: Path, split: str) -> tuple[tuple[str, ...], list[Path], lis
     return classes, [root / classes[label] / f"{name}.txt" for name, label in zip(names, labels, strict=True)], labels
 
 
-def _list_h5(files: list[Path], classes: tuple[str, ...], num_points: int | None, up_axis: str) -> PointCloudDataset:
+def _list_h5(
+    files: list[Path],
+    classes: tuple[str, ...],
+    num_points: int | None,
+    up_axis: str,
+    dropped: dict[str, int] | None,
+) -> PointCloudDataset:
+    """The clouds of HDF5 files, read row by row as they are asked for."""
     shapes, labels, names = zip(*(list_h5(path, len(classes)) for path in files), strict=True)
     for path, (_, points) in zip(files, shapes, strict=True):
         _require_same(path, points, files[0], shapes[0][1])
-    rows = H5Rows(files, [count for count, _ in shapes], as_is=True)
+    rows = H5Rows(files, [count for count, _ in shapes], as_is=True, dropped=dropped)
     if not len(rows):
         raise DataError(f"{files[0]}: has no clouds, nor have the files beside it")
     size = min(shapes[0][1], num_points or shapes[0][1])
@@ -201,7 +226,8 @@ def _list_h5(files: list[Path], classes: tuple[str, ...], num_points: int | None
         [name for part in names for name in part],
         up_axis=up_axis,
         normalized=True,
-        sizes=[size] * len(rows),
+        sizes=[size] * len(rows) if dropped is None else None,
+        dropped=dropped,
     )
 
 
@@ -209,21 +235,25 @@ def _read_row(rows: H5Rows, num_points: int | None, index: int) -> Tensor:
     return normalize_precisely(at_most(rows(index), num_points))
 
 
-def _load_text(root: Path, split: str, num_points: int | None, up_axis: str) -> PointCloudDataset:
+def _load_text(
+    root: Path, split: str, num_points: int | None, up_axis: str, dropped: dict[str, int] | None
+) -> PointCloudDataset:
     classes, files, labels = text_files(root, split)
     require_files(files, f"{split} clouds")
     return PointCloudDataset(
-        partial(_read_text_cloud, files, num_points),
+        partial(_read_text_cloud, files, num_points, dropped),
         labels,
         classes,
         [path.stem for path in files],
         up_axis=up_axis,
         normalized=True,
+        dropped=dropped,
     )
 
 
-def _read_text_cloud(files: list[Path], num_points: int | None, index: int) -> Tensor:
-    return read_points(files[index], num_points, normalized=True)
+def _read_text_cloud(files: list[Path], num_points: int | None, dropped: dict[str, int] | None, index: int) -> Tensor:
+    drop = False if dropped is None else dropped
+    return read_points(files[index], num_points, normalized=True, drop_non_finite=drop)
 
 
 def _lines(path: Path, meaning: str) -> tuple[str, ...]:
@@ -241,3 +271,29 @@ def _lines(path: Path, meaning: str) -> tuple[str, ...]:
 def _require_same(path: Path, points: int, first: Path, wanted: int) -> None:
     if points != wanted:
         raise DataError(f"{path}: has {points} points per cloud, {first.name} has {wanted}")
+
+
+def _check_h5(
+    root: Path, split: str, classes: tuple[str, ...], findings: Findings, dropped: dict[str, int] | None
+) -> None:
+    findings.hdf5(split, h5_files(root, split), classes, dropped)
+
+
+def _check_cache(
+    root: Path, split: str, classes: tuple[str, ...], findings: Findings, dropped: dict[str, int] | None
+) -> None:
+    path = cache_file(root, split)
+    clouds, labels = read_cache(path, len(classes), as_is=True, dropped=dropped)
+    findings.counts(split, labels.tolist(), classes)
+    findings.clouds([f"{path.name}[{i}]" for i in range(len(clouds))], clouds)
+
+
+def _check_text(
+    root: Path, split: str, classes: tuple[str, ...], findings: Findings, dropped: dict[str, int] | None
+) -> None:
+    _, files, numbers = text_files(root, split)
+    findings.counts(split, numbers, classes)
+    findings.files(files, root, dropped)
+
+
+_CHECKS = {"hdf5": _check_h5, "cache": _check_cache, "text": _check_text}

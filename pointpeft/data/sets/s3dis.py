@@ -1,7 +1,6 @@
 """S3DIS as published scene code reads it: one .npy file per room, Area_5_office_1.npy, of x y z r g b class."""
 
 import re
-from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -9,9 +8,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pointpeft.data.dataset import DataError, require_axis
-from pointpeft.data.formats.readers import coordinates
-from pointpeft.data.loading import SPLITS
+from pointpeft.data.dataset import DataError
+from pointpeft.data.formats.coordinates import API_WAY_OUT, coordinates, keep_finite, require_in_range
+from pointpeft.data.registry import (
+    ANY_FOLDER,
+    SPLITS,
+    DataSet,
+    LoadOptions,
+    Source,
+    register_data_set,
+    split_variant,
+)
+from pointpeft.data.segments import SceneDataset
 
 UP_AXIS = "z"
 TEST_AREA = 5  # papers report it
@@ -23,50 +31,35 @@ _ROOM = re.compile(r"Area_(\d+)_.+")
 _COLUMNS = 7
 
 
-class RoomDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
-    """Rooms whose points have a class each; items are (points [n, 3], classes [n]), room by room.
+@register_data_set
+class S3DIS(DataSet):
+    """S3DIS: PATH, or PATH:AREA for another test area than 5."""
 
-    Args:
-        read: Gives room i as (points float32 [n_i, 3] in metres, classes int64 [n_i]).
-        areas: Which area each room lies in. [M]
-        names: What messages call a room.
-        classes: Class names.
-        notes: Sentences worth telling the user.
-    """
+    name = "s3dis"
+    title = "S3DIS"
+    layout = "a folder of rooms, given as PATH or PATH:AREA"
+    labels = "scenes"
+    up_axis = UP_AXIS
+    variant_pattern = r"\d+"
+    precedence = ANY_FOLDER  # its error says what rooms are called
 
-    normalized = False
+    def matches(self, path: Path) -> bool:
+        """Any folder."""
+        return path.is_dir()
 
-    def __init__(
-        self,
-        read: Callable[[int], tuple[Tensor, Tensor]],
-        areas: Sequence[int],
-        names: Sequence[str],
-        classes: Sequence[str] = CLASSES,
-        *,
-        up_axis: str = UP_AXIS,
-        notes: Sequence[str] = (),
-    ) -> None:
-        self.labels = torch.tensor(areas, dtype=torch.int64)
-        self.names, self.classes = list(names), tuple(classes)
-        self.up_axis, self.notes = require_axis(up_axis), tuple(notes)
-        self._read = read
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        if not 0 <= index < len(self):
-            raise IndexError(f"index must be between 0 and {len(self) - 1}, got {index}")
-        return self._read(index)
+    def load(self, source: Source, split: str, options: LoadOptions) -> SceneDataset:
+        """See `load_area`."""
+        area = int(source.variant or TEST_AREA)
+        return load_area(source.path, area, split, options.up_axis, drop_non_finite=options.drop_non_finite)
 
 
-def load(source: str | Path, split: str, up_axis: str | None = None) -> RoomDataset:
-    """Lists the rooms of one part; they are read one by one as they are asked for.
+def load(source: str | Path, split: str, up_axis: str | None = None) -> SceneDataset:
+    """Lists the rooms of one split; they are read one by one as they are asked for.
 
     Args:
         source: `stanford_indoor3d`, however it is named; PATH:AREA tests on another area than 5.
         split: "train" for the rooms of all other areas, or "test".
-        up_axis: Must be "z" or None: blocks are columns along it.
+        up_axis: As in `load_area`.
 
     Raises:
         DataError: No such folder or rooms.
@@ -74,9 +67,31 @@ def load(source: str | Path, split: str, up_axis: str | None = None) -> RoomData
     """
     if split not in SPLITS:
         raise ValueError(f'split must be "train" or "test", got {split!r}')
+    place, area = split_variant(str(source), S3DIS.variant_pattern)
+    path = Path(place).expanduser()
+    if not path.is_dir():
+        raise DataError(f"{path}: no such folder; semantic segmentation needs {S3DIS.layout}")
+    return load_area(path, int(area or TEST_AREA), split, up_axis)
+
+
+def load_area(
+    path: Path, area: int, split: str, up_axis: str | None = None, *, drop_non_finite: bool = False
+) -> SceneDataset:
+    """Lists the rooms of one area or of all others.
+
+    Args:
+        path: `stanford_indoor3d`, however it is named.
+        area: The area whose rooms are the test split.
+        split: "train" for the rooms of all other areas, or "test".
+        up_axis: Must be "z" or None: blocks are columns along it.
+        drop_non_finite: Leave points out that are not finite; `notes` say how many, of the rooms read so far.
+
+    Raises:
+        DataError: No such folder or rooms.
+        ValueError: Another split or axis.
+    """
     if up_axis not in (None, UP_AXIS):
         raise ValueError(f'up_axis must be "z" for rooms, which are cut into columns along it, got {up_axis!r}')
-    path, area = _place(str(source))
     files = sorted(file for file in path.glob("Area_*.npy") if _ROOM.fullmatch(file.stem))
     if not files:
         raise DataError(
@@ -90,23 +105,16 @@ def load(source: str | Path, split: str, up_axis: str | None = None) -> RoomData
     chosen = [i for i, one in enumerate(areas) if (one == area) == (split == "test")]
     if not chosen:
         raise DataError(f"{path}: has no {split} rooms: all are of the test area {area}; name another one: {path}:AREA")
-    return RoomDataset(
-        partial(_read, [files[i] for i in chosen]),
+    dropped: dict[str, int] | None = {} if drop_non_finite else None
+    return SceneDataset(
+        partial(_read, [files[i] for i in chosen], dropped),
         [areas[i] for i in chosen],
         [files[i].stem for i in chosen],
+        CLASSES,
+        up_axis=UP_AXIS,
+        dropped=dropped,
         notes=(f"test rooms: area {area}",),
     )
-
-
-def _place(text: str) -> tuple[Path, int]:
-    before, colon, last = text.rpartition(":")
-    path, area = (Path(before), int(last)) if colon and last.isdecimal() else (Path(text), TEST_AREA)
-    path = path.expanduser()
-    if not path.is_dir():
-        raise DataError(
-            f"{path}: no such folder; semantic segmentation needs a folder of rooms, given as PATH or PATH:AREA"
-        )
-    return path, area
 
 
 def _area(file: Path) -> int:
@@ -115,7 +123,7 @@ def _area(file: Path) -> int:
     return int(match[1])
 
 
-def _read(files: list[Path], index: int) -> tuple[Tensor, Tensor]:
+def _read(files: list[Path], dropped: dict[str, int] | None, index: int) -> tuple[Tensor, Tensor]:
     path = files[index]
     try:
         table = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -123,7 +131,10 @@ def _read(files: list[Path], index: int) -> tuple[Tensor, Tensor]:
             raise DataError(
                 f"must be numbers [N, {_COLUMNS}], x y z r g b class, got {table.dtype} {list(table.shape)}"
             )
-        xyz, labels = coordinates(table), np.asarray(table[:, -1])
+        drop = False if dropped is None else dropped
+        xyz, finite = keep_finite(coordinates(table, finite=False), drop, str(path), API_WAY_OUT)
+        require_in_range(xyz)
+        labels = np.asarray(table[:, -1] if finite is None else table[finite, -1])
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
     except Exception as error:  # whatever the library makes of a broken file, the user needs its name

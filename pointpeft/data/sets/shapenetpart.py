@@ -10,7 +10,8 @@ from torch import Tensor
 
 from pointpeft.data.dataset import DataError
 from pointpeft.data.formats.bounds import is_plain, require_files
-from pointpeft.data.formats.readers import coordinates
+from pointpeft.data.formats.coordinates import API_WAY_OUT, coordinates, keep_finite, require_in_range
+from pointpeft.data.registry import DataSet, LoadOptions, Source, register_data_set
 from pointpeft.data.segments import SegmentDataset
 from pointpeft.data.transforms import normalize_precisely
 
@@ -38,18 +39,39 @@ _LISTS = {"train": ("train", "val"), "test": ("test",)}  # papers train on both
 _COLUMNS = 7  # x y z, normal, part
 
 
+@register_data_set
+class ShapeNetPart(DataSet):
+    """ShapeNetPart: PATH or shapenetpart:PATH."""
+
+    name = "shapenetpart"
+    title = "ShapeNetPart"
+    layout = f"ShapeNetPart's folder (with {CATEGORIES})"
+    labels = "parts"
+    up_axis = UP_AXIS
+
+    def matches(self, path: Path) -> bool:
+        """See `is_shapenetpart`."""
+        return path.is_dir() and is_shapenetpart(path)
+
+    def load(self, source: Source, split: str, options: LoadOptions) -> SegmentDataset:
+        """See the function `load`; clouds are always read as they are asked for."""
+        return load(source.path, split, options.up_axis or UP_AXIS, drop_non_finite=options.drop_non_finite)
+
+
 def is_shapenetpart(root: Path) -> bool:
     """Whether a folder is laid out so."""
     return (root / CATEGORIES).is_file() and (root / "train_test_split").is_dir()
 
 
-def load(root: str | Path, split: str, up_axis: str = UP_AXIS) -> SegmentDataset:
-    """Lists one part of ShapeNetPart; clouds are read, centred and scaled one by one as they are asked for.
+def load(root: str | Path, split: str, up_axis: str = UP_AXIS, *, drop_non_finite: bool = False) -> SegmentDataset:
+    """Lists one split of ShapeNetPart; clouds are read, centred and scaled one by one as they are asked for.
 
     Args:
         root: `shapenetcore_partanno_segmentation_benchmark_v0_normal`, however it is named.
         split: "train", which is the published train and val together, or "test".
         up_axis: The axis that points up; "y" as published.
+        drop_non_finite: Leave points out that are not finite, with their parts; `notes` say how many, of the clouds
+            read so far.
 
     Raises:
         DataError: A list or a cloud is missing or broken; says which one.
@@ -71,14 +93,16 @@ def load(root: str | Path, split: str, up_axis: str = UP_AXIS) -> SegmentDataset
     if not files:
         raise DataError(f"{root}: its {split} part has no clouds")
     first = np.cumsum([0, *PART_COUNTS.values()])
+    dropped: dict[str, int] | None = {} if drop_non_finite else None
     return SegmentDataset(
-        partial(_read, files),
+        partial(_read, files, dropped),
         labels,
         kinds,
         [f"{kind}/{i}" for kind, count in PART_COUNTS.items() for i in range(count)],
         [range(first[i], first[i + 1]) for i in range(len(kinds))],
         [path.relative_to(root).as_posix() for path in files],
         up_axis=up_axis,
+        dropped=dropped,
     )
 
 
@@ -109,13 +133,17 @@ def _entries(path: Path) -> list[str]:
     return entries
 
 
-def _read(files: list[Path], index: int) -> tuple[Tensor, Tensor]:
+def _read(files: list[Path], dropped: dict[str, int] | None, index: int) -> tuple[Tensor, Tensor]:
     path = files[index]
     try:
         table = np.loadtxt(path, np.float64, ndmin=2)
         if table.shape[1] != _COLUMNS:
             raise DataError(f"must have {_COLUMNS} columns (point, normal, part), got {table.shape[1]}")
-        points = torch.from_numpy(coordinates(table))
+        drop = False if dropped is None else dropped
+        found, finite = keep_finite(coordinates(table, finite=False), drop, str(path), API_WAY_OUT)
+        require_in_range(found)
+        points = torch.from_numpy(found)
+        table = table if finite is None else table[finite]
         if (table[:, -1] != np.floor(table[:, -1])).any():
             raise DataError("its last column must hold part numbers")
     except ValueError as error:  # a DataError is one

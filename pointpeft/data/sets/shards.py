@@ -12,7 +12,8 @@ from pointpeft.data.dataset import DataError, PointCloudDataset, at_most
 from pointpeft.data.formats.bounds import MAX_CLASSES, read_texts
 from pointpeft.data.formats.hdf5 import H5Rows, list_h5, open_h5, read_h5
 from pointpeft.data.formats.tar import Sample, list_tar, point_count, read_sample
-from pointpeft.data.sets.folder import SEED, TEST_FRACTION
+from pointpeft.data.registry import FORMAT, DataSet, LoadOptions, Source, register_data_set
+from pointpeft.data.sets.listing import SEED, TEST_FRACTION
 from pointpeft.data.splits import split_validation
 from pointpeft.data.transforms import normalize_precisely
 
@@ -27,6 +28,33 @@ FORM = (
 _LEVELS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
 
 
+@register_data_set
+class Shards(DataSet):
+    """Shards: PATH, one file or a folder of them."""
+
+    name = "shards"
+    title = "shards"
+    layout = "shards (.tar or .h5)"
+    up_axis = UP_AXIS
+    place_is = "file or folder"
+    precedence = FORMAT
+
+    def matches(self, path: Path) -> bool:
+        """See `is_shards`."""
+        return is_shards(path)
+
+    def load(self, source: Source, split: str, options: LoadOptions) -> PointCloudDataset:
+        """See the function `load`."""
+        return load(
+            source.path,
+            split,
+            options.num_points,
+            options.up_axis or UP_AXIS,
+            lazy=options.lazy,
+            drop_non_finite=options.drop_non_finite,
+        )
+
+
 def is_shards(path: Path) -> bool:
     """Whether a path is a shard or a folder of shards, and not one of classes."""
     if path.is_file():
@@ -36,7 +64,13 @@ def is_shards(path: Path) -> bool:
 
 
 def load(
-    source: str | Path, split: str, num_points: int | None = None, up_axis: str = UP_AXIS, *, lazy: bool = False
+    source: str | Path,
+    split: str,
+    num_points: int | None = None,
+    up_axis: str = UP_AXIS,
+    *,
+    lazy: bool = False,
+    drop_non_finite: bool = False,
 ) -> PointCloudDataset:
     """Lists one part of a set of shards; clouds are centred and scaled to the unit sphere.
 
@@ -50,6 +84,7 @@ def load(
         num_points: Points drawn on surfaces, and the most that are kept of a cloud.
         up_axis: The axis that points up.
         lazy: Leave the clouds of HDF5 files on disk, too.
+        drop_non_finite: Leave points out that are not finite; `notes` say how many, of the clouds read so far.
 
     Raises:
         DataError: A shard is missing, broken, compressed, or asks for files outside it; a cloud without a label.
@@ -60,10 +95,11 @@ def load(
     files = parts[split] or (parts["train"] if not parts["test"] else [])
     if not files:
         raise DataError(f"{source}: has no {split} shards; shards are {FORM}")
+    dropped: dict[str, int] | None = {} if drop_non_finite else None
     if all(_ends(path, TAR) for path in files):
-        dataset = _of_tar(files, classes, num_points, up_axis)
+        dataset = _of_tar(files, classes, num_points, up_axis, dropped)
     elif all(_ends(path, HDF5) for path in files):
-        dataset = _of_hdf5(files, classes, num_points, up_axis, lazy)
+        dataset = _of_hdf5(files, classes, num_points, up_axis, lazy, dropped)
     else:
         raise DataError(f"{source}: its {split} part mixes .tar and HDF5 shards")
     if not len(dataset):
@@ -150,7 +186,13 @@ def _listed(path: Path, size: int, time: int) -> list[Sample]:
     return list_tar(path)
 
 
-def _of_tar(files: Sequence[Path], classes: tuple[str, ...], num_points: int | None, up_axis: str) -> PointCloudDataset:
+def _of_tar(
+    files: Sequence[Path],
+    classes: tuple[str, ...],
+    num_points: int | None,
+    up_axis: str,
+    dropped: dict[str, int] | None,
+) -> PointCloudDataset:
     samples = [sample for path in files for sample in _samples(path)]
     number = {name: i for i, name in enumerate(classes)}
     labels = []
@@ -159,30 +201,38 @@ def _of_tar(files: Sequence[Path], classes: tuple[str, ...], num_points: int | N
         if not 0 <= label < len(classes):
             raise DataError(f"{sample.name}: its label {sample.label!r} is none of the {len(classes)} classes")
         labels.append(label)
-    sizes = [point_count(sample) for sample in samples]
+    sizes = [point_count(sample) if dropped is None else None for sample in samples]
     known = [size for size in sizes if size is not None]
     return PointCloudDataset(
-        partial(_read_sample, samples, num_points),
+        partial(_read_sample, samples, num_points, dropped),
         labels,
         classes,
         [sample.name for sample in samples],
         up_axis=up_axis,
         normalized=True,
         sizes=[min(size, num_points or size) for size in known] if len(known) == len(samples) else None,
+        dropped=dropped,
     )
 
 
-def _read_sample(samples: list[Sample], num_points: int | None, index: int) -> Tensor:
-    return read_sample(samples[index], num_points, normalized=True)
+def _read_sample(samples: list[Sample], num_points: int | None, dropped: dict[str, int] | None, index: int) -> Tensor:
+    drop = False if dropped is None else dropped
+    return read_sample(samples[index], num_points, normalized=True, drop_non_finite=drop)
 
 
 def _of_hdf5(
-    files: list[Path], classes: tuple[str, ...], num_points: int | None, up_axis: str, lazy: bool
+    files: list[Path],
+    classes: tuple[str, ...],
+    num_points: int | None,
+    up_axis: str,
+    lazy: bool,
+    dropped: dict[str, int] | None,
 ) -> PointCloudDataset:
     shapes, labels, names = zip(*(list_h5(path, len(classes)) for path in files), strict=True)
     sizes = [min(size, num_points or size) for count, size in shapes for _ in range(count)]
-    if lazy:
-        clouds = partial(_read_row, H5Rows(files, [count for count, _ in shapes], as_is=True), num_points)
+    if lazy or dropped is not None:
+        rows = H5Rows(files, [count for count, _ in shapes], as_is=True, dropped=dropped)
+        clouds = partial(_read_row, rows, num_points)
     else:
         clouds = [
             cloud
@@ -196,7 +246,8 @@ def _of_hdf5(
         [name for part in names for name in part],
         up_axis=up_axis,
         normalized=True,
-        sizes=sizes,
+        sizes=sizes if dropped is None else None,
+        dropped=dropped,
     )
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from pointpeft.data.sets import s3dis
+from pointpeft.data.part_loading import load_scenes
 from pointpeft.data.transforms import named
 from pointpeft.drawing.card import POINT_CLASS, TRUE_POINT_CLASS, Card
 from pointpeft.escapes import figure_text
@@ -162,8 +162,8 @@ class SemanticSegmentation(Task[Rooms, SceneMetrics]):
         self.blocks = blocks
 
     def load(self, source: str, split: str, up_axis: str | None, lazy: bool = False, **options: Any) -> Any:
-        """The rooms of one part, never lazily."""
-        return s3dis.load(source, split, up_axis, **options)
+        """The scenes of one split, never lazily."""
+        return load_scenes(source, split, up_axis=up_axis, **options)
 
     def gather(self, dataset: Any, num_points: int, on_disk: bool = False, workers: int = 0) -> Rooms:
         """Its rooms, always in memory."""
