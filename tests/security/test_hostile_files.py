@@ -105,7 +105,9 @@ def test_yaml_tags_run_nothing(text, trap, tmp_path):
         read_model_section(tmp_path / "a.yaml")
 
 
-@pytest.mark.parametrize("text", ["model: {since: 2024-13-13}", "model: " + "[" * 5000, "\udcff: 1"])
+@pytest.mark.parametrize(
+    "text", ["model: {since: 2024-13-13}", "model: " + "[" * 5000, "\udcff: 1", "model: \0", "a\x1a: 1"]
+)
 def test_yaml_that_its_library_cannot_bear_is_named(text, tmp_path):
     (tmp_path / "a.yaml").write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(ValueError, match=r"a\.yaml is not YAML"):

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 FAILED = "FAILED"
+REPORT_INTERVAL = 30.0  # seconds between two lines of progress
 MOST_FAILURES = 50  # reported in full; the rest is counted
 
 
@@ -45,7 +46,7 @@ def main(module: str, about: str, case: Callable[[int, int], tuple[str, str]], m
         _work(case, given.seed, given.first, given.step, memory)
         return
     parts = given.seed, given.seconds, given.cases, given.first, patience, given.workers, given.output
-    report = run(module, *parts)
+    report = run(module, *parts, progress=True)
     print(json.dumps(report, indent=2))
     sys.exit(1 if report["failures"] else 0)
 
@@ -90,10 +91,13 @@ def run(
     patience: float,
     workers: int = 1,
     output: Path | None = None,
+    *,
+    progress: bool = False,
 ) -> dict[str, Any]:
     """Runs workers until the time is up or the cases are done; gives the counts.
 
-    With an `output` they are written there too, every minute and at the end: a run that is cut short has counted.
+    With an `output` they are written there too, twice a minute and at the end: a run that is cut short has counted.
+    With `progress` a line on standard error says as often how far the run is.
     """
     if seconds is None and cases is None:
         cases = 1000
@@ -128,9 +132,11 @@ def run(
         thread.start()
     while any(thread.is_alive() for thread in threads):
         for thread in threads:
-            thread.join(60 / len(threads))
+            thread.join(REPORT_INTERVAL / len(threads))
         if output:
             write(output, counts.report())
+        if progress:
+            print(counts.line(cases, seconds), file=sys.stderr, flush=True)
     return counts.report()
 
 
@@ -167,6 +173,13 @@ class _Counts:
         if self.failed <= MOST_FAILURES:
             self.failures.append(what)
         print(json.dumps(what), file=sys.stderr, flush=True)  # a long run is watched
+
+    def line(self, cases: int | None, seconds: float | None) -> str:
+        """How far the run is, in one line."""
+        with self.lock:
+            done = f"{self.done} of {cases} cases" if cases is not None else f"{self.done} cases"
+            spent = f"{time.monotonic() - self.started:.0f} s" + (f" of {seconds:g}" if seconds is not None else "")
+            return f"{done}, {self.failed} failed, {spent}" + ("" if self.done else ": waiting for the imports")
 
     def report(self) -> dict[str, Any]:
         with self.lock:

@@ -27,6 +27,34 @@ INTERESTING = (0, 1, 0x7F, 0x80, 0xFF, 0x20, 0x2D, 0x2E, 0x0A, 0x39)
 BIG = (0, -1, 1, 255, 65535, 65536, 2**31 - 1, -(2**31), 2**32 - 1, 2**63 - 1, -(2**63), 2**40)
 
 
+SEPARATORS = (b" ", b"\t", b",", b";", b"|", b", ", b"  ", b" ,", b".", b'"', b"\n", b"\0")
+HEADERS = (
+    *(
+        b"x y z",
+        b"x,y,z",
+        b"z;y;x",
+        b"X\tY\tZ",
+        b'"x","y","z"',
+        b"label x y z",
+        b"time,id,x,y,z",
+        b"# x y z",
+        b"//X,Y,Z",
+    ),
+    *(b"x y", b"x y y", b"lat lon alt", b"easting northing height", b"0,1,2", b",0,1,2", b"12", b"-1", b"9" * 30),
+    *(
+        b"number of points: 3",
+        b"ncols 4",
+        b"1,5 2,5 3,5",
+        b"1,5;2,5;3,5",
+        b"nan nan nan",
+        b"1.#IND 0 0",
+        b"a b c",
+        b"#" * 80,
+    ),
+    *(b"x" * 5000, b"\xef\xbb\xbfx y z", b"\xff\xfe", "größe;länge;höhe".encode("latin-1"), b"x (m),y (m),z (m)", b"'"),
+)
+
+
 def write_h5(path: Path) -> None:
     with h5py.File(path, "w") as file:
         file["data"] = np.random.default_rng(0).normal(size=(4, 16, 3)).astype(np.float32)
@@ -139,7 +167,7 @@ PCD_KINDS = ("ascii", "binary", "binary_compressed")
 
 
 def damage(content: bytes, choice: random.Random, others: list[bytes]) -> bytes:
-    """Flips bits, overwrites, cuts, repeats, removes, or splices parts of other files in; one to three times."""
+    """Flips bits, overwrites, cuts, repeats, removes or splices bytes, or changes separators, headers and encodings."""
     data = bytearray(content)
     for _ in range(choice.choice([1, 1, 1, 2, 3])):
         _damage(data, choice, others)
@@ -151,7 +179,7 @@ def _damage(data: bytearray, choice: random.Random, others: list[bytes]) -> None
     reach = len(data) if choice.random() < 0.5 else min(len(data), 160)
     at = choice.randrange(reach + 1) if reach else 0
     size = choice.choice([1, 1, 2, 4, 8, 30])
-    kind = choice.randrange(9)
+    kind = choice.randrange(12)
     if kind == 0:
         for _ in range(choice.choice([1, 1, 2, 8])):
             if data:
@@ -179,5 +207,22 @@ def _damage(data: bytearray, choice: random.Random, others: list[bytes]) -> None
             data[start : start + 1] = choice.choice(
                 [str(choice.choice(BIG)), "1e400", "nan", "-inf", "", "-", "1" * 400, "0x10", "1_0", "٣"]
             ).encode()
-    else:
+    elif kind == 8:
         data[at:at] = bytes(choice.randrange(256) for _ in range(size))
+    elif kind == 9:  # the separators of a text
+        old, new = choice.choice(SEPARATORS), choice.choice(SEPARATORS)
+        data[:reach] = data[:reach].replace(old, new, choice.choice([-1, -1, 1, 3]))
+    elif kind == 10:  # a line before the points, or between them
+        starts = [0, *(i + 1 for i in range(reach) if data[i : i + 1] == b"\n")]
+        start = choice.choice(starts)
+        data[start:start] = choice.choice(HEADERS) + choice.choice([b"\n", b"\r\n", b"\r", b""])
+    else:  # the whole text in another encoding, or with other ends of lines
+        text = bytes(data).decode("latin-1")
+        encoding = choice.choice(["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-8-sig"])
+        data[:] = choice.choice(
+            [
+                text.encode(encoding),
+                text.replace("\n", "\r").encode("latin-1"),
+                text.replace(".", ",").encode("latin-1"),
+            ]
+        )
