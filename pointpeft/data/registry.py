@@ -51,7 +51,7 @@ class LoadOptions:
 
 
 @dataclass(frozen=True)
-class Source:
+class DataSource:
     """A source taken apart.
 
     Attributes:
@@ -126,14 +126,14 @@ class DataSet(ABC):
         """Whether a path that exists has this layout; a look at a few names, no file is read whole."""
 
     @abstractmethod
-    def load(self, source: Source, split: str, options: LoadOptions) -> Any:
+    def load(self, source: DataSource, split: str, options: LoadOptions) -> Any:
         """One split: a `PointCloudDataset`, `SegmentDataset` or `SceneDataset`, as `labels` says.
 
         Raises:
             DataError: Files are missing or broken; names the file and the reason.
         """
 
-    def check(self, source: Source, findings: Findings, *, drop_non_finite: bool = False) -> None:
+    def check(self, source: DataSource, findings: Findings, *, drop_non_finite: bool = False) -> None:
         """Reads every cloud and adds all that is wrong; a set of several files may list more than the first error.
 
         Raises:
@@ -146,11 +146,11 @@ class DataSet(ABC):
                 findings.lines.append(f"{self.title}, up axis {dataset.up_axis}")
             findings.dataset(split, dataset, by_class=self.labels != "scenes")
 
-    def can_stay_on_disk(self, source: Source) -> bool:
+    def can_stay_on_disk(self, source: DataSource) -> bool:
         """Whether its clouds can be read one by one, so that a set larger than the memory is usable."""
         return True
 
-    def can_drop_non_finite(self, source: Source) -> bool:
+    def can_drop_non_finite(self, source: DataSource) -> bool:
         """Whether its points may be other than finite, so that `drop_non_finite` has a meaning."""
         return True
 
@@ -189,7 +189,7 @@ def layouts(labels: Labels = "clouds") -> str:
     return f"{', '.join(first)} or {last}" if first else last
 
 
-def parse_source(source: str | Path | None, labels: Labels = "clouds") -> Source:
+def parse_source(source: str | Path | None, labels: Labels = "clouds") -> DataSource:
     """Takes a source apart and finds its data set.
 
     A source is NAME for a data set without files, NAME:PLACE or NAME:PLACE:VARIANT, or a path, PATH or PATH:VARIANT,
@@ -208,18 +208,18 @@ def parse_source(source: str | Path | None, labels: Labels = "clouds") -> Source
     for data_set, place, variant in _candidates(text, labels):
         path = Path(os.path.expanduser(place))
         if os.path.exists(path) and data_set.matches(path):
-            return Source(text, data_set, place, _checked_variant(text, data_set, variant))
+            return DataSource(text, data_set, place, _checked_variant(text, data_set, variant))
     raise DataError(_no_data_set(text, labels))
 
 
-def _named(text: str, data_set: DataSet, rest: str) -> Source:
+def _named(text: str, data_set: DataSet, rest: str) -> DataSource:
     """The source of a data set that is asked for by its name.
 
     Raises:
         DataError: Nothing is there, or no such variant.
     """
     if data_set.place_is == "nothing":
-        return Source(text, data_set, "", "")
+        return DataSource(text, data_set, "", "")
     place, variant = split_variant(rest, data_set.variant_pattern)
     path = os.path.expanduser(place)
     exists = {"folder": os.path.isdir, "file": os.path.isfile, "source": bool}.get(data_set.place_is, os.path.exists)
@@ -227,7 +227,7 @@ def _named(text: str, data_set: DataSet, rest: str) -> Source:
         raise DataError(
             f"{path or text}: no such {data_set.place_is}; {data_set.name} is given as {data_set.name}:PATH"
         )
-    return Source(text, data_set, place, _checked_variant(text, data_set, variant))
+    return DataSource(text, data_set, place, _checked_variant(text, data_set, variant))
 
 
 def _candidates(text: str, labels: Labels) -> Iterator[tuple[DataSet, str, str]]:

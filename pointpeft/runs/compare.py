@@ -103,7 +103,10 @@ def run_config(config: Any, entry: str, seed: int, output: Path) -> FinetuneConf
         else:
             raise ValueError(f"a method is METHOD or METHOD:NAME=VALUE,NAME=VALUE, got {entry!r}")
     task: Any = getattr(config, "task", "classification")  # few-shot folds are of clouds
-    shared = ("data", "backbone", "epochs", "batch_size", "num_points", "augment", "select", "device", "precision")
+    shared = (
+        *("data", "backbone", "epochs", "batch_size", "num_points", "augment"),
+        *("drop_non_finite", "select", "device", "precision"),
+    )
     return FinetuneConfig(
         **{name: getattr(config, name) for name in shared},
         task=task,

@@ -71,7 +71,7 @@ class FinetuneConfig:
     """Axis that points up, for `rotate` and the pictures. None: z for folders, as the data set says for others."""
     drop_non_finite: bool = False
     """Leave points out that are not finite, as depth cameras mark what they did not see: they are counted in the notes.
-    Of folders and CSV files of clouds, for classification."""
+    For classification."""
     clouds_in: CloudsIn = "auto"
     """Where training clouds wait, for the same results: in `memory`, or on `disk`, each read when a batch wants it.
     `auto` leaves them on disk when they would take more than half of the free memory."""
@@ -166,7 +166,7 @@ class PretrainConfig:
     max_clouds: Annotated[int | None, arg(metavar="COUNT")] = None
     """Use this many clouds at most, drawn once; None for all."""
     drop_non_finite: bool = False
-    """Leave points out that are not finite, as depth cameras mark what they did not see. Of folders and CSV files."""
+    """Leave points out that are not finite, as depth cameras mark what they did not see; they are counted."""
     clouds_in: CloudsIn = "auto"
     """Where clouds wait, for the same results: in `memory`, or on `disk`, each read when a batch wants it.
     `auto` leaves them on disk when they would take more than half of the free memory."""
@@ -211,6 +211,8 @@ class SharedRecipe:
     """Points per cloud."""
     augment: TaskAugmentation = "auto"
     """Of training clouds."""
+    drop_non_finite: bool = False
+    """Leave points out that are not finite, as depth cameras mark what they did not see; for classification."""
     select: Selection = "val-best"
     """Which epoch is kept."""
     seed: int = 0
@@ -273,6 +275,8 @@ class MemoryBankConfig:
     """Option of the backbone, NAME=VALUE, may be repeated: `--set group_size=16`."""
     num_points: int = 1024
     """Points per cloud."""
+    drop_non_finite: bool = False
+    """Leave points out that are not finite, as depth cameras mark what they did not see; they are counted."""
     batch_size: int = 64
     """Clouds per step."""
     device: Annotated[str, arg(metavar="cpu|cuda|cuda:N")] = "auto"
@@ -336,7 +340,7 @@ class EvaluateConfig:
     """Also test with fewer points per cloud, drawn at random, as of a sparser sensor: `--densities 1024 512 256`."""
     drop_non_finite: bool = False
     """Leave points out that are not finite, as depth cameras mark what they did not see: they are counted in the notes.
-    Of folders and CSV files of clouds, for classification."""
+    For classification."""
     clouds_in: CloudsIn = "auto"
     """Where clouds wait, for the same results: in `memory`, or on `disk`, each read when a batch wants it.
     `auto` leaves them on disk when they would take more than half of the free memory."""

@@ -19,7 +19,8 @@ def memory_bank(config: MemoryBankConfig) -> dict[str, Any]:
     """Writes the features of all training clouds.
 
     Returns:
-        "clouds", "channels", "file" and the "method" that reads it.
+        "clouds", "channels", "file" and the "method" that reads it; "note", what the user should know of the data set,
+        where there is anything.
 
     Raises:
         ValueError: A wrong option, data set or checkpoint.
@@ -31,7 +32,8 @@ def memory_bank(config: MemoryBankConfig) -> dict[str, Any]:
     wanted = FinetuneConfig(
         method=PointPEFT.name, backbone=config.backbone, checkpoint=config.checkpoint, set=config.set
     )
-    clouds = Clouds(load_dataset(config.data, "train"), config.num_points)
+    dataset = load_dataset(config.data, "train", drop_non_finite=config.drop_non_finite)
+    clouds = Clouds(dataset, config.num_points)
     model = build(wanted, {"num_classes": 1}).to(device)
     group_size = model.backbone.config.group_size
     clouds.require_points(group_size, f"group_size = {group_size} neighbours")
@@ -46,9 +48,10 @@ def memory_bank(config: MemoryBankConfig) -> dict[str, Any]:
         facts[SHA256] = model.origin.sha256
     config.output.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(config.output, lambda path: save_tensors({TENSOR: bank}, path, facts))
-    return {
+    found: dict[str, Any] = {
         "clouds": bank.shape[1],
         "channels": bank.shape[0],
         "file": str(config.output),
         "method": PointPEFT.name,
     }
+    return found | ({"note": "; ".join(clouds.notes)} if clouds.notes else {})

@@ -186,12 +186,14 @@ class Task(ABC, Generic[Gathered, Measured]):
         Raises:
             DataError: The file cannot be read, or has fewer points than a patch.
         """
+        # An error names the option for points that are not finite where the task has it.
+        drop = None if drop_non_finite is False and not self.can_drop_non_finite else drop_non_finite
         points = read_points(
             path,
             normalized=adapted.normalized,
             from_corner=self.from_corner,
             near_origin=not adapted.normalized,
-            drop_non_finite=drop_non_finite,
+            drop_non_finite=drop,
         )
         least = adapted.fewest_points
         if len(points) < least:

@@ -12,7 +12,7 @@ import torch
 from pointpeft.data import check, load_dataset, normalize, read_points
 from pointpeft.data.sets import part_files, shapenetpart
 from pointpeft.data.stream import stream
-from pointpeft.data.transforms import normalize_precisely
+from pointpeft.data.transforms import move_to_origin, normalize_precisely
 from tests.data.sets.test_shapenetpart import write as write_shapenetpart
 
 CLOUDS = np.random.default_rng(0).uniform(-0.5, 0.5, (12, 60, 3))
@@ -81,6 +81,43 @@ def test_data_sets(name, lazy, tmp_path):
     dataset = load_dataset(SETS[name](tmp_path / "set"), "train", lazy=lazy)
     assert all(dataset[i][0].dtype == torch.float32 for i in range(8))
     torch.testing.assert_close(torch.stack([dataset[i][0] for i in range(8)]), RIGHT[:8], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_scanobjectnn_is_moved_and_nothing_else(lazy, tmp_path):
+    for part, keep in (("training", slice(0, 8)), ("test", slice(8, 12))):
+        path = tmp_path / "main_split" / f"{part}_objectdataset.h5"
+        h5(path, data=np.concatenate([FAR[keep], CLOUDS[keep]]), label=np.arange(len(FAR[keep]) * 2) % 15)
+    dataset = load_dataset(f"scanobjectnn:{tmp_path}:obj_bg", lazy=lazy)
+    centred = CLOUDS - CLOUDS.mean(1, keepdims=True)
+    for i in range(8):
+        torch.testing.assert_close(dataset[i][0], torch.from_numpy(centred[i]).float(), atol=1e-7, rtol=0)
+        assert torch.equal(dataset[8 + i][0], torch.from_numpy(CLOUDS[i]).float())  # near the origin: as it is
+    cut = load_dataset(f"scanobjectnn:{tmp_path}:obj_bg", num_points=9, lazy=lazy)[0][0]
+    assert cut.mean(0).abs().max() < 1e-6
+
+
+def test_models_of_clouds_that_are_not_normalised(tmp_path):
+    write_shards(tmp_path / "set")
+    write_tar(tmp_path / "set")
+    write_folder(tmp_path / "folder")
+    centred = torch.from_numpy(CLOUDS - CLOUDS.mean(1, keepdims=True)).float()
+    for name in ("train.h5", "train.tar"):
+        clouds = [source.read() for source in stream([tmp_path / "set" / name], False)]
+        torch.testing.assert_close(torch.stack(clouds), centred[:8], atol=1e-6, rtol=0)
+    for path in sorted((tmp_path / "folder").rglob("*.xyz")):
+        for found in (read_points(path, near_origin=True), next(stream([path], False)).read()):
+            torch.testing.assert_close(found, centred[int(path.stem)], atol=1e-6, rtol=0)
+
+
+def test_clouds_near_the_origin_are_not_moved():
+    points = torch.randn(3, 40, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(move_to_origin(points), points.float())
+    mixed = torch.stack([points[0], points[1] + 1e6])
+    result = move_to_origin(mixed)
+    assert torch.equal(result[0], points[0].float())
+    torch.testing.assert_close(result[1], (points[1] - points[1].mean(0)).float(), atol=1e-6, rtol=0)
+    assert torch.equal(move_to_origin(mixed[1]), result[1])
 
 
 def test_folders(tmp_path):

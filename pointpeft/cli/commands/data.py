@@ -19,6 +19,8 @@ class Data:
     """What to do."""
     path: Positional[Path]
     """Folder or file of clouds, in any layout that `pointpeft finetune` reads."""
+    labels: Literal["clouds", "parts", "scenes"] = "clouds"
+    """What has a label: whole clouds, points that are `parts` of objects, or points of `scenes`."""
     drop_non_finite: bool = False
     """Leave points out that are not finite, as depth cameras mark what they did not see; they are counted."""
     json: bool = False
@@ -29,7 +31,7 @@ def run(command: Data) -> int:
     """Prints the report; 1 when the data set cannot be used as it is."""
     from pointpeft.data import check
 
-    report = check(command.path, drop_non_finite=command.drop_non_finite)
+    report = check(command.path, labels=command.labels, drop_non_finite=command.drop_non_finite)
     if command.json:
         print(json.dumps({"path": str(command.path), "ok": report.ok, "lines": list(report.lines)}, indent=2))
     else:

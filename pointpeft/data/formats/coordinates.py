@@ -38,7 +38,7 @@ def keep_finite(
     Raises:
         DataError: Some are not finite and must not be left out, or none is.
     """
-    finite = np.isfinite(points).all(1)
+    finite = np.atleast_1d(np.isfinite(points).all(1))
     lost = len(points) - int(finite.sum())
     if not lost:
         return points, None

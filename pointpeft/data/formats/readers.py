@@ -16,7 +16,14 @@ from torch import Tensor
 from pointpeft.data.dataset import DataError
 from pointpeft.data.formats.bounds import require_npy, require_zip
 from pointpeft.data.formats.columns import coordinate_columns, plain_name
-from pointpeft.data.formats.coordinates import POINT_KEYS, coordinates, in_float32, keep_finite, require_in_range
+from pointpeft.data.formats.coordinates import (
+    CLI_WAY_OUT,
+    POINT_KEYS,
+    coordinates,
+    in_float32,
+    keep_finite,
+    require_in_range,
+)
 from pointpeft.data.formats.las import read_las
 from pointpeft.data.formats.meshes import Mesh, read_ply, sample_surface, triangulate
 from pointpeft.data.formats.pcd import read_pcd
@@ -40,7 +47,7 @@ def read_points(
     normalized: bool = False,
     from_corner: bool = False,
     near_origin: bool = False,
-    drop_non_finite: bool | dict[str, int] = False,
+    drop_non_finite: bool | dict[str, int] | None = False,
 ) -> Tensor:
     """Reads one file.
 
@@ -60,7 +67,8 @@ def read_points(
         near_origin: Move the mean of a cloud that lies far from the origin there, in float64 too, and leave others as
             they are: for models of clouds that are not normalised.
         drop_non_finite: Leave points out whose coordinates are not finite, as depth cameras mark what they did not
-            see. A dict receives how many, by the name of the file.
+            see. A dict receives how many, by the name of the file. None refuses them as False does, with an error
+            that names no option, for those who have none.
 
     Returns:
         Points, float32. [n, 3]
@@ -156,7 +164,7 @@ def _read(
     num_points: int | None,
     generator: torch.Generator | None,
     placement: _Placement,
-    drop_non_finite: bool | dict[str, int],
+    drop_non_finite: bool | dict[str, int] | None,
 ) -> Tensor:
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     try:
@@ -164,7 +172,8 @@ def _read(
             raise DataError("the file is empty")
         content = reader(file)
         if not isinstance(content, Mesh):
-            content, _ = keep_finite(coordinates(content, finite=False), drop_non_finite, str(name))
+            drop, way_out = (False, "") if drop_non_finite is None else (drop_non_finite, CLI_WAY_OUT)
+            content, _ = keep_finite(coordinates(content, finite=False), drop, str(name), way_out)
             require_in_range(content)
         points = _draw(content, num_points, generator)
         result = placement.apply(points)

@@ -13,7 +13,7 @@ from torch import Tensor
 from pointpeft.data.dataset import DataError, PointCloudDataset, at_most
 from pointpeft.data.formats.coordinates import CLI_WAY_OUT, coordinates, keep_finite, require_in_range
 from pointpeft.data.formats.numpy_pickle import load_arrays
-from pointpeft.data.registry import DataSet, LoadOptions, Source, parse_source, register_data_set
+from pointpeft.data.registry import DataSet, DataSource, LoadOptions, parse_source, register_data_set
 from pointpeft.data.transforms import normalize_precisely
 
 PREFIX = "few_shot"
@@ -45,7 +45,7 @@ class FewShot(DataSet):
         """No path: a fold is asked for by its name."""
         return False
 
-    def load(self, source: Source, split: str, options: LoadOptions) -> PointCloudDataset:
+    def load(self, source: DataSource, split: str, options: LoadOptions) -> PointCloudDataset:
         """See the function `load`."""
         numbers = [int(text) for text in re.findall(r"-?\d+", source.variant)]
         if not numbers:
@@ -64,11 +64,11 @@ class FewShot(DataSet):
             drop_non_finite=options.drop_non_finite,
         )
 
-    def can_stay_on_disk(self, source: Source) -> bool:
+    def can_stay_on_disk(self, source: DataSource) -> bool:
         """A fold is small and always in memory."""
         return False
 
-    def can_drop_non_finite(self, source: Source) -> bool:
+    def can_drop_non_finite(self, source: DataSource) -> bool:
         """As the data set that the fold is of."""
         whole = parse_source(source.place)
         return whole.data_set.can_drop_non_finite(whole)

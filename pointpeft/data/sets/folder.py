@@ -12,7 +12,7 @@ from pointpeft.data.dataset import DataError, PointCloudDataset, dropped_note
 from pointpeft.data.findings import Findings
 from pointpeft.data.formats.readers import EXTENSIONS, read_points
 from pointpeft.data.formats.text import holds_rows
-from pointpeft.data.registry import ANY_FOLDER, FORMAT, DataSet, LoadOptions, Source, register_data_set
+from pointpeft.data.registry import ANY_FOLDER, FORMAT, DataSet, DataSource, LoadOptions, register_data_set
 from pointpeft.data.sets.csv_list import scan_csv
 from pointpeft.data.sets.listing import LEVELS, SEED, TEST_FRACTION, UNUSED, Listing, make_listing
 
@@ -47,12 +47,12 @@ class Folder(DataSet):
         """Any folder."""
         return path.is_dir()
 
-    def load(self, source: Source, split: str, options: LoadOptions) -> PointCloudDataset:
+    def load(self, source: DataSource, split: str, options: LoadOptions) -> PointCloudDataset:
         """See the function `load`."""
         up_axis = options.up_axis or UP_AXIS
         return load(source.path, split, options.num_points, up_axis, drop_non_finite=options.drop_non_finite)
 
-    def check(self, source: Source, findings: Findings, *, drop_non_finite: bool = False) -> None:
+    def check(self, source: DataSource, findings: Findings, *, drop_non_finite: bool = False) -> None:
         """Looks at every file, and at what is passed over."""
         path, dropped = source.path, {} if drop_non_finite else None
         listing = scan(path)
@@ -98,7 +98,7 @@ def load(
     *,
     drop_non_finite: bool = False,
 ) -> PointCloudDataset:
-    """Lists one part of a folder or CSV file; clouds are read as they are asked for, and normalised.
+    """Lists one split of a folder or CSV file; clouds are read as they are asked for, and normalised.
 
     Without `train/` and `test/`, a fifth of every class is set aside for testing, always the same files as long as the
     files are the same; the data set's `notes` say so.

@@ -6,7 +6,7 @@ import h5py
 import torch
 
 from pointpeft.data.dataset import PointCloudDataset, at_most, require_axis
-from pointpeft.data.registry import EMBEDDED, DataSet, LoadOptions, Source, register_data_set
+from pointpeft.data.registry import EMBEDDED, DataSet, DataSource, LoadOptions, register_data_set
 
 PATH = Path(__file__).parents[1] / "embedded" / "furniture.h5"
 
@@ -25,7 +25,7 @@ class Furniture(DataSet):
         """No path."""
         return False
 
-    def load(self, source: Source, split: str, options: LoadOptions) -> PointCloudDataset:
+    def load(self, source: DataSource, split: str, options: LoadOptions) -> PointCloudDataset:
         """See the function `load`."""
         whole = load(split)
         return PointCloudDataset(
@@ -38,11 +38,11 @@ class Furniture(DataSet):
             notes=whole.notes,
         )
 
-    def can_stay_on_disk(self, source: Source) -> bool:
+    def can_stay_on_disk(self, source: DataSource) -> bool:
         """They are small and always in memory."""
         return False
 
-    def can_drop_non_finite(self, source: Source) -> bool:
+    def can_drop_non_finite(self, source: DataSource) -> bool:
         """They are finite."""
         return False
 

@@ -13,7 +13,7 @@ from pointpeft.data.formats.bounds import is_plain, require_files
 from pointpeft.data.formats.hdf5 import H5Rows, list_h5, read_h5
 from pointpeft.data.formats.labelled_pickle import read_cache
 from pointpeft.data.formats.readers import read_points
-from pointpeft.data.registry import SPLITS, DataSet, LoadOptions, Source, register_data_set
+from pointpeft.data.registry import SPLITS, DataSet, DataSource, LoadOptions, register_data_set
 from pointpeft.data.transforms import normalize_precisely
 
 UP_AXIS = "y"
@@ -32,7 +32,7 @@ class ModelNet40(DataSet):
         """A folder that holds one of the forms."""
         return path.is_dir() and form(path) is not None
 
-    def load(self, source: Source, split: str, options: LoadOptions) -> PointCloudDataset:
+    def load(self, source: DataSource, split: str, options: LoadOptions) -> PointCloudDataset:
         """See the function `load`."""
         return load(
             source.path,
@@ -43,7 +43,7 @@ class ModelNet40(DataSet):
             drop_non_finite=options.drop_non_finite,
         )
 
-    def check(self, source: Source, findings: Findings, *, drop_non_finite: bool = False) -> None:
+    def check(self, source: DataSource, findings: Findings, *, drop_non_finite: bool = False) -> None:
         """Looks at every file of the form that is there."""
         root = source.path
         kind = require_form(root, SPLITS[0])
@@ -57,7 +57,7 @@ class ModelNet40(DataSet):
                 findings.problems.append(str(error))
         findings.notes(dropped_note(dropped))
 
-    def can_stay_on_disk(self, source: Source) -> bool:
+    def can_stay_on_disk(self, source: DataSource) -> bool:
         """All forms but the cache, which is one pickle."""
         return form(source.path) != "cache"
 
@@ -151,7 +151,7 @@ _NAMES = ("shape_names.txt", "modelnet40_shape_names.txt")
 
 
 def h5_files(root: Path, split: str) -> list[Path]:
-    """The HDF5 files of one part.
+    """The HDF5 files of one split.
 
     Those that `train_files.txt` or `test_files.txt` names, looked for beside it whatever folder it gives; without the
     list, all that are there.
@@ -173,7 +173,7 @@ def _h5_files(root: Path, split: str) -> list[Path]:
 
 
 def cache_file(root: Path, split: str) -> Path:
-    """The cache of one part.
+    """The cache of one split.
 
     Raises:
         DataError: There is none.

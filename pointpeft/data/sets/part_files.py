@@ -1,6 +1,7 @@
 """HDF5 and NumPy files of clouds whose points are labelled: one file of many clouds, or a folder of files."""
 
 import re
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from pointpeft.data.dataset import DataError
 from pointpeft.data.formats.coordinates import as_stored, keep_finite, require_in_range
 from pointpeft.data.formats.hdf5 import OpenFiles
 from pointpeft.data.formats.labelled_points import COORDINATES, FORM, PARTS, LabelledFile, Rows, read_labelled
-from pointpeft.data.registry import FORMAT, DataSet, LoadOptions, Source, register_data_set
+from pointpeft.data.registry import FORMAT, DataSet, DataSource, LoadOptions, register_data_set
 from pointpeft.data.segments import SegmentDataset
 from pointpeft.data.sets.listing import SEED, TEST_FRACTION
 from pointpeft.data.splits import split_validation
@@ -41,7 +42,7 @@ class PartFiles(DataSet):
         """Any path; what is wrong with it is said by reading it."""
         return True
 
-    def load(self, source: Source, split: str, options: LoadOptions) -> SegmentDataset:
+    def load(self, source: DataSource, split: str, options: LoadOptions) -> SegmentDataset:
         """See the function `load`."""
         return load(
             source.path,
@@ -62,9 +63,9 @@ def load(
 ) -> SegmentDataset:
     """Reads one split, every cloud centred and scaled to the unit sphere.
 
-    In a folder, files or sub-folders named for train and test are these parts; other sub-folders name the category of
-    the clouds in them. Without any such names a fifth of the clouds is the test part, drawn once, category by category.
-    The parts that a category can have are those that occur in it anywhere in the data set.
+    In a folder, files or sub-folders named for train and test are these splits; other sub-folders name the category of
+    the clouds in them. Without any such names a fifth of the clouds, drawn once, category by category, is the test
+    split. The parts that a category can have are those that occur in it anywhere in the data set.
 
     Args:
         source: A file or a folder.
@@ -79,40 +80,22 @@ def load(
         DataError: No such files, or one that is broken; names it and says what is needed.
     """
     source = Path(source)
-    root = source if source.is_dir() else source.parent
     files = sorted(p for p in source.rglob("*") if p.suffix.lower() in SUFFIXES) if source.is_dir() else [source]
     if not files:
         raise DataError(f"{source}: has no files {' '.join(SUFFIXES)} with {FORM}")
     opened = OpenFiles(files, (*COORDINATES, *PARTS)) if lazy else None
-    contents: list[LabelledFile] = []
-    places: list[tuple[int, int]] = []  # file and row of each cloud
-    category: list[Any] = []
-    names: list[str] = []
-    splits: list[str] = []
-    classes: tuple[str, ...] = ()
-    part_names: tuple[str, ...] = ()
-    for number, path in enumerate(files):
-        content = read_labelled(path, opened, number, drop_non_finite=drop_non_finite)
-        place = path.relative_to(root)
-        named = _split_of(place) if source.is_dir() else ""
-        kinds = [part for part in place.parts[:-1] if part.lower() not in _NAMED]
-        contents.append(content)
-        count = len(content.present)
-        places += [(number, row) for row in range(count)]
-        names += content.names if len(content.names) == count else [place.as_posix()] * count
-        category += list(content.category) if content.category is not None else [kinds[-1] if kinds else ""] * count
-        splits += content.split or [named] * count
-        classes, part_names = content.classes or classes, content.part_names or part_names
+    listed = _list_files(files, source if source.is_dir() else None, opened, drop_non_finite)
+    places, contents, part_names = listed.places, listed.contents, listed.part_names
     if not places:
         raise DataError(f"{source}: has no clouds")
-    labels, classes = _number(category, classes, source)
+    labels, classes = _number(listed.category, listed.classes, source)
     parts_of: list[set[int]] = [set() for _ in classes]
     for present, label in zip((one for content in contents for one in content.present), labels, strict=True):
         parts_of[label].update(present.astype(int).tolist())
     highest = max(map(max, filter(None, parts_of)))
     if part_names and highest >= len(part_names):
         raise DataError(f"{source}: has {len(part_names)} part_names, but a point of part {highest}")
-    chosen, notes = _choose(torch.tensor(labels), splits, split, source)
+    chosen, notes = _choose(torch.tensor(labels), listed.splits, split, source)
     if lazy and any(content.kept for content in contents):
         notes += (f"{source.name}: NumPy files of many clouds are in memory; HDF5 files could stay on disk",)
     dropped: dict[str, int] | None = {} if drop_non_finite else None
@@ -122,12 +105,45 @@ def load(
         classes,
         part_names or [str(i) for i in range(highest + 1)],
         [sorted(each) for each in parts_of],
-        [names[i] for i in chosen],
+        [listed.names[i] for i in chosen],
         up_axis=up_axis,
         notes=notes,
         sizes=[contents[places[i][0]].points for i in chosen] if dropped is None else None,
         dropped=dropped,
     )
+
+
+@dataclass
+class _Listed:
+    """All files of a data set, cloud by cloud."""
+
+    contents: list[LabelledFile] = field(default_factory=list)
+    places: list[tuple[int, int]] = field(default_factory=list)  # file and row of each cloud
+    category: list[Any] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+    splits: list[str] = field(default_factory=list)
+    classes: tuple[str, ...] = ()
+    part_names: tuple[str, ...] = ()
+
+
+def _list_files(files: list[Path], root: Path | None, opened: OpenFiles | None, drop_non_finite: bool) -> _Listed:
+    """Reads the files of a folder, or one that stands alone where `root` is None."""
+    listed = _Listed()
+    for number, path in enumerate(files):
+        content = read_labelled(path, opened, number, drop_non_finite=drop_non_finite)
+        place = path.relative_to(root or path.parent)
+        named = _split_of(place) if root is not None else ""
+        kinds = [part for part in place.parts[:-1] if part.lower() not in _NAMED]
+        listed.contents.append(content)
+        count = len(content.present)
+        listed.places += [(number, row) for row in range(count)]
+        listed.names += content.names if len(content.names) == count else [place.as_posix()] * count
+        unnumbered = [kinds[-1] if kinds else ""] * count
+        listed.category += list(content.category) if content.category is not None else unnumbered
+        listed.splits += content.split or [named] * count
+        listed.classes = content.classes or listed.classes
+        listed.part_names = content.part_names or listed.part_names
+    return listed
 
 
 def _cloud(

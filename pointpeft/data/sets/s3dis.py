@@ -14,8 +14,8 @@ from pointpeft.data.registry import (
     ANY_FOLDER,
     SPLITS,
     DataSet,
+    DataSource,
     LoadOptions,
-    Source,
     register_data_set,
     split_variant,
 )
@@ -47,7 +47,7 @@ class S3DIS(DataSet):
         """Any folder."""
         return path.is_dir()
 
-    def load(self, source: Source, split: str, options: LoadOptions) -> SceneDataset:
+    def load(self, source: DataSource, split: str, options: LoadOptions) -> SceneDataset:
         """See `load_area`."""
         area = int(source.variant or TEST_AREA)
         return load_area(source.path, area, split, options.up_axis, drop_non_finite=options.drop_non_finite)

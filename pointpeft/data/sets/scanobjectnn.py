@@ -8,7 +8,7 @@ from torch import Tensor
 from pointpeft.data.dataset import DataError, PointCloudDataset, at_most, dropped_note
 from pointpeft.data.findings import Findings
 from pointpeft.data.formats.hdf5 import H5Rows, list_h5, read_h5
-from pointpeft.data.registry import SPLITS, DataSet, LoadOptions, Source, register_data_set
+from pointpeft.data.registry import SPLITS, DataSet, DataSource, LoadOptions, register_data_set
 from pointpeft.data.transforms import move_to_origin
 
 UP_AXIS = "y"
@@ -41,7 +41,7 @@ class ScanObjectNN(DataSet):
         """A folder with at least one file of a variant."""
         return path.is_dir() and bool(variants(path))
 
-    def load(self, source: Source, split: str, options: LoadOptions) -> PointCloudDataset:
+    def load(self, source: DataSource, split: str, options: LoadOptions) -> PointCloudDataset:
         """See the function `load`; without a variant the hardest is taken."""
         return load(
             source.path,
@@ -53,7 +53,7 @@ class ScanObjectNN(DataSet):
             drop_non_finite=options.drop_non_finite,
         )
 
-    def check(self, source: Source, findings: Findings, *, drop_non_finite: bool = False) -> None:
+    def check(self, source: DataSource, findings: Findings, *, drop_non_finite: bool = False) -> None:
         """Looks at the variant that the source names; without one at all that are there."""
         chosen = [source.variant] if source.variant else variants(source.path)
         if not chosen:

@@ -11,7 +11,7 @@ from torch import Tensor
 from pointpeft.data.dataset import DataError
 from pointpeft.data.formats.bounds import is_plain, require_files
 from pointpeft.data.formats.coordinates import API_WAY_OUT, coordinates, keep_finite, require_in_range
-from pointpeft.data.registry import DataSet, LoadOptions, Source, register_data_set
+from pointpeft.data.registry import DataSet, DataSource, LoadOptions, register_data_set
 from pointpeft.data.segments import SegmentDataset
 from pointpeft.data.transforms import normalize_precisely
 
@@ -53,7 +53,7 @@ class ShapeNetPart(DataSet):
         """See `is_shapenetpart`."""
         return path.is_dir() and is_shapenetpart(path)
 
-    def load(self, source: Source, split: str, options: LoadOptions) -> SegmentDataset:
+    def load(self, source: DataSource, split: str, options: LoadOptions) -> SegmentDataset:
         """See the function `load`; clouds are always read as they are asked for."""
         return load(source.path, split, options.up_axis or UP_AXIS, drop_non_finite=options.drop_non_finite)
 

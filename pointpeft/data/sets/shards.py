@@ -12,7 +12,7 @@ from pointpeft.data.dataset import DataError, PointCloudDataset, at_most
 from pointpeft.data.formats.bounds import MAX_CLASSES, read_texts
 from pointpeft.data.formats.hdf5 import H5Rows, list_h5, open_h5, read_h5
 from pointpeft.data.formats.tar import Sample, list_tar, point_count, read_sample
-from pointpeft.data.registry import FORMAT, DataSet, LoadOptions, Source, register_data_set
+from pointpeft.data.registry import FORMAT, DataSet, DataSource, LoadOptions, register_data_set
 from pointpeft.data.sets.listing import SEED, TEST_FRACTION
 from pointpeft.data.splits import split_validation
 from pointpeft.data.transforms import normalize_precisely
@@ -43,7 +43,7 @@ class Shards(DataSet):
         """See `is_shards`."""
         return is_shards(path)
 
-    def load(self, source: Source, split: str, options: LoadOptions) -> PointCloudDataset:
+    def load(self, source: DataSource, split: str, options: LoadOptions) -> PointCloudDataset:
         """See the function `load`."""
         return load(
             source.path,
@@ -72,7 +72,7 @@ def load(
     lazy: bool = False,
     drop_non_finite: bool = False,
 ) -> PointCloudDataset:
-    """Lists one part of a set of shards; clouds are centred and scaled to the unit sphere.
+    """Lists one split of a set of shards; clouds are centred and scaled to the unit sphere.
 
     Clouds of tar files are read as they are asked for, those of HDF5 files into memory, unless `lazy`. Without shards
     named for a test part, a fifth of every class is set aside for testing, always the same clouds; the data set's
@@ -121,7 +121,7 @@ def _shards(folder: Path) -> list[Path]:
 
 
 def _parts(source: Path) -> dict[str, list[Path]]:
-    """The shards of each part; all are of "train" where none is named."""
+    """The shards of each split; all are of "train" where none is named."""
     if source.is_file():
         return {"train": [source], "test": []}
     parts: dict[str, list[Path]] = {"train": [], "test": [], "": []}
