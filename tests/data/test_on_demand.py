@@ -117,7 +117,8 @@ def test_a_bad_cloud_is_named_through_workers(tmp_path, workers):
     with h5py.File(root / "train-1.h5", "a") as file:
         file["data"][4, 0, 0] = np.nan
     clouds = Clouds(load_dataset(root, lazy=True), 64, on_disk=True, workers=workers)
-    with pytest.raises(DataError, match=r"^\S*train-1\.h5\[4\]: has points that are not finite$"):
+    message = r"^\S*train-1\.h5\[4\]: has points that are not finite; --drop-non-finite .*leaves them out$"
+    with pytest.raises(DataError, match=message):
         epoch(clouds)
 
 
