@@ -44,6 +44,7 @@ def test_new_folders_never_overwrite_a_run(tmp_path, monkeypatch):
     first = RunFolder.new(None, "finetune-x")
     first.write_config(FinetuneConfig(), "finetune")
     assert RunFolder.new(None, "finetune-x").path == Path("runs/finetune-x-2")
+    first.close()
     with pytest.raises(ValueError, match="already holds a run"):
         RunFolder.new(first.path, "")
 

@@ -27,7 +27,7 @@ def _normed(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor
 
 def _branches(u, seed, eps, dropout_p, weights):
     """MLP and adapter of u added up, the prompt, and what the MLP keeps beside u."""
-    y, z, _ = _mlp_op(u.view(-1, u.shape[-1]), *weights[:_MLP], 0)
+    y, z = _mlp_op(u.view(-1, u.shape[-1]), *weights[:_MLP])
     a, prompt = _adapter._op(u, *weights[_MLP:], seed, eps, 1.0, dropout_p, False, True)
     return a.add_(y.view(u.shape)), prompt, z
 
