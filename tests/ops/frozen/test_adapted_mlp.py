@@ -174,6 +174,18 @@ def test_strides_and_offsets_do_not_matter(device, generator):
     fused.assert_all_close(results(adapted_mlp, *cuts), expected, torch.float32)
 
 
+def test_compiles_without_gradients(device, generator):
+    inputs = to(case(SIZES[2], generator)[0], torch.float32, device)
+    compiled = torch.compile(adapted_mlp, fullgraph=True, backend="aot_eager")
+    fused.assert_all_close(flat(compiled)(*inputs), flat(adapted_mlp_reference)(*inputs), torch.float32)
+
+
+def test_no_clouds_give_empty_results(device, generator):
+    inputs = to(case(SIZES[1], generator)[0], torch.float32, device)
+    y, prompt = flat(adapted_mlp)(inputs[0][:0], *inputs[1:])
+    assert (y.shape, prompt.shape) == ((0, 7, 5), (0, 5))
+
+
 def test_compiles_with_its_backward_without_graph_breaks(device, generator):
     inputs, grads = (to(tensors, torch.float32, device) for tensors in case(SIZES[2], generator))
     expected = results(adapted_mlp, inputs, grads)
