@@ -32,7 +32,7 @@ FILES_OF_EXTRAS = {"pointpeft/methods/reparameterized/_peft_layers.py", "pointpe
 # Names that compat answers for; modules of published repositories; the engine of the guided fuzzer, which looks for it.
 OWN = {"pointpeft", "tests", "benchmarks", "setup"}
 COMPAT = {"pointnet2_ops", "knn_cuda", "pytorch3d", "emd", "emd_module", "chamfer_dist", "torch_cluster", "extensions"}
-LOOKED_FOR = {"atheris", "models", "utils"}
+LOOKED_FOR = {"atheris", "models", "utils", "pages"}
 
 
 def normalized(name):

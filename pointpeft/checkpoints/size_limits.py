@@ -77,7 +77,7 @@ class _SmallTensors(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         for value in (*args, *(kwargs or {}).values()):
-            if isinstance(value, list | tuple) and value and all(isinstance(size, int) for size in value):
+            if isinstance(value, (list, tuple)) and value and all(isinstance(size, int) for size in value):
                 _require(math.prod(size for size in value if size > 0), self._limit, self._stored)
         if func.name() in _MAKES_A_MATRIX:
             sizes = [arg.numel() if isinstance(arg, Tensor) else arg for arg in args]

@@ -41,7 +41,6 @@ def answered(handler: Any, last_answer: Callable[[], float], end: Callable[[], A
                 continue
             if last_answer() < asked - 1:  # it may have run before this thread did
                 end()
-        os.close(reader)
 
     watcher = threading.Thread(target=watch, name="pointpeft interrupts", daemon=True)
     watcher.start()
@@ -52,6 +51,8 @@ def answered(handler: Any, last_answer: Callable[[], float], end: Callable[[], A
         signal.set_wakeup_fd(before, warn_on_full_buffer=False)
         os.write(writer, b"\0")
         watcher.join()
+        # Not before: without a reader the write above is a broken pipe, which a command takes for its own.
+        os.close(reader)
         os.close(writer)
         _owner = None
 

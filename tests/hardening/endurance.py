@@ -74,11 +74,18 @@ def trained(steps: int, folder: Path) -> dict[str, Any]:
     data = Batches((torch.randn(8, 64, 3), torch.randint(0, 3, (8,))) for _ in range(10))
 
     def loss_of(model: Any, points: Any, labels: Any) -> dict[str, torch.Tensor]:
-        watch.step()
         return {"loss": torch.nn.functional.cross_entropy(model(points), labels)}
 
     recipe = Recipe(epochs=max(1, steps // 10), lr=1e-4)
-    train(make_accelerator("cpu"), model, recipe, lambda epoch: data, loss_of, RunFolder(folder / "run"))
+    train(
+        make_accelerator("cpu"),
+        model,
+        recipe,
+        lambda epoch: data,
+        loss_of,
+        RunFolder(folder / "run"),
+        after_step=watch.step,
+    )
     return watch.report()
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from pointpeft.backbones.layers import linear
 from pointpeft.methods.base import PREFIX_TOKENS, Method, factory_kwargs, register_method
 from pointpeft.model import PointModel
+from pointpeft.weights.publication import Publication
 
 STD = 0.02  # of P and Q at the start
 TARGETS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
@@ -105,7 +106,7 @@ class AdaLoRA(Method):
 
     trains = (PREFIX_TOKENS,)
     mergeable = True
-    published_renames = ((r"\.base_layer\.(weight|bias)$", r".\1"),)
+    publication = Publication(renames=((r"\.base_layer\.(weight|bias)$", r".\1"),))
 
     def __post_init__(self) -> None:
         for name, minimum in (("target_rank", 1), ("warmup_steps", 0), ("decay_steps", 1), ("interval", 1)):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pointpeft.methods.base import PREFIX_TOKENS, Method, register_method
 from pointpeft.model import PointModel
+from pointpeft.weights.publication import Publication
 
 ADAPTER = "default"  # the name under which peft keeps its tensors
 
@@ -26,7 +27,7 @@ class HFPeft(Method):
     packages = ("peft",)
     trains = (PREFIX_TOKENS,)
     mergeable = True
-    published_renames = ((r"\.base_layer\.(weight|bias)$", r".\1"),)
+    publication = Publication(renames=((r"\.base_layer\.(weight|bias)$", r".\1"),))
     # Name of the configuration class in peft.
     tuner: ClassVar[str]
 

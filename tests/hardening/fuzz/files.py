@@ -105,7 +105,17 @@ model:
   since: 2024-02-29
 total_bs: 32
 """
-ADAPTER = {"peft_type": "POINTPEFT", "format": FORMAT, "backbone": "point_mae", "options": {"depth": 2}, "names": ["a"]}
+ADAPTER = {
+    "peft_type": "POINTPEFT",
+    "format": FORMAT,
+    "backbone": {"name": "point_mae_tiny", "fields": {"depth": 2}},
+    "method": {"name": "dapt", "fields": {"rank": 4}},
+    "num_classes": 2,
+    "base_model_name_or_path": None,
+    "base_model_sha256": None,
+    "weights_sha256": "0",
+    "metadata": {"classes": ["a", "b"]},
+}
 
 
 def write_csv(path: Path) -> None:

@@ -20,7 +20,8 @@ def named_columns(
     unknown: list[str] = []
     for is_comment, line in reversed(header):
         # A comment that is separated as the rows are is no sentence.
-        is_table = (form.separator or "").strip(" ") not in ("", ",") and line.count(form.separator) == len(first) - 1
+        separator = form.separator or ""
+        is_table = separator.strip(" ") not in ("", ",") and line.count(separator) == len(first) - 1
         is_table = is_table or (form.separator == "," and re.fullmatch(r"[^\s,]+(,\s*[^\s,]+){2,}", line) is not None)
         for names in _names(line, form, len(first)):
             if is_comment and len(names) > len(first):  # a sentence
