@@ -1,5 +1,6 @@
 """Clouds one after another from files, folders, tar and HDF5 shards: never more of them in memory than asked for."""
 
+import os
 import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ class Source:
 
 def is_many(path: Path) -> bool:
     """Whether a path holds more than one cloud: a folder or a shard."""
-    return path.is_dir() or path.name.lower().endswith(TAR + HDF5)
+    return os.path.isdir(path) or path.name.lower().endswith(TAR + HDF5)
 
 
 def stream(paths: list[Path], normalized: bool, drop_non_finite: bool | dict[str, int] = False) -> Iterator[Source]:
@@ -57,7 +58,7 @@ def stream(paths: list[Path], normalized: bool, drop_non_finite: bool | dict[str
     """
     for path in paths:
         name = path.name.lower()
-        if path.is_dir():
+        if os.path.isdir(path):
             files = cloud_files(path)
             if not files:
                 raise DataError(f"{path}: has no file of a known kind: {' '.join(EXTENSIONS)}")
@@ -80,7 +81,7 @@ def _read_file(path: Path, normalized: bool, drop: bool | dict[str, int]) -> Ten
 
 
 def _tar(path: Path, normalized: bool, drop: bool | dict[str, int]) -> Iterator[Source]:
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise DataError(f"{path}: no such file")
     stored = path.stat().st_size
     try:
@@ -130,7 +131,7 @@ def _member(
 
 
 def _hdf5(path: Path, normalized: bool, drop: bool | dict[str, int]) -> Iterator[Source]:
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise DataError(f"{path}: no such file")
     try:
         file = h5py.File(path, "r")

@@ -3,7 +3,7 @@ import pickle
 import pytest
 import torch
 
-from pointpeft.data import DataError, PointCloudDataset, load_dataset
+from pointpeft.data import DataError, PointCloudDataset, load_dataset, read_points
 from pointpeft.data.detect import detect
 from tests.data.conftest import write_folder
 
@@ -73,6 +73,34 @@ def test_a_source_that_is_not_there_is_refused(folder_root, source, words):
     (folder_root / "odd.zip").write_text("x")
     with pytest.raises(DataError, match=words):
         load_dataset(source.format(root=folder_root))
+
+
+LONG = "x" * 5000  # for any file system
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("list.csv", f"{LONG}\n"),
+        ("list.csv", f"{LONG},class\n1,2\n"),
+        ("list.csv", f"{LONG},a\n"),
+        ("train_files.txt", f"{LONG}.h5\n"),
+    ],
+)
+def test_a_list_of_names_too_long_for_a_file_is_refused(name, content, tmp_path):
+    (tmp_path / "shape_names.txt").write_text("a\n")
+    (tmp_path / name).write_text(content)
+    with pytest.raises(DataError, match=r"list\.csv: |x: |\.h5: no such file"):
+        load_dataset(tmp_path / name if name == "list.csv" else tmp_path)
+
+
+@pytest.mark.parametrize("form", ["{}", "modelnet40:{}", "scanobjectnn:{}:obj_bg", "few_shot:{}:2way1shot:0"])
+@pytest.mark.parametrize("name", [LONG, "a\0b"])
+def test_a_name_that_no_file_can_have_is_refused(form, name):
+    with pytest.raises(DataError, match="no such f"):
+        load_dataset(form.format(name))
+    with pytest.raises(DataError, match="no such file"):
+        read_points(f"{name}.npy")
 
 
 @pytest.mark.parametrize(

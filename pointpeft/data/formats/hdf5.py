@@ -157,7 +157,7 @@ def _row_cache(data: h5py.Dataset) -> int:
 @contextmanager
 def open_h5(path: Path) -> Iterator[h5py.File]:
     """The file; whatever goes wrong inside names it."""
-    if not path.is_file():
+    if not os.path.isfile(path):  # of a name too long for any file, too
         raise DataError(f"{path}: no such file")
     try:
         with h5py.File(path, "r") as file:

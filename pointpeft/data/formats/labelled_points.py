@@ -1,5 +1,6 @@
 """One HDF5 or NumPy file of clouds whose points are labelled."""
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,7 +107,7 @@ def read_labelled(
     Raises:
         DataError: The file is missing or broken; names it and says what is needed.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise DataError(f"{path}: no such file")
     try:
         if path.suffix.lower() == ".npz":

@@ -6,6 +6,7 @@ take over a state from the pickle unchecked, and a forged one makes it follow po
 """
 
 import math
+import os
 import pickle
 import pickletools
 from pathlib import Path
@@ -143,7 +144,7 @@ def load_arrays(path: Path) -> Any:
     Raises:
         DataError: It is missing, broken, or asks for anything but arrays and plain containers; names the file.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise DataError(f"{path}: no such file")
     try:
         with open(path, "rb") as file:

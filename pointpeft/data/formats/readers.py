@@ -1,5 +1,6 @@
 """Files of one cloud or one surface, read into points."""
 
+import os
 import re
 import tempfile
 import zipfile
@@ -83,8 +84,8 @@ def read_points(
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
         raise DataError(f"{path}: unknown kind of file {path.suffix!r}; known: {' '.join(EXTENSIONS)}")
-    if not path.is_file():
-        raise DataError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
+    if not os.path.isfile(path):
+        raise DataError(f"{path}: {'not a file' if os.path.exists(path) else 'no such file'}")
     size = path.stat().st_size
     placement = _Placement(normalized, from_corner, near_origin)
     return _read(reader, path, path, size, num_points, generator, placement, drop_non_finite)

@@ -57,7 +57,7 @@ def _table(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
         del lines[0]
     elif lines:
         separator = next((mark for mark in _SEPARATORS if mark in lines[0][1]), ",")
-        if separator not in lines[0][1] and not (path.parent / lines[0][1].strip()).is_file():
+        if separator not in lines[0][1] and not os.path.isfile(path.parent / lines[0][1].strip()):
             raise DataError(f"is not a CSV file: its lines have one column, {lines[0][1][:60]!r}, not {_FORM}")
     if not lines:
         raise DataError("lists no clouds")
@@ -70,7 +70,7 @@ def _table(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     if _PATH_COLUMN not in first:
         if {"x", "y", "z"} <= set(first) or all(re.fullmatch(r"[-+.\deE]+", cell) for cell in first):
             raise DataError(f"is a table of points, not a list of clouds {_FORM}; a cloud is named .txt or .xyz")
-        if set(first) & (_OTHER_NAMES | set(_COLUMNS)) and not (path.parent / rows[0][1][0]).is_file():
+        if set(first) & (_OTHER_NAMES | set(_COLUMNS)) and not os.path.isfile(path.parent / rows[0][1][0]):
             raise DataError(f"its first line names {', '.join(first)}: its columns must be {_FORM}")
         return list(_COLUMNS), rows
     if _LABEL_COLUMN not in first:

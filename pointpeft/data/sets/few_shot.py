@@ -1,5 +1,6 @@
 """Few-shot folds: W classes with S training clouds each, as published or drawn from any data set."""
 
+import os
 import re
 from collections.abc import Callable
 from functools import lru_cache, partial
@@ -144,7 +145,7 @@ def published_folder(root: Path, ways: int, shots: int) -> Path | None:
     Raises:
         DataError: The source holds folds, but none of this setting.
     """
-    if not root.is_dir():
+    if not os.path.isdir(root):
         return None
     names = (f"{ways}way_{shots}shot", f"{ways}way{shots}shot")
     for place in (*(root / name for name in names), *([root] if root.name in names else [])):

@@ -1,5 +1,6 @@
 """S3DIS as published scene code reads it: one .npy file per room, Area_5_office_1.npy, of x y z r g b class."""
 
+import os
 import re
 from functools import partial
 from pathlib import Path
@@ -69,7 +70,7 @@ def load(source: str | Path, split: str, up_axis: str | None = None) -> SceneDat
         raise ValueError(f'split must be "train" or "test", got {split!r}')
     place, area = split_variant(str(source), S3DIS.variant_pattern)
     path = Path(place).expanduser()
-    if not path.is_dir():
+    if not os.path.isdir(path):
         raise DataError(f"{path}: no such folder; semantic segmentation needs {S3DIS.layout}")
     return load_area(path, int(area or TEST_AREA), split, up_axis)
 
