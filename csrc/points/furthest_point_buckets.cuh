@@ -201,7 +201,7 @@ __device__ __forceinline__ void sample_in_buckets(const Task<A>& task, const Buc
     box[k] = real ? buckets.boxes[b * buckets.a_cloud + j] : empty_box<A>();
     winner[k] = real ? buckets.winners[b * buckets.a_cloud + j] : nobody<A, uint32_t>();
   }
-  pick_all(task, b, team, [&](A cx, A cy, A cz) {
+  pick_all(task, task.cloud(b), b, team, [&](A cx, A cy, A cz) {
 #pragma unroll
     for (int k = 0; k < kHeldBuckets; ++k) {
       const bool near = Types<A>::bits(box_sq_distance(box[k], cx, cy, cz)) < winner[k].bits;

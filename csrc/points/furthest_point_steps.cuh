@@ -37,8 +37,7 @@ __device__ __forceinline__ Best<typename Types<A>::Bits, Index> nobody() {
 
 // Picks one by one; `step(x, y, z)` takes the distances to a pick in and gives the thread's best candidate.
 template <class A, class Team, class Step>
-__device__ __forceinline__ void pick_all(const Task<A>& task, int64_t b, Team& team, Step&& step) {
-  const Cloud<A> cloud = task.cloud(b);
+__device__ __forceinline__ void pick_all(const Task<A>& task, const Cloud<A>& cloud, int64_t b, Team& team, Step&& step) {
   int64_t pick = task.first_pick(b, cloud.length);
   for (int64_t m = 0; m < task.num_samples; ++m) {
     if (team.thread == 0) task.idx[b * task.num_samples + m] = pick;
@@ -63,7 +62,7 @@ __device__ __forceinline__ void sample_held(const Task<A>& task, int64_t b, Team
     z[k] = real ? cloud.at(i, 2) : A(0);
     distance[k] = real ? first_distance(x[k], y[k], z[k], task.min_sq_norm) : kPadding<A>;
   }
-  pick_all(task, b, team, [&](A cx, A cy, A cz) {
+  pick_all(task, cloud, b, team, [&](A cx, A cy, A cz) {
     int held = 0;
     Bits most = Types<A>::bits(distance[0] = nearer(distance[0], x[0], y[0], z[0], cx, cy, cz));
 #pragma unroll
@@ -88,7 +87,7 @@ __device__ __forceinline__ void sample_in_memory(const Task<A>& task, int64_t b,
   A* distances = task.distances + b * task.n;
   for (int64_t i = team.thread; i < cloud.length; i += team.threads)
     distances[i] = first_distance(cloud.at(i, 0), cloud.at(i, 1), cloud.at(i, 2), task.min_sq_norm);
-  pick_all(task, b, team, [&](A cx, A cy, A cz) {
+  pick_all(task, cloud, b, team, [&](A cx, A cy, A cz) {
     Best<Bits, Index> best = nobody<A, Index>();
     for (int64_t i = team.thread; i < cloud.length; i += team.threads) {
       const A d = nearer(distances[i], cloud.at(i, 0), cloud.at(i, 1), cloud.at(i, 2), cx, cy, cz);
