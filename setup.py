@@ -150,6 +150,7 @@ class NinjaBuild(build_ext):
 
     def build_extensions(self):
         """Writes build/ninja/build.ninja and runs it."""
+        cxx = find_compiler()
         import ninja  # build requirements, absent when setup.py only answers questions
         import pybind11
 
@@ -159,7 +160,7 @@ class NinjaBuild(build_ext):
         folder = ROOT / "build" / "ninja"
         folder.mkdir(parents=True, exist_ok=True)
         launcher = "ccache " if shutil.which("ccache") else ""
-        cxx, nvcc, archs = find_compiler(), find_nvcc(), cuda_archs() if find_nvcc() else []
+        nvcc, archs = find_nvcc(), cuda_archs() if find_nvcc() else []
         if nvcc is None and shutil.which("nvcc") and "POINTPEFT_CUDA" not in os.environ:
             print(
                 "pointpeft: nvcc is not used, as torch is built without CUDA; POINTPEFT_CUDA=1 uses it", file=sys.stderr
