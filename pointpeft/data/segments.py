@@ -1,6 +1,7 @@
 """Clouds of which every point has a label."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ class SegmentDataset(torch.utils.data.Dataset[tuple[Tensor, int, Tensor]]):
         notes: Sentences worth telling the user.
         sizes: Points of every cloud, where they are known without reading it. [M]
         dropped: Receives how many points a cloud lost that were not finite, while clouds are read; see `notes`.
+        listed_in: The file that says of which category each cloud is, for messages.
 
     Raises:
         DataError: Counts that do not agree, or parts that are none.
@@ -42,7 +44,9 @@ class SegmentDataset(torch.utils.data.Dataset[tuple[Tensor, int, Tensor]]):
         notes: Sequence[str] = (),
         sizes: Sequence[int] | None = None,
         dropped: dict[str, int] | None = None,
+        listed_in: Path | None = None,
     ) -> None:
+        self.listed_in = listed_in
         self.labels: Tensor = torch.as_tensor(labels, dtype=torch.int64).reshape(-1)
         self.classes, self.parts = tuple(classes), tuple(parts)
         self.parts_of = tuple(tuple(sorted(each)) for each in parts_of)
@@ -77,6 +81,7 @@ class SegmentDataset(torch.utils.data.Dataset[tuple[Tensor, int, Tensor]]):
             raise DataError(
                 f"{self.names[index]}: part {int(strange[0])} is none of its category {self.classes[category]!r}, "
                 f"which has {', '.join(map(str, known.tolist()))}"
+                + ("" if self.listed_in is None else f"; the category is that of {self.listed_in}")
             )
         return points.to(torch.float32), category, parts.to(torch.int64)
 

@@ -12,6 +12,7 @@ import torch
 
 from benchmarks.gpu import models, outcomes, page, plan, sanitize
 from benchmarks.gpu.runner import REFUSED, Run, Step
+from tests.processes import outside_xdist
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -31,7 +32,7 @@ WRITES = "import sys; open(sys.argv[1], 'w').write('[1, 2]')"
 
 def test_rehearsal_runs_every_step(tmp_path):
     command = [sys.executable, "-m", "benchmarks.gpu", "--rehearse", "--minutes", "30", "--output", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=ROOT, env=outside_xdist(), capture_output=True, text=True, check=False)
     log = (tmp_path / "log.txt").read_text()
     assert done.returncode == 0, f"{done.stdout}{done.stderr}{log[-8000:]}"
     results = json.loads((tmp_path / "results.json").read_text())

@@ -32,6 +32,7 @@ python -m tests.hardening.fuzz.ops --cases 1000000  # random calls of every oper
 python -m tests.hardening.fuzz.raw --cases 1000000  # the registered operations by themselves
 python -m tests.hardening.fuzz.readers --cases 1000000  # damaged files
 python -m tests.hardening.fuzz.cuda_path --cases 2000  # the Triton kernels, interpreted, on such calls
+python -m tests.hardening.fuzz.on_device --cases 2000  # CUDA kernels against those of the CPU, where there is a GPU
 python -m tests.hardening.fuzz.atheris_readers -runs=100000  # damaged files, led by what code they reach
 python -m tests.hardening.kills --kills 60  # one run, killed so often, ends as one that was not
 python -m tests.hardening.faults.inject --kills 50  # killed, interrupted, out of disk, damaged

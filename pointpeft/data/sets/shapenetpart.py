@@ -103,6 +103,7 @@ def load(root: str | Path, split: str, up_axis: str = UP_AXIS, *, drop_non_finit
         [path.relative_to(root).as_posix() for path in files],
         up_axis=up_axis,
         dropped=dropped,
+        listed_in=root / CATEGORIES,
     )
 
 

@@ -23,7 +23,11 @@ def _cpu(x, weight, bias, gamma, beta, num_heads):
         beta = bias if gamma is None else torch.addcmul(beta, bias, gamma)
         gamma = torch.ones_like(bias) if gamma is None else gamma
     (batch, tokens, c), width = x.shape, weight.shape[0]
+    if num_heads < 1 or width % (3 * num_heads):
+        raise ValueError(f"num_heads must divide a third of weight's {width} rows, got {num_heads}")
     x, out = x.contiguous(), x.new_empty(batch, tokens, width // 3)
+    if not tokens:
+        return out
     most = max(1, _rows.per_chunk(width, x.dtype) // tokens)  # clouds
     chunks = _rows.chunks(batch, most)
     weight = products.prepared(weight, batch * tokens // max(1, len(chunks)), "w1")
