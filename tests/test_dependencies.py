@@ -30,7 +30,7 @@ PACKAGES = {
 # Imported by functions of other files where the extra is there.
 FILES_OF_EXTRAS = {"pointpeft/methods/reparameterized/_peft_layers.py", "pointpeft/view/service_connections.py"}
 # Names that compat answers for; modules of published repositories; the engine of the guided fuzzer, which looks for it.
-OWN = {"pointpeft", "tests", "benchmarks", "setup"}
+OWN = {"pointpeft", "tests", "benchmarks", "setup"} | {path.stem for path in (ROOT / "docs").glob("*.py")}
 COMPAT = {"pointnet2_ops", "knn_cuda", "pytorch3d", "emd", "emd_module", "chamfer_dist", "torch_cluster", "extensions"}
 LOOKED_FOR = {"atheris", "models", "utils", "pages"}
 
