@@ -134,10 +134,10 @@ def _npy_bytes(file: IO[bytes], stored: int) -> int:
 
 
 def require_h5(path: Path, file: h5py.File) -> None:
-    """Refuses an HDF5 file whose datasets announce too much, or lie in other files.
+    """Refuses an HDF5 file whose datasets announce too much, have too few bytes, or lie in other files.
 
     Raises:
-        DataError: As in `require_unpacked`, or a link or a dataset leads out of the file.
+        DataError: As in `require_unpacked`, a dataset is cut short, or a link or a dataset leads out of the file.
     """
     stored = made = 0
     for key in file:
@@ -154,12 +154,26 @@ def require_h5(path: Path, file: h5py.File) -> None:
             if item.external or item.is_virtual:
                 raise DataError(f"refused: {key} lies in other files")
             count = math.prod(item.shape or (0,))
+            _require_stored(key, item, count)
             # One value of a compressed chunk cannot be read without unpacking all of it.
             chunk = math.prod(item.chunks or (0,)) * item.dtype.itemsize
             stored += count * item.dtype.itemsize
             made += max(count * max(NUMBER_BYTES, item.dtype.itemsize), chunk)
     for size in (stored, made):
         require_unpacked(path.stat().st_size, size)
+
+
+def _require_stored(key: str, item: h5py.Dataset, count: int) -> None:
+    """Refuses a dataset without chunks whose stored bytes do not suffice: the library fills rows with other numbers.
+
+    Raises:
+        DataError: It says how many there are.
+    """
+    if item.id.get_create_plist().get_layout() != h5py.h5d.CONTIGUOUS:
+        return
+    size, needed = item.id.get_storage_size(), count * item.id.get_type().get_size()
+    if 0 < size < needed:  # 0: nothing was written, so that all are the fill value
+        raise DataError(f"is damaged: {key} has {size:,} bytes, its {count:,} values need {needed:,}")
 
 
 def _other_file(file: h5py.File, path: str) -> str | None:

@@ -17,6 +17,8 @@ from pointpeft.data.sets.modelnet40 import read_cache
 from pointpeft.data.stream import stream
 from pointpeft.files import read_weights
 from tests.data.formats.test_readers import cloud, write_las
+from tests.data.sets.test_part_files import arrays as part_arrays
+from tests.data.sets.test_part_files import write as write_part_file
 from tests.data.sets.test_shapenetpart import write as write_shapenetpart
 from tests.hardening.fuzz.files import write_csv
 from tests.hardening.fuzz.readers import originals, verdict
@@ -162,3 +164,19 @@ def test_a_pickle_that_numbers_its_objects_from_a_billion_on_takes_no_memory(tmp
     with pytest.raises(DataError, match=r"a\.dat: is damaged: object number 680825748 in \d+ bytes"):
         read_cache(tmp_path / "a.dat", 2)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 20  # kB
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_a_dataset_with_fewer_bytes_than_values_is_refused(lazy, tmp_path):
+    # Clouds read one by one had zeros where the whole file had numbers.
+    path = write_part_file(tmp_path / "clouds.h5", part_arrays(clouds=5, points=6))
+    with h5py.File(path) as file:
+        size, offset = file["xyz"].nbytes, file["xyz"].id.get_offset()
+    content = bytearray(path.read_bytes())
+    layout = struct.pack("<QQ", offset, size)
+    assert content.count(layout) == 1
+    place = content.index(layout)
+    content[place : place + 16] = struct.pack("<QQ", offset, size - 64)
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"clouds\.h5: is damaged: xyz has 296 bytes, its 90 values need 360"):
+        part_files.load(path, "train", lazy=lazy)
