@@ -116,7 +116,7 @@ def fused(make: Inputs) -> Iterator[NamedCall]:
         maps = make.weights((r, c), (r,), (c, r), (c,), dtype=dtype)
         yield f"scale_shift {name}", lambda x=x, v=vectors: backward(ops.scale_shift, x, *v[:2])
         yield f"scale_shift_gelu {name}", lambda x=x, v=vectors: backward(ops.scale_shift_gelu, x, *v[:2])
-        yield f"layer_norm {name}", lambda x=x, v=vectors: backward(ops.layer_norm_scale_shift, x, *v)
+        yield f"layer_norm {name}", lambda x=x, v=vectors: backward(ops.layer_norm, x, *v)
         yield f"bottleneck_adapter {name}", lambda x=x, m=maps: backward(ops.bottleneck_adapter, x, *m)
         adapter = [*vectors[:2], *make.weights((1, c), (1,), dtype=dtype), *maps]
         for prompt in (False, True):

@@ -23,7 +23,7 @@ BENCHES = (
     "patch_embed",
     "scale_shift",
     "scale_shift_gelu",
-    "layer_norm_scale_shift",
+    "layer_norm",
     "bottleneck_adapter",
     "adapted_mlp",
     "scale_shift_mlp",

@@ -9,7 +9,7 @@ from pointpeft.ops.frozen.dynamic_adapter import dynamic_adapter, dynamic_adapte
 from pointpeft.ops.frozen.frozen_attention import frozen_attention, frozen_attention_reference
 from pointpeft.ops.frozen.frozen_linear import frozen_linear, frozen_linear_reference
 from pointpeft.ops.frozen.frozen_mlp import frozen_mlp, frozen_mlp_reference
-from pointpeft.ops.frozen.layer_norm_scale_shift import layer_norm_scale_shift, layer_norm_scale_shift_reference
+from pointpeft.ops.frozen.layer_norm import layer_norm, layer_norm_reference
 from pointpeft.ops.frozen.patch_embed import PatchEmbedWeights, fold_batch_norm, patch_embed, patch_embed_reference
 from pointpeft.ops.frozen.patch_embed_statistics import patch_embed_statistics, patch_embed_statistics_reference
 from pointpeft.ops.frozen.scale_shift import scale_shift, scale_shift_reference
@@ -58,8 +58,8 @@ __all__ = [
     "interpolate_reference",
     "knn",
     "knn_reference",
-    "layer_norm_scale_shift",
-    "layer_norm_scale_shift_reference",
+    "layer_norm",
+    "layer_norm_reference",
     "patch_embed",
     "patch_embed_reference",
     "patch_embed_statistics",

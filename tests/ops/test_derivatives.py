@@ -80,7 +80,7 @@ PUBLIC = {
         [XYZ, MORE, draw(2, 7, 4)],
     ),
     "knn": (lambda q, s: ops.knn(q, s, 3)[0], [XYZ, MORE]),
-    "layer_norm_scale_shift": (ops.layer_norm_scale_shift, [TOKENS, LAST + 1, LAST, LAST + 2, LAST]),
+    "layer_norm": (ops.layer_norm, [TOKENS, LAST + 1, LAST, LAST + 2, LAST]),
     "patch_embed": (lambda p, *w: ops.patch_embed(p, ops.PatchEmbedWeights(*w)), [PATCHES, *PATCH_WEIGHTS]),
     "patch_embed_statistics": (
         lambda p, w1, b1, w2, b2, w3, b3: ops.patch_embed_statistics(

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from pointpeft.backbones.plain import is_frozen, is_plain, is_trained
-from pointpeft.ops import frozen_linear, layer_norm_scale_shift, scale_shift
+from pointpeft.ops import frozen_linear, layer_norm, scale_shift
 from pointpeft.ops.core.library import use_fused_reference
 
 
@@ -82,7 +82,7 @@ def normed(layer: nn.Module, after: nn.Module, x: Tensor, dtype: torch.dtype | N
     """`after(layer(x))`, in `dtype` where it is given; in one operation where both are plain."""
     if is_foldable(after) and is_plain(layer, nn.LayerNorm):
         if not isinstance(after, nn.Identity) or dtype not in (None, x.dtype):
-            return layer_norm_scale_shift(x, layer.weight, layer.bias, *terms(after), layer.eps, dtype=dtype)
+            return layer_norm(x, layer.weight, layer.bias, *terms(after), layer.eps, dtype=dtype)
         return layer(x)
     y = after(layer(x))
     return y if dtype is None else y.to(dtype)

@@ -67,6 +67,13 @@ def require_same_kind(name: str, tensor: Tensor, other_name: str, other: Tensor)
         raise ValueError(f"{name} is {tensor.dtype}, but {other_name} is {other.dtype}")
 
 
+def require_together(name: str, tensor: Tensor | None, other_name: str, other: Tensor | None) -> None:
+    """Both tensors are given, or neither."""
+    if (tensor is None) != (other is None):
+        alone = other_name if tensor is None else name
+        raise ValueError(f"{name} and {other_name} must be given together, got {alone} alone")
+
+
 def looks_at_values(tensor: Tensor) -> bool:
     """Whether checks may read values: on the CPU always, on a GPU under POINTPEFT_CHECK=1, while tracing never.
 

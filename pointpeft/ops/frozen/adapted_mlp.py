@@ -11,7 +11,7 @@ from pointpeft.ops.core import checks, derivatives, library, products
 from pointpeft.ops.core import rows as _rows
 from pointpeft.ops.frozen import _adapter
 from pointpeft.ops.frozen.dynamic_adapter import dynamic_adapter_reference
-from pointpeft.ops.frozen.layer_norm_scale_shift import layer_norm_scale_shift_reference
+from pointpeft.ops.frozen.layer_norm import layer_norm_reference
 from pointpeft.ops.frozen.scale_shift_mlp import _backward_op as _mlp_backward_op
 from pointpeft.ops.frozen.scale_shift_mlp import _op as _mlp_op
 from pointpeft.ops.frozen.scale_shift_mlp import maps, scale_shift_mlp_reference
@@ -129,7 +129,7 @@ def adapted_mlp(
 
     Args:
         x: Tokens, contiguous or not; under autocast u and the branches are of its type, the norm is not. [B, T, C]
-        norm: Weight and bias of LN, γ and β, as `layer_norm_scale_shift` takes them. [C] each
+        norm: Weight and bias of LN, γ and β, as `layer_norm` takes them. [C] each
         mlp: w1, b1, γ1, β1, w2, b2, γ2 and β2, as `scale_shift_mlp` takes them. Here and in `norm` a γ and its β may be
             None: where they are folded into what stands before them.
         adapter: Norm, scale, down and up, weight and bias of each, as `dynamic_adapter` takes them.
@@ -238,7 +238,7 @@ def adapted_mlp_reference(
     """The definition in plain PyTorch; arguments and result as in `adapted_mlp`."""
     norm, mlp = _filled("norm", norm, (2,)), _filled("mlp", mlp, (2, 6))
     x = x if branch is None else x + branch
-    u = layer_norm_scale_shift_reference(x, *norm, eps=norm_eps).to(mlp[0].dtype)
+    u = layer_norm_reference(x, *norm, eps=norm_eps).to(mlp[0].dtype)
     options = {"eps": eps, "dropout_p": dropout_p, "training": training, "seed": seed}
     a, prompt = dynamic_adapter_reference(u, *adapter, **options, with_prompt=True)
     y = scale_shift_mlp_reference(u, *mlp) + a

@@ -48,7 +48,7 @@ ANSWERS = {
     "adapter_backward": _adapter_triton.launch_backward,
     "frozen_linear": module("frozen_linear")._cuda,
     "frozen_mlp": module("frozen_mlp")._cuda,
-    "layer_norm": module("layer_norm_scale_shift")._composed,
+    "layer_norm": module("layer_norm")._composed,
     "patch_embed": module("patch_embed")._launch,
     "scale_shift": module("scale_shift")._launch,
     "scale_shift_backward": module("scale_shift")._launch_backward,

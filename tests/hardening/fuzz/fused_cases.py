@@ -23,9 +23,9 @@ CASES["scale_shift"] = CASES["scale_shift_gelu"] = elementwise
 
 
 @case_of
-def layer_norm_scale_shift(draw: Draw) -> Case:
+def layer_norm(draw: Draw) -> Case:
     dtype, channels = draw.choice(FLOATS), draw.size(129)
-    names = ("weight", "bias", "gamma", "beta")
+    names = ("weight", "bias", "scale", "shift")
     x = tokens(draw, dtype, channels)
     calm = tame(x) and not even(x)
     weights = layer(draw, dtype, dict.fromkeys(names, (channels,)))

@@ -172,27 +172,27 @@ def test_weights_for_a_mode_that_takes_none_may_be_of_any_kind():
             {"bias": torch.zeros(4, dtype=torch.int64)},
             "bias must be float32, float64, float16 or bfloat16, got torch.int",
         ),
-        ({"gamma": torch.zeros(4).half()}, "gamma is torch.float16, but x is torch.float32"),
+        ({"scale": torch.zeros(4).half()}, "scale is torch.float16, but x is torch.float32"),
     ],
 )
 def test_layer_norm_names_a_weight_of_another_dtype(change, message):
-    weights = {name: torch.ones(4) for name in ("weight", "bias", "gamma", "beta")} | change
+    weights = {name: torch.ones(4) for name in ("weight", "bias", "scale", "shift")} | change
     with pytest.raises(ValueError, match=re.escape(message)):
-        ops.layer_norm_scale_shift(torch.zeros(2, 4), **weights)
+        ops.layer_norm(torch.zeros(2, 4), **weights)
 
 
 @pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"beta": torch.zeros(4, device="meta")}, "beta is on meta, but x is on cpu"),
+        ({"shift": torch.zeros(4, device="meta")}, "shift is on meta, but x is on cpu"),
         ({"x": torch.zeros(2, 4, device="meta")}, "weight is on cpu, but x is on meta"),
     ],
 )
 def test_layer_norm_names_a_weight_on_another_device(change, message):
-    tensors = {"x": torch.zeros(2, 4)} | {name: torch.ones(4) for name in ("weight", "bias", "gamma", "beta")}
+    tensors = {"x": torch.zeros(2, 4)} | {name: torch.ones(4) for name in ("weight", "bias", "scale", "shift")}
     with pytest.raises(ValueError, match=message):
-        ops.layer_norm_scale_shift(**(tensors | change))
+        ops.layer_norm(**(tensors | change))
 
 
 @pytest.mark.usefixtures("backend")
@@ -224,13 +224,13 @@ def test_operations_that_switch_autocast_off_trace_tensors_without_values():
 
 
 @pytest.mark.usefixtures("backend")
-@pytest.mark.parametrize("wide", ["weight", "bias", "gamma", "beta"])
+@pytest.mark.parametrize("wide", ["weight", "bias", "scale", "shift"])
 def test_layer_norm_takes_one_weight_of_float32_beside_short_ones(wide, generator):
-    names = ("weight", "bias", "gamma", "beta")
+    names = ("weight", "bias", "scale", "shift")
     weights = {name: draw(generator, 6).to(torch.float32 if name == wide else torch.bfloat16) for name in names}
     x = draw(generator, 3, 6).bfloat16()
-    y = ops.layer_norm_scale_shift(x, **weights)
-    exact = ops.layer_norm_scale_shift_reference(x.double(), **{name: w.double() for name, w in weights.items()})
+    y = ops.layer_norm(x, **weights)
+    exact = ops.layer_norm_reference(x.double(), **{name: w.double() for name, w in weights.items()})
     assert y.dtype == torch.bfloat16
     torch.testing.assert_close(y.double(), exact, rtol=0.03, atol=0.03)
 
@@ -273,8 +273,8 @@ def test_the_gradients_of_short_norms_are_summed_in_float32():
     weights = [(torch.rand(8, generator=generator) + 0.5).bfloat16().requires_grad_() for _ in range(4)]
     grad = torch.rand(4096, 8, generator=generator).bfloat16()
     double = [tensor.detach().double().requires_grad_() for tensor in weights]
-    got = torch.autograd.grad(ops.layer_norm_scale_shift(x, *weights), weights, grad)
-    exact = torch.autograd.grad(ops.layer_norm_scale_shift_reference(x.double(), *double), double, grad.double())
+    got = torch.autograd.grad(ops.layer_norm(x, *weights), weights, grad)
+    exact = torch.autograd.grad(ops.layer_norm_reference(x.double(), *double), double, grad.double())
     for g, e in zip(got, exact, strict=True):  # two roundings, and those of the normalised values
         assert (g.double() - e).norm() < 0.01 * e.norm()
 

@@ -1,4 +1,4 @@
-"""LayerNorm with a scale and a shift after it, as one LayerNorm."""
+"""LayerNorm, and a scale and a shift after it as part of it."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ _op = library.define(
 )
 
 
-def layer_norm_scale_shift(
+def layer_norm(
     x: Tensor,
     weight: Tensor,
     bias: Tensor,
-    gamma: Tensor | None = None,
-    beta: Tensor | None = None,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
     eps: float = 1e-5,
     *,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Normalises, scales and shifts: y = γ ⊙ LN(x) + β over the last dimension.
+    """Normalises over the last dimension: y = LN(x), or γ ⊙ LN(x) + β with a scale γ and a shift β.
 
     γ and β go into LN's own weight and bias, C multiplications each: what is kept for the backward is x, and two
     numbers per token. Differentiable in all tensors.
@@ -52,8 +52,8 @@ def layer_norm_scale_shift(
         x: Any strides. [..., C]
         weight: Of LN. Like the others of the type of `x`, or float32 beside a short one. [C]
         bias: Of LN. [C]
-        gamma: None where there is neither γ nor β. [C]
-        beta: Together with `gamma`. [C]
+        scale: γ; None where nothing scales and shifts. [C]
+        shift: β, together with `scale`. [C]
         eps: Added to the variance.
         dtype: Of the result, which is rounded to it once; None for that of `x`.
 
@@ -65,29 +65,15 @@ def layer_norm_scale_shift(
 
     Source: Lian et al., "Scaling & shifting your features", NeurIPS 2022, Eq. 2 and Fig. 2.
     """
-    checks.require_channels("x", x)
-    if (gamma is None) != (beta is None):
-        raise ValueError(f"gamma and beta must be given together, got {'beta' if gamma is None else 'gamma'} alone")
-    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise ValueError(f"dtype must be a floating type of torch or None, got {dtype!r}")
-    given = {"weight": weight, "bias": bias}
-    if gamma is not None and beta is not None:
-        given |= {"gamma": gamma, "beta": beta}
-    for name, tensor in given.items():
-        checks.require_shape(name, tensor, x.shape[-1:])
-        checks.require_floating(name, tensor, 1)
-        mixed = x.dtype.itemsize == 2 and tensor.dtype == torch.float32  # as LayerNorm allows
-        if tensor.device != x.device:
-            raise ValueError(f"{name} is on {tensor.device}, but x is on {x.device}")
-        if tensor.dtype != x.dtype and not mixed and not torch.is_autocast_enabled(library.autocast_kind(x)):
-            raise ValueError(f"{name} is {tensor.dtype}, but x is {x.dtype}")
+    given = _checked(x, weight, bias, scale, shift, dtype)
     dtype = x.dtype if dtype is None else dtype
     if library.use_fused_reference(x):
-        return layer_norm_scale_shift_reference(x, weight, bias, gamma, beta, eps, dtype=dtype)
+        return layer_norm_reference(x, weight, bias, scale, shift, eps, dtype=dtype)
     tensors = library.promoted(*given.values())
     weight, bias = tensors[:2]
-    if gamma is not None:
-        weight, bias = weight * tensors[2], torch.addcmul(tensors[3], bias, tensors[2])
+    if scale is not None:
+        scale, shift = tensors[2:]
+        weight, bias = weight * scale, torch.addcmul(shift, bias, scale)
     learns = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
     on_cpu = x.device.type == "cpu"
     if on_cpu and x.dtype.itemsize == 2 and learns:
@@ -101,20 +87,47 @@ def layer_norm_scale_shift(
     return F.layer_norm(x, x.shape[-1:], weight, bias, eps).to(dtype)
 
 
-def layer_norm_scale_shift_reference(
+def _checked(
     x: Tensor,
     weight: Tensor,
     bias: Tensor,
-    gamma: Tensor | None = None,
-    beta: Tensor | None = None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    dtype: torch.dtype | None,
+) -> dict[str, Tensor]:
+    """The tensors beside `x` that are given, by name; a ValueError names one that is wrong."""
+    checks.require_channels("x", x)
+    checks.require_together("scale", scale, "shift", shift)
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise ValueError(f"dtype must be a floating type of torch or None, got {dtype!r}")
+    given = {"weight": weight, "bias": bias}
+    if scale is not None and shift is not None:
+        given |= {"scale": scale, "shift": shift}
+    for name, tensor in given.items():
+        checks.require_shape(name, tensor, x.shape[-1:])
+        checks.require_floating(name, tensor, 1)
+        mixed = x.dtype.itemsize == 2 and tensor.dtype == torch.float32  # as LayerNorm allows
+        if tensor.device != x.device:
+            raise ValueError(f"{name} is on {tensor.device}, but x is on {x.device}")
+        if tensor.dtype != x.dtype and not mixed and not torch.is_autocast_enabled(library.autocast_kind(x)):
+            raise ValueError(f"{name} is {tensor.dtype}, but x is {x.dtype}")
+    return given
+
+
+def layer_norm_reference(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
     eps: float = 1e-5,
     *,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """The definition in plain PyTorch; arguments and result as in `layer_norm_scale_shift`."""
-    if gamma is None or beta is None:
+    """The definition in plain PyTorch; arguments and result as in `layer_norm`."""
+    if scale is None or shift is None:
         weight, bias = library.promoted(weight, bias)
         return F.layer_norm(x, x.shape[-1:], weight, bias, eps).to(dtype or x.dtype)
-    weight, bias, gamma, beta = library.promoted(weight, bias, gamma, beta)
+    weight, bias, scale, shift = library.promoted(weight, bias, scale, shift)
     y = F.layer_norm(x, x.shape[-1:], weight, bias, eps)
-    return (gamma * y + beta).to(dtype or y.dtype)
+    return (scale * y + shift).to(dtype or y.dtype)
