@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,16 @@ from pointpeft.checkpoints import load_adapter
 from pointpeft.checkpoints.adapter import read_config
 from pointpeft.data import DataError
 from pointpeft.files import write_atomically, write_json
-from pointpeft.runs.config import EvaluateConfig, FinetuneConfig
+from pointpeft.runs.config import EvaluateConfig
+from pointpeft.runs.plan import DataPlan, data_of_run, plan_evaluate, require_droppable
 from pointpeft.tasks.adapted import Adapted
-from pointpeft.tasks.base import create_task
+from pointpeft.tasks.base import AnyTask, GatheredClouds, create_task
 from pointpeft.tasks.batches import fit
-from pointpeft.tasks.inference import Voting, forward_all
+from pointpeft.tasks.inference import forward_all
 from pointpeft.tasks.parts.report import write_prediction
 from pointpeft.tasks.storage import should_read_lazily
 from pointpeft.training.divergence import NotFiniteError, require_finite_logits, require_finite_weights
 from pointpeft.training.loop import make_accelerator
-from pointpeft.training.run_folder import RunFolder
 from pointpeft.training.versions import versions
 
 
@@ -65,71 +66,73 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     Raises:
         ValueError: No finished run, or clouds of a class that it does not know.
     """
-    accelerator = make_accelerator(config.device)
-    adapted = load_run(config.run, accelerator.device)
+    plan = plan_evaluate(config)
+    accelerator = make_accelerator(plan.device)
+    adapted = load_run(plan.run, accelerator.device)
     task = create_task(adapted.model.task)
-    data, up_axis, drop = config.data, None, config.drop_non_finite
+    data = plan.data
     if data is None:
-        run = RunFolder(adapter_folder(config.run).parent, main=False).read_config(FinetuneConfig, "finetune")
-        data, up_axis, drop = run.data, run.up_axis, drop or run.drop_non_finite
-    if drop and not task.can_drop_non_finite:
-        raise ValueError(f"drop_non_finite must be left out for {task.name}, which labels every point")
-    on_disk = should_read_lazily(data, config.clouds_in, adapted.num_points, ("test",), task)
-    lazy, kept = ({"lazy": True}, {"on_disk": True}) if on_disk else ({}, {})
-    more = lazy | ({"drop_non_finite": True} if drop else {})
-    clouds = task.gather(task.load(data, "test", up_axis, **more), adapted.num_points, **kept)
-    task.adopt(clouds, adapted.metadata, data)
+        stored = data_of_run(adapter_folder(plan.run).parent)
+        drop = plan.drop_non_finite or stored.drop_non_finite
+        data = replace(stored, drop_non_finite=drop, clouds_in=plan.clouds_in)
+    clouds = _test_clouds(adapted, task, data)
     fields = adapted.model.backbone.config
     clouds.require_points(fields.group_size, f"group_size = {fields.group_size} neighbours")
-    least = max(fields.num_groups, fields.group_size)
-    for points in config.densities:
-        if not least <= points <= adapted.num_points:
-            raise ValueError(f"densities must be between {least} and {adapted.num_points} points, got {points}")
-    test_augment = task.test_augment if config.test_augment == "auto" else config.test_augment
-    voting = Voting(config.vote, config.seed, test_augment)
+    fewest = max(fields.num_groups, fields.group_size)
+    for points in plan.densities:
+        if not fewest <= points <= adapted.num_points:
+            raise ValueError(f"densities must be between {fewest} and {adapted.num_points} points, got {points}")
+    voting = plan.voting(task)
     started = time.perf_counter()
-    title = None if config.quiet else "evaluate"
-    metrics, answers = task.test(adapted.model, clouds, config.batch_size, voting, title)
+    title = None if plan.quiet else "evaluate"
+    metrics, answers = task.test(adapted.model, clouds, plan.batch_size, voting, title)
     seconds = time.perf_counter() - started
     by_density = {
-        str(points): task.test(adapted.model, clouds.thinned(points, config.seed), config.batch_size, voting, title)[0]
-        for points in config.densities
+        str(points): task.test(adapted.model, clouds.thinned(points, plan.seed), plan.batch_size, voting, title)[0]
+        for points in plan.densities
     }
     facts = {
         "task": task.name,
         "test": metrics.summary(),
         "by points per cloud": {points: measured.summary() for points, measured in by_density.items()},
-        "data": data,
-        "clouds in": "disk" if on_disk else "memory",
+        "data": data.source,
+        "clouds in": "disk" if clouds.on_disk else "memory",
         "points": adapted.num_points,
-        "vote": config.vote,
-        "test-time augmentation": test_augment if config.vote > 1 else "none",
+        "vote": voting.vote,
+        "test-time augmentation": voting.augment if voting.vote > 1 else "none",
         "selection": adapted.metadata.get("selection"),
-        "clouds per second": round(len(clouds) * config.vote / seconds, 1),
+        "clouds per second": round(len(clouds) * voting.vote / seconds, 1),
         "notes": list(clouds.notes),
         "per class": metrics.per_class(clouds.classes),
         "versions": versions(),
     }
-    output = config.output or Path(config.run) / "evaluation"
     if accelerator.is_main_process:
-        output.mkdir(parents=True, exist_ok=True)
-        task.report(output, clouds, answers, metrics)
-        write_json(output / "result.json", facts)
-    return facts | {"folder": str(output), "page": task.page, "numbers": task.numbers}
+        plan.folder.mkdir(parents=True, exist_ok=True)
+        task.report(plan.folder, clouds, answers, metrics)
+        write_json(plan.folder / "result.json", facts)
+    return facts | {"folder": str(plan.folder), "page": task.page, "numbers": task.numbers}
 
 
-def clouds_of_run(run: Path, adapted: Adapted) -> Any:
-    """The test clouds of the data that a run was trained on, their classes numbered as the adapter's.
+def _test_clouds(adapted: Adapted, task: AnyTask, data: DataPlan) -> GatheredClouds:
+    """Test clouds, their classes numbered as the adapter's."""
+    if data.drop_non_finite:
+        require_droppable(task)
+    on_disk = should_read_lazily(data.source, data.clouds_in, adapted.num_points, ("test",), task)
+    lazy, gathered = ({"lazy": True}, {"on_disk": True}) if on_disk else ({}, {})
+    options = lazy | ({"drop_non_finite": True} if data.drop_non_finite else {})
+    clouds = task.gather(task.load(data.source, "test", data.up_axis, **options), adapted.num_points, **gathered)
+    task.adopt(clouds, adapted.metadata, data.source)
+    return clouds
+
+
+def clouds_of_run(run: Path, adapted: Adapted) -> GatheredClouds:
+    """The test clouds of the data that a run was trained on, in memory, their classes numbered as the adapter's.
 
     Raises:
         ValueError: An adapter alone, which does not say where its data lay, or data that has changed.
     """
-    config = RunFolder(adapter_folder(run).parent, main=False).read_config(FinetuneConfig, "finetune")
-    task = create_task(adapted.model.task)
-    more = {"drop_non_finite": True} if config.drop_non_finite else {}
-    clouds = task.gather(task.load(config.data, "test", config.up_axis, **more), adapted.num_points)
-    task.adopt(clouds, adapted.metadata, config.data)
-    return clouds
+    data = replace(data_of_run(adapter_folder(run).parent), clouds_in="memory")
+    return _test_clouds(adapted, create_task(adapted.model.task), data)
 
 
 def predict(

@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,25 +17,27 @@ from pointpeft.checkpoints import save_adapter
 from pointpeft.data import split_validation
 from pointpeft.data.transforms import named
 from pointpeft.files import write_json
-from pointpeft.methods import TrainingClouds, method_class
+from pointpeft.methods import TrainingClouds
+from pointpeft.model import PointModel
 from pointpeft.runs.config import FinetuneConfig
-from pointpeft.runs.plan import build, build_probe
+from pointpeft.runs.plan import DataPlan, FinetunePlan, SelectionPlan, plan_finetune
 from pointpeft.runs.probe import probe
 from pointpeft.runs.resume import (
     FINETUNE_FREE,
     clouds_fingerprint,
     frozen_fingerprint,
+    reopened,
     require_unchanged,
-    resumed_config,
     tell_finished,
 )
-from pointpeft.tasks.base import AnyTask, create_task
+from pointpeft.tasks.base import AnyTask, GatheredClouds, Metrics
+from pointpeft.tasks.batches import Clouds
 from pointpeft.tasks.inference import Voting
 from pointpeft.tasks.storage import should_read_lazily
 from pointpeft.training.compiled_step import check_compiled, compiled_step
 from pointpeft.training.determinism import determinism
 from pointpeft.training.divergence import NotFiniteError, require_finite_weights
-from pointpeft.training.loop import Recipe, make_accelerator, seed_everything, train
+from pointpeft.training.loop import State, make_accelerator, seed_everything, train
 from pointpeft.training.memory import peak_memory
 from pointpeft.training.out_of_memory import named_out_of_memory, named_single_cloud
 from pointpeft.training.recompute import checkpoint_blocks
@@ -49,6 +51,12 @@ from pointpeft.training.versions import versions
 ADAPTER = "adapter"
 DATA_WAY_OUT = "Put the data back as it was, or begin a new run without --resume"
 WEIGHTS_WAY_OUT = "Put the file of pre-trained weights back, or begin a new run without --resume"
+OF_ADAPTER = ("up axis", "clouds normalized", "points", "test", "validation", "linear probe", "selection",
+              "augmentation", "vote", "seeds")  # fmt: skip
+"""Facts of a result that travel with the adapter, beside its task, its classes and what the task adds."""
+
+Splits = dict[str, GatheredClouds]
+"""Clouds by the name of their split: "train", "test" and, where the rule of selection needs it, "val"."""
 
 
 @dataclass(frozen=True)
@@ -70,279 +78,254 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
     Raises:
         ValueError: A wrong option, data set, cloud or checkpoint.
     """
-    accelerator = make_accelerator(config.device, config.precision)
-    main = accelerator.is_main_process
-    folder = None
-    if config.resume is not None:
-        folder = RunFolder(config.resume, main and Path(config.resume).is_dir())
-        config = resumed_config(folder, config, "finetune", FINETUNE_FREE)
-        folder.lock()
-        tell_finished(folder)
-    asked = f"method {config.method} on {config.backbone}"
+    config, begun = reopened(config, "finetune", FINETUNE_FREE)
+    plan = plan_finetune(config)
+    accelerator = make_accelerator(plan.execution.device, plan.execution.precision)
+    subject = f"method {plan.model.method} on {plan.model.backbone}"
     remedies = "--accumulate keeps the batch of a step, --checkpoint-blocks computes blocks again"
     with (
-        determinism(config.deterministic),
-        named_out_of_memory(asked, config.batch_size, remedies),
-        named_single_cloud(config.batch_size),
+        determinism(plan.execution.deterministic),
+        named_out_of_memory(subject, plan.batch_size, remedies),
+        named_single_cloud(plan.batch_size),
         ExitStack() as opened,
     ):
-        if folder is not None:
+        folder = None
+        if begun is not None:
+            folder = RunFolder(begun, accelerator.is_main_process).lock()
             opened.callback(folder.close)
-        return _finetune(accelerator, config, folder, opened)
+            tell_finished(folder)
+        return _finetune(accelerator, plan, config, folder, opened)
 
 
 def _finetune(
-    accelerator: Accelerator, config: FinetuneConfig, folder: RunFolder | None, opened: ExitStack
+    accelerator: Accelerator, plan: FinetunePlan, config: FinetuneConfig, folder: RunFolder | None, opened: ExitStack
 ) -> FinetuneResult:
     main = accelerator.is_main_process
-    task = create_task(config.task, blocks=config.blocks)
-    _check(config, task)
-    require_tracker(config.track)
-    on_disk = should_read_lazily(config.data, config.clouds_in, config.num_points, ("train", "test"), task)
-    more = {"lazy": True} if on_disk else {}
-    if config.drop_non_finite:
-        if not task.can_drop_non_finite:
-            raise ValueError(f"drop_non_finite must be left out for {task.name}, which labels every point")
-        more["drop_non_finite"] = True
-    train_set, test_set = (task.load(config.data, split, config.up_axis, **more) for split in ("train", "test"))
-    if tuple(train_set.classes) != tuple(test_set.classes):
-        raise ValueError(f"train and test of {config.data} name different classes")
-    _require_choice(config, train_set)
-    workers = config.workers if on_disk else 0
-    training, test = (task.gather(part, config.num_points, on_disk, workers) for part in (train_set, test_set))
-    parts = _parts(config, training, test)
+    require_tracker(plan.output.track)
+    training, test = _read_clouds(plan.data, plan.task, plan.num_points)
+    splits_of = _split(plan.selection, training, test)
     if folder is None:
-        stem = f"finetune-{Path(config.data.split(':')[-1]).name}-{config.method}"
-        folder = RunFolder.shared(config.output, stem, main)
+        folder = RunFolder.shared(plan.output.folder, plan.output.stem, main)
         opened.callback(folder.close)
         folder.write_config(config, "finetune")
     for name, clouds in (("training data", training), ("test data", test)):
-        require_unchanged(folder, name, clouds_fingerprint(clouds, config.data), DATA_WAY_OUT)
-    if config.repeats == 1:
-        facts = _run(accelerator, config, task, folder, parts(config.seed))
-    else:
-        runs = []
-        for seed in range(config.seed, config.seed + config.repeats):
-            inner = RunFolder(folder.path / f"seed-{seed}", main).lock()
-            opened.callback(inner.close)
-            single = replace(config, seed=seed, repeats=1)
-            inner.write_config(single, "finetune")
-            runs.append(_run(accelerator, single, task, inner, parts(seed)))
-        facts = summarise(runs, task.numbers)
-        if main:
-            write_json(folder.path / "result.json", facts)
+        require_unchanged(folder, name, clouds_fingerprint(clouds, plan.data.source), DATA_WAY_OUT)
+    if len(plan.seeds) == 1:
+        return FinetuneResult(folder.path, _run(accelerator, plan, folder, splits_of(plan.seeds[0])))
+    runs = []
+    for seed in plan.seeds:
+        inner = RunFolder(folder.path / f"seed-{seed}", main).lock()
+        opened.callback(inner.close)
+        inner.write_config(replace(config, seed=seed, repeats=1), "finetune")
+        runs.append(_run(accelerator, plan.of_seed(seed), inner, splits_of(seed)))
+    facts = summarise(runs, plan.task.numbers)
+    if main:
+        write_json(folder.path / "result.json", facts)
     return FinetuneResult(folder.path, facts)
 
 
-def _check(config: FinetuneConfig, task: AnyTask) -> None:
-    for name in ("repeats", "vote", "batch_size", "num_points", "epochs"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")
-    if (config.preset or config.config) and not config.set:  # every recipe sets some options
-        raise ValueError(
-            f"preset and config only name a recipe, which is not filled in: got {config.preset or config.config}; "
-            "give find_preset(NAME).config(...) or read_recipe(FILE).config(...)"
-        )
-    for name in ("warmup_epochs", "workers"):
-        if getattr(config, name) < 0:
-            raise ValueError(f"{name} must be at least 0, got {getattr(config, name)}")
-    if config.checkpoint_blocks and method_class(config.method).reruns_blocks:
-        raise ValueError(
-            f"checkpoint_blocks must be off for {config.method}, whose loss runs the blocks again in another mode"
-        )
-    if config.checkpoint_blocks and (config.compile or config.cuda_graph):
-        raise ValueError("checkpoint_blocks must be off with compile and cuda_graph, which choose what to recompute")
-    if config.patience is not None and config.select == "last":
-        raise ValueError("patience must be None where the last epoch is kept: --select val-best says which is better")
-    if not 0 < config.val_fraction < 1:
-        raise ValueError(f"val_fraction must be between 0 and 1, got {config.val_fraction}")
-    if config.double_step and not task.double_step:
-        raise ValueError(f"double_step must be off for {task.name}, whose published training steps once per batch")
-
-
-def _require_choice(config: FinetuneConfig, train_set: Any) -> None:
-    """Refuses data with nothing to tell apart."""
-    what, names = ("part", train_set.parts) if hasattr(train_set, "parts") else ("class", train_set.classes)
+def _read_clouds(data: DataPlan, task: AnyTask, num_points: int) -> tuple[GatheredClouds, GatheredClouds]:
+    """The training and the test clouds."""
+    on_disk = should_read_lazily(data.source, data.clouds_in, num_points, ("train", "test"), task)
+    options = {"lazy": True} if on_disk else {}
+    if data.drop_non_finite:
+        options["drop_non_finite"] = True
+    train_set, test_set = (task.load(data.source, split, data.up_axis, **options) for split in ("train", "test"))
+    if tuple(train_set.classes) != tuple(test_set.classes):
+        raise ValueError(f"train and test of {data.source} name different classes")
+    noun, names = ("part", train_set.parts) if hasattr(train_set, "parts") else ("class", train_set.classes)
     if len(names) < 2:
         raise ValueError(
-            f"{config.data} has only one {what}, {', '.join(names)}: a model needs at least two to "
+            f"{data.source} has only one {noun}, {', '.join(names)}: a model needs at least two to "
             "tell apart. Of a folder each sub-folder is a class"
         )
+    workers = data.workers if on_disk else 0
+    training, test = (task.gather(dataset, num_points, on_disk, workers) for dataset in (train_set, test_set))
+    return training, test
 
 
-def _parts(config: FinetuneConfig, training: Any, test: Any) -> Any:
-    """Gives the parts of the data for a seed; clouds in memory are read once for all seeds."""
+def _split(selection: SelectionPlan, training: GatheredClouds, test: GatheredClouds) -> Callable[[int], Splits]:
+    """A function that gives the splits of a seed; clouds in memory are read once for all seeds."""
 
-    def parts(seed: int) -> dict[str, Any]:
-        if config.select != "val-best":
+    def splits_of(seed: int) -> Splits:
+        if selection.rule != "val-best":
             return {"train": training, "test": test}
-        kept, held = split_validation(training.labels, config.val_fraction, seed)
-        if not len(held):
+        train_indices, val_indices = split_validation(training.labels, selection.val_fraction, seed)
+        if not len(val_indices):
             raise ValueError(
-                f"val_fraction = {config.val_fraction} holds out none of {len(training)} training clouds; "
+                f"val_fraction = {selection.val_fraction} holds out none of {len(training)} training clouds; "
                 "give more, or --select last"
             )
-        return {"train": training.subset(kept), "val": training.subset(held), "test": test}
+        return {"train": training.subset(train_indices), "val": training.subset(val_indices), "test": test}
 
-    return parts
+    return splits_of
 
 
-def _run(
-    accelerator: Accelerator, config: FinetuneConfig, task: AnyTask, folder: RunFolder, parts: dict[str, Any]
-) -> dict[str, Any]:
+def _run(accelerator: Accelerator, plan: FinetunePlan, folder: RunFolder, splits: Splits) -> dict[str, Any]:
     """One seed: train, select, test, probe, write."""
-    training, test = parts["train"], parts["test"]
-    recipe = Recipe(
-        epochs=config.epochs,
-        lr=config.lr,
-        weight_decay=config.weight_decay,
-        clip=config.clip,
-        warmup=min(0.5, config.warmup_epochs / config.epochs),
-        accumulate=config.accumulate,
-        seed=config.seed,
-        double_step=config.double_step,
-        ema=config.ema,
-        patience=config.patience,
-    )
-    check_compiled(config.cuda_graph, accelerator.device)
-    seed_everything(accelerator.device, config.seed, "initial weights")
-    outputs = task.outputs(training)
-    model = build(config, outputs)
+    task, test, seed = plan.task, splits["test"], plan.recipe.seed
+    check_compiled(plan.execution.cuda_graph, accelerator.device)
+    seed_everything(accelerator.device, seed, "initial weights")
+    model = plan.model.build(task.outputs(splits["train"]))
     require_unchanged(folder, "frozen weights", frozen_fingerprint(model), WEIGHTS_WAY_OUT)
     group_size = model.backbone.config.group_size
-    for part in parts.values():
-        part.require_points(group_size, f"group_size = {group_size} neighbours")
-    augment_name = task.augment if config.augment == "auto" else config.augment
-    augment = named(augment_name, training.up_axis)
-    voting = Voting(config.vote, config.seed, task.test_augment)
-    title = None if config.quiet or not accelerator.is_main_process else config.method
+    for clouds in splits.values():
+        clouds.require_points(group_size, f"group_size = {group_size} neighbours")
+    _prepare(accelerator, plan, model, splits["train"])
 
-    def batches(epoch: int) -> Any:
-        generator = torch.Generator().manual_seed(derive_seed(config.seed, epoch, "batches"))
-        return training.batches(config.batch_size, generator, accelerator.process_index, accelerator.num_processes)
+    def measure(name: str) -> Metrics:
+        return task.judge(model, splits[name], plan.batch_size, plan.voting if name == "test" else Voting())
 
-    def loss_of(wrapped: nn.Module, points: Tensor, targets: Any) -> dict[str, Tensor]:
-        return task.losses(wrapped, model, points, targets)
-
-    def test_on(name: str) -> Any:
-        return task.judge(model, parts[name], config.batch_size, voting if name == "test" else Voting())
-
-    def training_clouds() -> Iterator[tuple[Tensor, Tensor]]:
-        generator = torch.Generator().manual_seed(derive_seed(config.seed, "prepare"))
-        for points, targets in training.batches(config.batch_size, generator):
-            yield points.to(accelerator.device), task.classes_of(points, targets)
-
-    synced = config.sync_batchnorm and accelerator.num_processes > 1
-    if config.checkpoint_blocks:
-        checkpoint_blocks(model.backbone.blocks)
-    if synced:
-        sync_batch_norm(model)
-    model.method.prepare(model.to(accelerator.device), TrainingClouds(training_clouds))
-    selector = Selector(config.select, test_on)
-
-    def after_step() -> None:
-        model.method.after_step(model)
-
-    compiled = partial(compiled_step, cuda_graph=config.cuda_graph) if config.compile or config.cuda_graph else None
-    folder.track(config.track, config)
-    state = train(
-        accelerator, model, recipe, batches, loss_of, folder, selector.after_epoch, title, after_step, augment, compiled
-    )
-    epoch = selector.restore(model, state)
-    require_finite_weights(model.state_dict(), "the trained model")
-    metrics, answers = task.test(model, test, config.batch_size, voting)
-    facts: dict[str, Any] = {
+    folder.track(plan.output.track)
+    state, epoch = _train(accelerator, plan, model, folder, splits["train"], measure)
+    metrics, answers = task.test(model, test, plan.batch_size, plan.voting)
+    facts = {
         "test": metrics.summary(),
-        "validation": test_on("val").summary() if "val" in parts else None,
+        "validation": measure("val").summary() if "val" in splits else None,
         "linear probe": None,
-        "seeds": [config.seed],
-        "selection": {
-            "rule": config.select,
-            "meaning": MEANING[config.select],
-            "epoch": epoch,
-            "test set used to select": config.select == "test-best",
-        },
-        "task": config.task,
-        "preset": config.preset or (config.config and str(config.config)),
-        "method": config.method,
-        "backbone": config.backbone,
-        "model": model.config,
-        "trainable parameters": model.trainable_parameters(),
-        "trainable parameters without head": model.trainable_parameters(head=False),
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "data": config.data,
-        "classes": list(training.classes),
-        **task.metadata(training),
-        "up axis": training.up_axis,
-        "clouds normalized": training.normalized,
-        "notes": list(training.notes),
-        "clouds": {name: len(part) for name, part in parts.items()},
-        "clouds in": "disk" if training.on_disk else "memory",
-        "points": config.num_points,
-        "augmentation": augment_name,
-        "vote": config.vote,
-        "double step": config.double_step,
-        "epochs": config.epochs,
-        "epochs trained": state.epoch,
-        "batch size": config.batch_size,
-        "training seconds": round(state.elapsed, 1),
-        "clouds per second": round(state.samples / max(1e-9, state.busy), 1),
-        "peak memory MiB": round(max(state.peak_memory, peak_memory(accelerator.device)) / 2**20),
-        "peak memory of": "tensors on the GPU" if accelerator.device.type == "cuda" else "the whole process",
-        "precision": config.precision,
-        "versions": versions(),
+        **_facts(plan, model, splits, state, epoch, accelerator.device),
     }
-    if config.probe and task.probed and not method_class(config.method).is_probe:
-        seed_everything(accelerator.device, config.seed, "initial weights")
-        head = build_probe(config, outputs["num_classes"])
-        if synced:
-            sync_batch_norm(head)
-        try:
-            probed = probe(
-                accelerator, head, recipe, config.batch_size, parts, config.select, augment, voting, folder,
-                None if title is None else "linear probe",
-            )  # fmt: skip
-        except NotFiniteError as error:
-            raise NotFiniteError(f"of the linear probe, which --no-probe leaves out: {error}") from error
-        facts["linear probe"] = probed.summary()
-    facts["per class"] = metrics.per_class(training.classes)
+    if plan.probe:
+        facts["linear probe"] = _probe(accelerator, plan, folder, splits).summary()
+    facts["per class"] = metrics.per_class(test.classes)
     if accelerator.is_main_process:
-        known = (
-            "task",
-            "classes",
-            *task.metadata(training),
-            "up axis",
-            "clouds normalized",
-            "points",
-            "test",
-            "validation",
-            "linear probe",
-            "selection",
-            "augmentation",
-            "vote",
-            "seeds",
-        )
-        # The last part of the data's name: adapters travel, and need not tell where their clouds lay.
-        told = {"data": Path(facts["data"]).name} | {name: facts[name] for name in known}
-        save_adapter(model, folder.path / ADAPTER, told)
+        of_adapter = ("task", "classes", *task.metadata(splits["train"]), *OF_ADAPTER)
+        # The last part of the data's name: adapters travel, and need not say where their clouds lay.
+        metadata = {"data": Path(plan.data.source).name} | {name: facts[name] for name in of_adapter}
+        save_adapter(model, folder.path / ADAPTER, metadata)
         task.report(folder.path, test, answers, metrics, state.history, epoch)
         write_json(folder.path / "result.json", facts)  # the last file: where it is, the run is complete
         folder.close()
     return facts
 
 
+def _prepare(accelerator: Accelerator, plan: FinetunePlan, model: PointModel, training: GatheredClouds) -> None:
+    """Moves the model to the device, and lets its method look at the training clouds."""
+
+    def clouds() -> Iterator[tuple[Tensor, Tensor]]:
+        generator = torch.Generator().manual_seed(derive_seed(plan.recipe.seed, "prepare"))
+        for points, targets in training.batches(plan.batch_size, generator):
+            yield points.to(accelerator.device), plan.task.classes_of(points, targets)
+
+    if plan.execution.checkpoint_blocks:
+        checkpoint_blocks(model.backbone.blocks)
+    if _is_synced(accelerator, plan):
+        sync_batch_norm(model)
+    model.method.prepare(model.to(accelerator.device), TrainingClouds(clouds))
+
+
+def _is_synced(accelerator: Accelerator, plan: FinetunePlan) -> bool:
+    return plan.execution.sync_batchnorm and accelerator.num_processes > 1
+
+
+def _train(
+    accelerator: Accelerator,
+    plan: FinetunePlan,
+    model: PointModel,
+    folder: RunFolder,
+    training: GatheredClouds,
+    measure: Callable[[str], Metrics],
+) -> tuple[State, int]:
+    """Trains, and puts the weights of the selected epoch into the model; returns that epoch, too."""
+    augment = named(plan.augment, training.up_axis)
+    title = None if plan.output.quiet or not accelerator.is_main_process else plan.model.method
+
+    def batches(epoch: int) -> Any:
+        generator = torch.Generator().manual_seed(derive_seed(plan.recipe.seed, epoch, "batches"))
+        return training.batches(plan.batch_size, generator, accelerator.process_index, accelerator.num_processes)
+
+    def loss_of(wrapped: nn.Module, points: Tensor, targets: Any) -> dict[str, Tensor]:
+        return plan.task.losses(wrapped, model, points, targets)
+
+    def after_step() -> None:
+        model.method.after_step(model)
+
+    compiled = partial(compiled_step, cuda_graph=plan.execution.cuda_graph) if plan.execution.compile else None
+    selector = Selector(plan.selection.rule, measure)
+    state = train(
+        accelerator, model, plan.recipe, batches, loss_of, folder, selector.after_epoch, title, after_step, augment,
+        compiled,
+    )  # fmt: skip
+    epoch = selector.restore(model, state)
+    require_finite_weights(model.state_dict(), "the trained model")
+    return state, epoch
+
+
+def _probe(accelerator: Accelerator, plan: FinetunePlan, folder: RunFolder, splits: Splits) -> Metrics:
+    training = splits["train"]
+    seed_everything(accelerator.device, plan.recipe.seed, "initial weights")
+    model = plan.model.build_probe(plan.task.outputs(training)["num_classes"])
+    if _is_synced(accelerator, plan):
+        sync_batch_norm(model)
+    augment = named(plan.augment, training.up_axis)
+    clouds = {name: split for name, split in splits.items() if isinstance(split, Clouds)}  # all, where a task is probed
+    title = None if plan.output.quiet or not accelerator.is_main_process else "linear probe"
+    try:
+        return probe(
+            accelerator, model, plan.recipe, plan.batch_size, clouds, plan.selection.rule, augment, plan.voting,
+            folder, title,
+        )  # fmt: skip
+    except NotFiniteError as error:
+        raise NotFiniteError(f"of the linear probe, which --no-probe leaves out: {error}") from error
+
+
+def _facts(
+    plan: FinetunePlan, model: PointModel, splits: Splits, state: State, epoch: int, device: torch.device
+) -> dict[str, Any]:
+    """What a result says beside its metrics."""
+    training, rule = splits["train"], plan.selection.rule
+    return {
+        "seeds": [plan.recipe.seed],
+        "selection": {
+            "rule": rule,
+            "meaning": MEANING[rule],
+            "epoch": epoch,
+            "test set used to select": rule == "test-best",
+        },
+        "task": plan.task.name,
+        "preset": plan.recipe_name,
+        "method": plan.model.method,
+        "backbone": plan.model.backbone,
+        "model": model.config,
+        "trainable parameters": model.trainable_parameters(),
+        "trainable parameters without head": model.trainable_parameters(head=False),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "data": plan.data.source,
+        "classes": list(training.classes),
+        **plan.task.metadata(training),
+        "up axis": training.up_axis,
+        "clouds normalized": training.normalized,
+        "notes": list(training.notes),
+        "clouds": {name: len(clouds) for name, clouds in splits.items()},
+        "clouds in": "disk" if training.on_disk else "memory",
+        "points": plan.num_points,
+        "augmentation": plan.augment,
+        "vote": plan.voting.vote,
+        "double step": plan.recipe.double_step,
+        "epochs": plan.recipe.epochs,
+        "epochs trained": state.epoch,
+        "batch size": plan.batch_size,
+        "training seconds": round(state.elapsed, 1),
+        "clouds per second": round(state.samples / max(1e-9, state.busy), 1),
+        "peak memory MiB": round(max(state.peak_memory, peak_memory(device)) / 2**20),
+        "peak memory of": "tensors on the GPU" if device.type == "cuda" else "the whole process",
+        "precision": plan.execution.precision,
+        "versions": versions(),
+    }
+
+
 def summarise(runs: list[dict[str, Any]], numbers: Sequence[str]) -> dict[str, Any]:
     """One result of several seeds: mean and standard deviation (of a sample), and the runs themselves."""
     facts = dict(runs[0])
     facts["seeds"] = [run["seeds"][0] for run in runs]
-    for part in ("test", "validation", "linear probe"):
-        if runs[0][part] is None:
+    for split in ("test", "validation", "linear probe"):
+        if runs[0][split] is None:
             continue
-        facts[part] = {"clouds": runs[0][part]["clouds"]}
+        facts[split] = {"clouds": runs[0][split]["clouds"]}
         for name in numbers:
-            values = [run[part][name] for run in runs]
-            facts[part][name] = round(statistics.fmean(values), 4)
-            facts[part][f"{name} std"] = round(statistics.stdev(values), 4) if len(values) > 1 else math.nan
+            values = [run[split][name] for run in runs]
+            facts[split][name] = round(statistics.fmean(values), 4)
+            facts[split][f"{name} std"] = round(statistics.stdev(values), 4) if len(values) > 1 else math.nan
     facts["runs"] = [{"seed": run["seeds"][0], "test": run["test"], "selection": run["selection"]} for run in runs]
     del facts["per class"]
     return facts

@@ -8,22 +8,24 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor, nn
 
 from pointpeft.backbones import create_backbone
 from pointpeft.backbones.masked_autoencoder import MaskedAutoencoder
+from pointpeft.backbones.point_mae import PointMAE
 from pointpeft.data import load_dataset
 from pointpeft.data.transforms import named
 from pointpeft.escapes import markdown_text
 from pointpeft.files import save_tensors, write_atomically, write_json
 from pointpeft.runs.config import PretrainConfig
-from pointpeft.runs.plan import backbone_options
-from pointpeft.runs.resume import PRETRAIN_FREE, clouds_fingerprint, require_unchanged, resumed_config, tell_finished
-from pointpeft.tasks.batches import Clouds
+from pointpeft.runs.plan import PretrainPlan, plan_pretrain
+from pointpeft.runs.resume import PRETRAIN_FREE, clouds_fingerprint, reopened, require_unchanged, tell_finished
+from pointpeft.tasks.batches import Batches, Clouds
 from pointpeft.tasks.classification.task import Classification
 from pointpeft.tasks.storage import should_read_lazily
 from pointpeft.training.determinism import determinism
 from pointpeft.training.divergence import require_finite_weights
-from pointpeft.training.loop import Recipe, State, make_accelerator, seed_everything, train
+from pointpeft.training.loop import State, make_accelerator, seed_everything, train
 from pointpeft.training.memory import peak_memory
 from pointpeft.training.out_of_memory import named_out_of_memory, named_single_cloud
 from pointpeft.training.run_folder import RunFolder, write_text
@@ -59,101 +61,97 @@ def pretrain(config: PretrainConfig) -> PretrainResult:
 
     Source: Pang et al., "Masked autoencoders for point cloud self-supervised learning", ECCV 2022.
     """
-    accelerator = make_accelerator(config.device, config.precision)
+    config, begun = reopened(config, "pretrain", PRETRAIN_FREE)
+    plan = plan_pretrain(config)
+    accelerator = make_accelerator(plan.execution.device, plan.execution.precision)
     main = accelerator.is_main_process
-    if config.resume is not None:
-        folder = RunFolder(config.resume, main and Path(config.resume).is_dir())
-        config = resumed_config(folder, config, "pretrain", PRETRAIN_FREE)
-        folder.lock()
+    if begun is not None:
+        folder = RunFolder(begun, main).lock()
         tell_finished(folder)
     else:
-        if config.data is None:
-            raise ValueError("name the clouds to pre-train on: pointpeft pretrain DATA")
-        folder = RunFolder.shared(config.output, f"pretrain-{config.backbone}", main)
-    asked, remedies = f"pre-training {config.backbone}", "--accumulate keeps the batch of a step"
+        folder = RunFolder.shared(plan.output.folder, plan.output.stem, main)
+    subject, remedies = f"pre-training {plan.backbone}", "--accumulate keeps the batch of a step"
     with (
         closing(folder),
-        determinism(config.deterministic),
-        named_out_of_memory(asked, config.batch_size, remedies),
-        named_single_cloud(config.batch_size),
+        determinism(plan.execution.deterministic),
+        named_out_of_memory(subject, plan.batch_size, remedies),
+        named_single_cloud(plan.batch_size),
     ):
-        return _pretrain(accelerator, config, folder)
+        return _pretrain(accelerator, plan, config, folder)
 
 
-def _pretrain(accelerator: Accelerator, config: PretrainConfig, folder: RunFolder) -> PretrainResult:
-    main = accelerator.is_main_process
-    if config.max_clouds is not None and config.max_clouds < 1:
-        raise ValueError(f"max_clouds must be at least 1, got {config.max_clouds}")
-    require_tracker(config.track)
-    if config.workers < 0:
-        raise ValueError(f"workers must be at least 0, got {config.workers}")
-    recipe = Recipe(
-        epochs=config.epochs,
-        lr=config.lr,
-        weight_decay=config.weight_decay,
-        clip=config.clip,
-        warmup=config.warmup,
-        accumulate=config.accumulate,
-        per_epoch=False,
-        time_limit=None if config.time_limit_minutes is None else 60.0 * config.time_limit_minutes,
-        seed=config.seed,
-    )
-    on_disk = should_read_lazily(str(config.data), config.clouds_in, config.num_points, ("train",), Classification())
-    dataset = load_dataset(config.data, "train", lazy=on_disk, drop_non_finite=config.drop_non_finite)
-    indices = None
-    if config.max_clouds is not None and config.max_clouds < len(dataset):
-        order = torch.Generator().manual_seed(derive_seed(config.seed, "clouds"))
-        indices = torch.randperm(len(dataset), generator=order)[: config.max_clouds]
-    clouds = Clouds(dataset, config.num_points, indices, on_disk=on_disk, workers=config.workers)
-    seed_everything(accelerator.device, config.seed, "initial weights")
-    backbone = create_backbone(config.backbone, **backbone_options(config))
-    model = MaskedAutoencoder(backbone, mask_ratio=config.mask_ratio)
+def _pretrain(
+    accelerator: Accelerator, plan: PretrainPlan, config: PretrainConfig, folder: RunFolder
+) -> PretrainResult:
+    require_tracker(plan.output.track)
+    clouds = _read_clouds(plan)
+    seed_everything(accelerator.device, plan.recipe.seed, "initial weights")
+    backbone = create_backbone(plan.backbone, **plan.backbone_options)
+    model = MaskedAutoencoder(backbone, mask_ratio=plan.mask_ratio)
     clouds.require_points(backbone.config.group_size, f"group_size = {backbone.config.group_size} neighbours")
-    augment = named(config.augment, dataset.up_axis)
+    augment = named(plan.augment, clouds.up_axis)
     folder.write_config(config, "pretrain")
     way_out = "Put the data back as it was, or begin a new run without --resume"
-    require_unchanged(folder, "training data", clouds_fingerprint(clouds, str(config.data)), way_out)
+    require_unchanged(folder, "training data", clouds_fingerprint(clouds, plan.data.source), way_out)
 
-    def batches(epoch: int) -> Any:
-        generator = torch.Generator().manual_seed(derive_seed(config.seed, epoch, "batches"))
-        return clouds.batches(config.batch_size, generator, accelerator.process_index, accelerator.num_processes)
+    def batches(epoch: int) -> Batches:
+        generator = torch.Generator().manual_seed(derive_seed(plan.recipe.seed, epoch, "batches"))
+        return clouds.batches(plan.batch_size, generator, accelerator.process_index, accelerator.num_processes)
 
-    def loss_of(model: Any, points: torch.Tensor, labels: torch.Tensor) -> Any:
+    def loss_of(model: nn.Module, points: Tensor, labels: Tensor) -> dict[str, Tensor]:
         return {"loss": model(points)}
 
-    folder.track(config.track, config)
-    title = None if config.quiet else f"pretrain {config.backbone}"
-    state = train(accelerator, model, recipe, batches, loss_of, folder, progress_bar=title, augment=augment)
-    facts = _facts(config, state, clouds, backbone, peak_memory(accelerator.device))
+    folder.track(plan.output.track)
+    title = None if plan.output.quiet else f"pretrain {plan.backbone}"
+    state = train(accelerator, model, plan.recipe, batches, loss_of, folder, progress_bar=title, augment=augment)
+    facts = _facts(plan, state, clouds, backbone, peak_memory(accelerator.device))
     weights = folder.path / WEIGHTS
-    if main:
-        require_finite_weights(model.backbone_state_dict(), "the trained backbone")
-        tensors = {name: tensor.contiguous().cpu() for name, tensor in model.backbone_state_dict().items()}
-        header = {"format": "pt", "backbone": config.backbone, "fields": json.dumps(asdict(backbone.config))}
-        header["metadata"] = json.dumps({name: value for name, value in facts.items() if name not in MEASURED})
-        write_atomically(weights, lambda path: save_tensors(tensors, path, header))
-        write_json(folder.path / "result.json", facts)
-        write_text(folder.path / "README.md", _card(facts))
+    if accelerator.is_main_process:
+        _write(folder.path, plan.backbone, model, facts)
         folder.close()
     return PretrainResult(folder.path, weights, facts)
 
 
-def _facts(config: PretrainConfig, state: State, clouds: Clouds, backbone: Any, peak: int) -> Any:
+def _read_clouds(plan: PretrainPlan) -> Clouds:
+    data = plan.data
+    on_disk = should_read_lazily(data.source, data.clouds_in, plan.num_points, ("train",), Classification())
+    dataset = load_dataset(data.source, "train", lazy=on_disk, drop_non_finite=data.drop_non_finite)
+    indices = None
+    if plan.max_clouds is not None and plan.max_clouds < len(dataset):
+        order = torch.Generator().manual_seed(derive_seed(plan.recipe.seed, "clouds"))
+        indices = torch.randperm(len(dataset), generator=order)[: plan.max_clouds]
+    return Clouds(dataset, plan.num_points, indices, on_disk=on_disk, workers=data.workers)
+
+
+def _write(folder: Path, name: str, model: MaskedAutoencoder, facts: dict[str, Any]) -> None:
+    """Writes the weights with their card, and the result."""
+    state = model.backbone_state_dict()
+    require_finite_weights(state, "the trained backbone")
+    tensors = {name: tensor.contiguous().cpu() for name, tensor in state.items()}
+    header = {"format": "pt", "backbone": name, "fields": json.dumps(asdict(model.backbone.config))}
+    header["metadata"] = json.dumps({name: value for name, value in facts.items() if name not in MEASURED})
+    write_atomically(folder / WEIGHTS, lambda path: save_tensors(tensors, path, header))
+    write_json(folder / "result.json", facts)
+    write_text(folder / "README.md", _card(facts))
+
+
+def _facts(plan: PretrainPlan, state: State, clouds: Clouds, backbone: PointMAE, peak: int) -> dict[str, Any]:
+    recipe = plan.recipe
     return {
-        "backbone": config.backbone,
+        "backbone": plan.backbone,
         "backbone options": asdict(backbone.config),
         "parameters": sum(p.numel() for p in backbone.parameters()),
-        "data": Path(config.data or "").name,  # the card travels; where the data lay does not
+        "data": Path(plan.data.source).name,  # the card travels; where the data lay does not
         "clouds": len(clouds),
         "clouds in": "disk" if clouds.on_disk else "memory",
-        "points": config.num_points,
-        "augmentation": config.augment,
-        "mask ratio": config.mask_ratio,
+        "points": plan.num_points,
+        "augmentation": plan.augment,
+        "mask ratio": plan.mask_ratio,
         "epochs": state.epoch,
-        "planned epochs": config.epochs,
-        "time limit minutes": config.time_limit_minutes,
+        "planned epochs": recipe.epochs,
+        "time limit minutes": None if recipe.time_limit is None else round(recipe.time_limit / 60, 6),
         "schedule": "cosine over the planned epochs"
-        if config.time_limit_minutes is None
+        if recipe.time_limit is None
         else "cosine over the larger of: part of the planned epochs, part of the time limit",
         "clouds seen": state.samples,
         "training minutes": round(state.elapsed / 60, 2),
@@ -162,10 +160,10 @@ def _facts(config: PretrainConfig, state: State, clouds: Clouds, backbone: Any, 
         "first loss": state.history[0]["loss"] if state.history else None,
         "last loss": state.history[-1]["loss"] if state.history else None,
         "last learning rate": state.history[-1]["lr"] if state.history else None,
-        "lr": config.lr,
-        "weight decay": config.weight_decay,
-        "batch size": config.batch_size,
-        "seed": config.seed,
+        "lr": recipe.lr,
+        "weight decay": recipe.weight_decay,
+        "batch size": plan.batch_size,
+        "seed": recipe.seed,
         "versions": versions(),
     }
 

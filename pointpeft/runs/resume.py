@@ -41,25 +41,28 @@ def revised(given: Config, parse: Callable[..., Any], command: str, free: Sequen
     return merged
 
 
-def resumed_config(folder: RunFolder, given: Config, command: str, free: Sequence[str]) -> Config:
-    """The configuration that a run was begun with, and of `given` what may be changed.
+def reopened(given: Config, command: str, free: Sequence[str]) -> tuple[Config, Path | None]:
+    """A configuration and, where it asks to resume a run, that run's folder and own configuration.
 
     Args:
-        folder: The run's.
-        given: A whole configuration, or one of defaults but for what is to be changed.
+        given: A whole configuration, or one of defaults but for `resume` and what is to be changed.
         command: What made the run.
         free: Names of the options that may be changed.
 
     Raises:
-        ValueError: Another option is changed; names it, and the way out.
+        ValueError: There is no such run, or another option is changed; names it, and the way out.
     """
+    path: Path | None = given.resume  # type: ignore[attr-defined]
+    if path is None:
+        return given, None
+    folder = RunFolder(path, main=False)
     stored = folder.read_config(type(given), command)
     fixed = [field.name for field in fields(given) if field.name not in ("resume", "output", *free)]  # type: ignore[arg-type]
     defaults = type(given)()
     whole = all(_plain(given, name) == _plain(stored, name) for name in fixed)
     changed = [field.name for field in fields(given) if _plain(given, field.name) != _plain(defaults, field.name)]  # type: ignore[arg-type]
     _require_same(folder, stored, given, [name for name in changed if name in fixed], free)
-    return replace(stored, **{name: getattr(given, name) for name in free if whole or name in changed})  # type: ignore[type-var]
+    return replace(stored, **{name: getattr(given, name) for name in free if whole or name in changed}), path  # type: ignore[type-var]
 
 
 def tell_finished(folder: RunFolder) -> None:

@@ -3,13 +3,14 @@
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from pointpeft.data import DataError, read_points
+from pointpeft.data.on_demand import OnDemand
 from pointpeft.drawing.card import Card
 from pointpeft.model import PointModel
 from pointpeft.tasks.adapted import Adapted
@@ -34,6 +35,69 @@ class Metrics(Protocol):
 
     def per_class(self, classes: tuple[str, ...]) -> dict[str, dict[str, Any]]:
         """Numbers of each class by its name."""
+        ...
+
+
+class EpochBatches(Protocol):
+    """One epoch of (points [B, N, 3], targets), this process's rows of each batch.
+
+    Attributes:
+        sizes: Clouds of each batch, of all processes together.
+    """
+
+    sizes: list[int]
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Any]]: ...
+
+
+class GatheredClouds(Protocol):
+    """The clouds of a split, in memory or on disk; each task has a class of its own.
+
+    Attributes:
+        labels: By which validation clouds are drawn evenly. int64, [M]
+        classes: Names by index.
+        names: Of the clouds.
+        up_axis: x, y or z.
+        normalized: Whether they are centred and scaled to the unit sphere.
+        notes: What a person should know of them.
+        on_disk: Whether a cloud is read whenever a batch needs it.
+    """
+
+    labels: Tensor
+    classes: tuple[str, ...]
+    names: list[str]
+    up_axis: str
+    normalized: bool
+    notes: tuple[str, ...]
+    on_disk: bool
+
+    def __len__(self) -> int: ...
+
+    @property
+    def sizes(self) -> list[int]:
+        """Points of each cloud, as read."""
+        ...
+
+    def subset(self, indices: Sequence[int] | Tensor) -> "GatheredClouds":
+        """The same clouds, fewer of them."""
+        ...
+
+    def batches(self, batch_size: int, generator: Generator, rank: int = 0, world: int = 1) -> EpochBatches:
+        """One epoch: every cloud once in random order."""
+        ...
+
+    def fixed(self) -> "Tensor | OnDemand":
+        """The clouds as they are evaluated, without randomness. [M, N, 3]"""
+        ...
+
+    def thinned(self, num_points: int, seed: int) -> "GatheredClouds":
+        """The clouds seen by fewer points, drawn at random."""
+        ...
+
+    def require_points(self, least: int, reason: str) -> None:
+        """Refuses clouds too small for the model."""
         ...
 
 

@@ -144,10 +144,11 @@ class RunFolder:
             if place is not None:
                 place.log(history[-1])
 
-    def track(self, name: str, config: Any) -> None:
-        """Sends the log to a tracker, too."""
+    def track(self, name: str) -> None:
+        """Sends the log to a tracker, too, beside the configuration in this folder."""
         if self.main and name != NONE:
-            self._tracker = Tracker(name, self.path, _plain(config))
+            entries = read_json(self.path / "config.json", f"{self.path} holds no run")
+            self._tracker = Tracker(name, self.path, {key: entries[key] for key in entries if key != "command"})
 
     def close(self) -> None:
         """Ends the TensorBoard file, the tracked run and the lock."""

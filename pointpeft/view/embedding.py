@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from pointpeft.data.on_demand import OnDemand
 from pointpeft.escapes import figure_text
 from pointpeft.files import write_atomically
+from pointpeft.model import PointModel
 from pointpeft.tasks.inference import forward_all
 
 # How to embed -> package that does it; both come with the extra `viz`. PCA needs none.
@@ -18,7 +19,7 @@ KINDS = ("auto", *PACKAGES, "pca")
 
 
 @torch.no_grad()
-def features(model: Any, xyz: Tensor, batch_size: int = 16) -> Tensor:
+def features(model: PointModel, xyz: Tensor | OnDemand, batch_size: int = 16) -> Tensor:
     """What the head of a classifier reads. [M, N, 3] -> [M, F]"""
     return forward_all(model.forward_features, xyz, batch_size, next(model.parameters()).device)
 

@@ -18,7 +18,7 @@ from pointpeft.recipes import find_preset, read_recipe
 from pointpeft.recipes.presets import presets
 from pointpeft.runs.config import FinetuneConfig
 from pointpeft.runs.finetune import finetune
-from pointpeft.runs.plan import build
+from pointpeft.runs.plan import plan_finetune
 from pointpeft.weights.publication import SCANOBJECTNN_VARIANTS as SCANS
 
 PRESETS = presets()
@@ -206,7 +206,7 @@ def test_the_model_of_a_preset_trains_what_the_publication_trains(name):
 
 def test_the_options_of_a_preset_reach_the_model():
     config = PRESETS["dapt/scanobjectnn_objonly"].config(backbone="point_mae_tiny", checkpoint="none")
-    model = build(config, {"num_classes": 15})
+    model = plan_finetune(config).model.build({"num_classes": 15})
     assert model.method.rank == 64
     assert model.method.dropout == 0.0
     assert model.method.parts == ("cls", "prompt_mean")

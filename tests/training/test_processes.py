@@ -16,7 +16,7 @@ from torch import nn
 
 from pointpeft.runs.config import FinetuneConfig
 from pointpeft.runs.finetune import finetune
-from pointpeft.runs.plan import build
+from pointpeft.runs.plan import ModelPlan
 from pointpeft.training.processes import share, sum_gradients
 from pointpeft.training.sync_batch_norm import sync_batch_norm
 from tests.clouds import TINY, TINY_MODEL
@@ -72,14 +72,16 @@ def config_of(data, output, **changes):
 def in_float64(config):
     """A run without dropout, of which every process draws its own."""
 
-    def build_double(*args):
-        model = build(*args).double()
+    build = ModelPlan.build
+
+    def build_double(plan, outputs):
+        model = build(plan, outputs).double()
         model.register_forward_pre_hook(lambda _, inputs: (inputs[0].double(),))
         return model
 
     def work(rank):
         with mock.patch.object(nn.Dropout, "forward", lambda self, x: x):
-            with mock.patch("pointpeft.runs.finetune.build", build_double):
+            with mock.patch.object(ModelPlan, "build", build_double):
                 finetune(config)
 
     return work
