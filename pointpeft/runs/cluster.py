@@ -87,7 +87,7 @@ def _gpus(device: str, room: dict[str, float]) -> int:
 
 def _finetune_in(folder: str, run: FinetuneConfig) -> str | None:
     """Completes a run, whose paths are relative to a folder; what went wrong, or None."""
-    from pointpeft.runs.complete import complete  # on the worker, so that this file needs no torch
+    from pointpeft.runs.comparison.complete import complete  # on the worker, so that this file needs no torch
 
     os.chdir(folder)
     return complete(run)

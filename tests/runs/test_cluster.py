@@ -9,10 +9,10 @@ import pytest
 
 from pointpeft.cli.main import main
 from pointpeft.runs.cluster import connected
-from pointpeft.runs.compare import compare
+from pointpeft.runs.comparison.compare import compare
 from pointpeft.runs.predict import units
 from tests.clouds import TINY, TINY_MODEL
-from tests.runs.test_compare import config
+from tests.runs.comparison.test_compare import config
 
 MEASURED = ("peak memory MiB", "clouds per second", "training seconds")
 

@@ -9,8 +9,8 @@ __all__ = ["CompareConfig", "run"]
 
 def run(command: CompareConfig) -> int:
     """Compares and prints the table; 1 when a run failed."""
-    from pointpeft.runs.compare import compare
-    from pointpeft.runs.comparison_report import caption, markdown
+    from pointpeft.runs.comparison.compare import compare
+    from pointpeft.runs.comparison.report import caption, markdown
 
     facts = compare(command)
     for name, error in facts["failures"].items():

@@ -9,7 +9,7 @@ __all__ = ["FewShotConfig", "run"]
 
 def run(command: FewShotConfig) -> int:
     """Adapts to all folds and prints the table; 1 when a run failed."""
-    from pointpeft.runs.few_shot import few_shot, markdown
+    from pointpeft.runs.comparison.few_shot import few_shot, markdown
 
     facts = few_shot(command)
     for name, error in facts["failures"].items():

@@ -11,7 +11,7 @@ from pointpeft import create_model, from_published, load_adapter
 from pointpeft.checkpoints import to_published
 from pointpeft.cli.main import main
 from pointpeft.methods import build_memory_bank, load_memory_bank
-from pointpeft.runs.compare import compare
+from pointpeft.runs.comparison.compare import compare
 from pointpeft.runs.config import CompareConfig, FinetuneConfig
 from pointpeft.runs.finetune import finetune
 from tests.clouds import TINY, TINY_MODEL

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from pointpeft.locks import InUseError
-from pointpeft.runs.compare import compare
-from pointpeft.runs.comparison_report import as_csv, caption, latex, markdown
+from pointpeft.runs.comparison.compare import compare
+from pointpeft.runs.comparison.report import as_csv, caption, latex, markdown
 from pointpeft.runs.config import CompareConfig
 from pointpeft.training.run_folder import RunFolder
 from tests.clouds import TINY_MODEL, write_parts

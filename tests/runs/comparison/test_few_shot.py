@@ -3,8 +3,8 @@ from dataclasses import replace
 import pytest
 
 from pointpeft.cli.main import main
+from pointpeft.runs.comparison.few_shot import few_shot
 from pointpeft.runs.config import FewShotConfig
-from pointpeft.runs.few_shot import few_shot
 from tests.clouds import TINY_MODEL, write_clouds
 
 

@@ -13,10 +13,10 @@ import numpy as np
 
 from pointpeft.files import write_json
 from pointpeft.runs.cluster import complete_all
-from pointpeft.runs.comparison_report import as_csv, caption, latex, markdown, page
-from pointpeft.runs.complete import complete_in_process, result_path
+from pointpeft.runs.comparison.complete import complete_in_process, result_path
+from pointpeft.runs.comparison.paired import paired_p_value
+from pointpeft.runs.comparison.report import as_csv, caption, latex, markdown, page
 from pointpeft.runs.config import CompareConfig, FinetuneConfig
-from pointpeft.runs.paired import paired_p_value
 from pointpeft.runs.resume import checkpoint_fingerprint, files_fingerprint, require_unchanged
 from pointpeft.tasks.base import task_class
 from pointpeft.training.run_folder import RunFolder, read_json, write_text

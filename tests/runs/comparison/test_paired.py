@@ -3,7 +3,7 @@ import itertools
 import numpy as np
 import pytest
 
-from pointpeft.runs.paired import paired_p_value
+from pointpeft.runs.comparison.paired import paired_p_value
 
 
 def exact(difference):

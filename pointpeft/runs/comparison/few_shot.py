@@ -9,8 +9,8 @@ from typing import Any
 from pointpeft.data.sets.few_shot import source_of
 from pointpeft.escapes import csv_text, markdown_text
 from pointpeft.files import write_json
-from pointpeft.runs.compare import plain_name, run_config, same_inputs, same_recipe
-from pointpeft.runs.complete import complete, result_path
+from pointpeft.runs.comparison.compare import plain_name, run_config, same_inputs, same_recipe
+from pointpeft.runs.comparison.complete import complete, result_path
 from pointpeft.runs.config import FewShotConfig, FinetuneConfig
 from pointpeft.training.run_folder import RunFolder, read_json, write_text
 from pointpeft.training.selection import MEANING

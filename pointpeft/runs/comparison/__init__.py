@@ -1,0 +1,1 @@
+"""Many runs under one recipe, and one table of them."""
