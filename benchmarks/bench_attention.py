@@ -1,4 +1,7 @@
 from benchmarks.fused import BATCH, TOKENS, C, bench
 
-HEADS = 6
-bench_attention = bench("attention", [(BATCH, TOKENS, 3 * C)], (0,), HEADS)
+Z, TERMS = {"z": (BATCH, TOKENS, 3 * C)}, {"scale": (3 * C,), "shift": (3 * C,)}
+bench_attention = bench("attention", Z, ("z",), num_heads=6)
+bench_scaled_attention = bench(
+    "attention", Z | TERMS, ("z", "scale", "shift"), label="attention with scale and shift", num_heads=6
+)

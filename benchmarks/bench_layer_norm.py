@@ -1,3 +1,4 @@
 from benchmarks.fused import BATCH, TOKENS, C, bench
 
-bench_layer_norm = bench("layer_norm", [(BATCH, TOKENS, C), *[(C,)] * 4], (0, 3, 4), memory_bound=True)
+SIZES = {"x": (BATCH, TOKENS, C), "weight": (C,), "bias": (C,), "scale": (C,), "shift": (C,)}
+bench_layer_norm = bench("layer_norm", SIZES, ("x", "scale", "shift"), memory_bound=True)

@@ -1,3 +1,4 @@
 from benchmarks.fused import BATCH, TOKENS, C, bench
 
-bench_scale_shift = bench("scale_shift", [(BATCH, TOKENS, C), (C,), (C,)], (0, 1, 2), memory_bound=True)
+SIZES = {"x": (BATCH, TOKENS, C), "scale": (C,), "shift": (C,)}
+bench_scale_shift = bench("scale_shift", SIZES, ("x", "scale", "shift"), memory_bound=True)

@@ -1,4 +1,5 @@
 from benchmarks.fused import BATCH, TOKENS, C, H, bench
 
-SIZES = [(BATCH, TOKENS, C), (H, C), (H,), (H,), (H,), (C, H), (C,), (C,), (C,)]
-bench_scale_shift_mlp = bench("scale_shift_mlp", SIZES, (0, 3, 4, 7, 8))
+SIZES = {"x": (BATCH, TOKENS, C), "w1": (H, C), "b1": (H,), "gamma1": (H,), "beta1": (H,)}
+SIZES |= {"w2": (C, H), "b2": (C,), "gamma2": (C,), "beta2": (C,)}
+bench_scale_shift_mlp = bench("scale_shift_mlp", SIZES, ("x", "gamma1", "beta1", "gamma2", "beta2"))

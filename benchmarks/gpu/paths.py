@@ -115,7 +115,6 @@ def fused(make: Inputs) -> Iterator[NamedCall]:
         vectors = make.weights(*[(c,)] * 4, dtype=dtype)
         maps = make.weights((r, c), (r,), (c, r), (c,), dtype=dtype)
         yield f"scale_shift {name}", lambda x=x, v=vectors: backward(ops.scale_shift, x, *v[:2])
-        yield f"scale_shift_gelu {name}", lambda x=x, v=vectors: backward(ops.scale_shift_gelu, x, *v[:2])
         yield f"layer_norm {name}", lambda x=x, v=vectors: backward(ops.layer_norm, x, *v)
         yield f"bottleneck_adapter {name}", lambda x=x, m=maps: backward(ops.bottleneck_adapter, x, *m)
         adapter = [*vectors[:2], *make.weights((1, c), (1,), dtype=dtype), *maps]
@@ -127,7 +126,7 @@ def fused(make: Inputs) -> Iterator[NamedCall]:
         yield f"scale_shift_mlp {name}", lambda x=x, m=mlp: ops.scale_shift_mlp(x, *m)
         yield f"frozen_mlp {name}", lambda x=x, m=mlp: ops.frozen_mlp(x, *(m[i] for i in (0, 1, 4, 5)))
         qkv = make.weights((3 * c, c), (3 * c,), dtype=dtype)
-        yield f"frozen_attention {name}", lambda x=x, w=qkv: ops.frozen_attention(x, *w, None, None, 2)
+        yield f"frozen_attention {name}", lambda x=x, w=qkv: ops.frozen_attention(x, *w, 2)
         shapes = [(16, 3), (16,), (32, 16), (32,), (32, 64), (32,), (c, 32), (c,)]
         patches = make.rand(2, 5, 32, 3, dtype=dtype)
         tokens = ops.PatchEmbedWeights(*make.weights(*shapes, dtype=dtype))

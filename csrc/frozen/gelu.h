@@ -6,7 +6,7 @@
 namespace pointpeft {
 
 // a b + c, rounded once: one instruction at the vector levels, a call of the C library at the portable one of x86, and
-// the same bits at all of them. A pass of GELU takes 0.6 of the time with it (AVX-512, `bench_scale_shift_gelu`).
+// the same bits at all of them. A pass of GELU takes 0.6 of the time with it (AVX-512, 2064 x 1536 values).
 POINTPEFT_INLINE float fused(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 
 // exp(x) for x <= 0, within two roundings; at most 2^-126 below -87. Cephes' polynomial after a split by ln 2.

@@ -87,7 +87,7 @@ class Attention(nn.Module):
             [B, T, C]
         """
         if self.sees_all and mask is None and is_frozen(self.qkv):
-            return frozen_attention(x, self.qkv.weight, self.qkv.bias, None, None, self.num_heads)
+            return frozen_attention(x, self.qkv.weight, self.qkv.bias, self.num_heads)
         return self.attend(linear(self.qkv, x), mask)
 
     @property

@@ -13,8 +13,6 @@ from pointpeft.ops.frozen.layer_norm import layer_norm, layer_norm_reference
 from pointpeft.ops.frozen.patch_embed import PatchEmbedWeights, fold_batch_norm, patch_embed, patch_embed_reference
 from pointpeft.ops.frozen.patch_embed_statistics import patch_embed_statistics, patch_embed_statistics_reference
 from pointpeft.ops.frozen.scale_shift import scale_shift, scale_shift_reference
-from pointpeft.ops.frozen.scale_shift_attention import scale_shift_attention, scale_shift_attention_reference
-from pointpeft.ops.frozen.scale_shift_gelu import scale_shift_gelu, scale_shift_gelu_reference
 from pointpeft.ops.frozen.scale_shift_mlp import scale_shift_mlp, scale_shift_mlp_reference
 from pointpeft.ops.points.aggregate_neighbors import aggregate_neighbors, aggregate_neighbors_reference
 from pointpeft.ops.points.ball_query import ball_query, ball_query_reference
@@ -67,10 +65,6 @@ __all__ = [
     "sample_and_group",
     "sample_and_group_reference",
     "scale_shift",
-    "scale_shift_attention",
-    "scale_shift_attention_reference",
-    "scale_shift_gelu",
-    "scale_shift_gelu_reference",
     "scale_shift_mlp",
     "scale_shift_mlp_reference",
     "scale_shift_reference",

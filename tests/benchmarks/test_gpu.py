@@ -104,7 +104,6 @@ def test_program_that_is_missing_and_a_result_that_is_broken_are_noted(tmp_path)
 
 def test_every_benchmark_of_an_operation_is_in_the_plan():
     apart = {
-        "attention",
         "dyt",
         "growth",
         "patch_embed_statistics",

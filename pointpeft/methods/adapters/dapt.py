@@ -15,7 +15,7 @@ from pointpeft.methods.base import Method, factory_kwargs, register_method
 from pointpeft.methods.reparameterized.scale_shift import ScaleShift, fold, is_foldable, mapped, normed, terms
 from pointpeft.methods.token_map import TokenMap
 from pointpeft.model import PointModel
-from pointpeft.ops import adapted_mlp, dynamic_adapter, frozen_attention, scale_shift_attention
+from pointpeft.ops import adapted_mlp, attention, dynamic_adapter, frozen_attention
 from pointpeft.ops.core.library import autocast_dtype, use_fused_reference
 from pointpeft.weights.publication import Publication, YamlModel, modelnet_recipe, scanobjectnn_recipes
 
@@ -110,8 +110,8 @@ class DAPTBlock(Block):
         if not (attn.sees_all and is_plain(tfts, ScaleShift)):
             return attn.attend(tfts(attn.qkv(u)))
         if is_frozen(attn.qkv):
-            return frozen_attention(u, attn.qkv.weight, attn.qkv.bias, tfts.gamma, tfts.beta, attn.num_heads)
-        return scale_shift_attention(attn.qkv(u), tfts.gamma, tfts.beta, attn.num_heads)
+            return frozen_attention(u, attn.qkv.weight, attn.qkv.bias, attn.num_heads, tfts.gamma, tfts.beta)
+        return attention(attn.qkv(u), attn.num_heads, tfts.gamma, tfts.beta)
 
     def _adapted_mlp(self, x: Tensor, branch: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """MLP(u) + A(u) with u = LN(x), and the prompt of A; with `branch` also both residuals."""

@@ -9,19 +9,17 @@ from pointpeft.ops.core import checks, library, products
 from pointpeft.ops.core import rows as _rows
 from pointpeft.ops.frozen.attention import attention, attention_reference, check_num_heads
 from pointpeft.ops.frozen.frozen_linear import checked, frozen_linear, frozen_linear_reference
-from pointpeft.ops.frozen.scale_shift_attention import scale_shift_attention
 
 
-def _composed(x, weight, bias, gamma, beta, num_heads):
-    z = frozen_linear(x, weight, bias)
-    return attention(z, num_heads) if gamma is None else scale_shift_attention(z, gamma, beta, num_heads)
+def _composed(x, weight, bias, scale, shift, num_heads):
+    return attention(frozen_linear(x, weight, bias), num_heads, scale, shift)
 
 
-def _cpu(x, weight, bias, gamma, beta, num_heads):
+def _cpu(x, weight, bias, scale, shift, num_heads):
     # The bias, which a product would have to be prepared with, goes into the shift.
     if bias is not None:
-        beta = bias if gamma is None else torch.addcmul(beta, bias, gamma)
-        gamma = torch.ones_like(bias) if gamma is None else gamma
+        shift = bias if scale is None else torch.addcmul(shift, bias, scale)
+        scale = torch.ones_like(bias) if scale is None else scale
     (batch, tokens, c), width = x.shape, weight.shape[0]
     if num_heads < 1 or width % (3 * num_heads):
         raise ValueError(f"num_heads must divide a third of weight's {width} rows, got {num_heads}")
@@ -35,16 +33,16 @@ def _cpu(x, weight, bias, gamma, beta, num_heads):
         rows = (end - begin) * tokens
         z = _rows.scratch(rows, width, x.dtype, "hidden")
         z = products.linear(x[begin:end].view(rows, c), weight, buffer=z)
-        _rows.attention(z.view(end - begin, tokens, width), gamma, beta, num_heads, out[begin:end])
+        _rows.attention(z.view(end - begin, tokens, width), scale, shift, num_heads, out[begin:end])
     return out
 
 
-def _fake(x, weight, bias, gamma, beta, num_heads):
+def _fake(x, weight, bias, scale, shift, num_heads):
     return x.new_empty((*x.shape[:2], weight.shape[0] // 3))
 
 
 _op = library.define(
-    "frozen_attention(Tensor x, Tensor weight, Tensor? bias, Tensor? gamma, Tensor? beta, int num_heads) -> Tensor",
+    "frozen_attention(Tensor x, Tensor weight, Tensor? bias, Tensor? scale, Tensor? shift, int num_heads) -> Tensor",
     cpu=_cpu,
     cuda=_composed,
     fake=_fake,
@@ -55,9 +53,9 @@ def frozen_attention(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    gamma: Tensor | None,
-    beta: Tensor | None,
     num_heads: int,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
 ) -> Tensor:
     """Multi-head self-attention over tokens of [q, k, v] = W x + b with a frozen map, or of γ ⊙ (W x + b) + β.
 
@@ -68,15 +66,15 @@ def frozen_attention(
         x: Tokens, any strides; under autocast all tensors are cast to its type. [B, T, C]
         weight: D is a multiple of `num_heads`. [3D, C]
         bias: None for none. [3D]
-        gamma: Together with `beta`, or both None. [3D]
-        beta: [3D]
         num_heads: A divisor of D.
+        scale: γ; None where nothing scales and shifts. [3D]
+        shift: β, together with `scale`. [3D]
 
     Returns:
         Contiguous. [B, T, D]
 
     Raises:
-        ValueError: A wrong shape, dtype, device or number of heads, one of `gamma` and `beta` alone, or a weight or
+        ValueError: A wrong shape, dtype, device or number of heads, one of `scale` and `shift` alone, or a weight or
             bias that asks for a gradient.
 
     Source: Vaswani et al., "Attention is all you need", 2017, Eq. 1; Lian et al., "Scaling & shifting your features",
@@ -86,22 +84,22 @@ def frozen_attention(
     checks.require_channels("x", x)
     if isinstance(weight, Tensor):
         check_num_heads("weight", "rows", weight.shape, checks.num_rows(weight), num_heads)
-    x, weight, bias, gamma, beta = checked(x, weight, bias, gamma, beta)
+    x, weight, bias, scale, shift = checked(x, weight, bias, scale, shift)
     if not x.numel() or library.use_fused_reference(x):
-        return frozen_attention_reference(x, weight, bias, gamma, beta, num_heads)
-    wanted = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, gamma, beta))
+        return frozen_attention_reference(x, weight, bias, num_heads, scale, shift)
+    wanted = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, scale, shift))
     if wanted or torch.compiler.is_compiling() or x.device.type == "cuda":
-        return _composed(x, weight, bias, gamma, beta, num_heads)
-    return _op(x, weight, bias, gamma, beta, num_heads)
+        return _composed(x, weight, bias, scale, shift, num_heads)
+    return _op(x, weight, bias, scale, shift, num_heads)
 
 
 def frozen_attention_reference(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    gamma: Tensor | None,
-    beta: Tensor | None,
     num_heads: int,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
 ) -> Tensor:
     """The definition in plain PyTorch; arguments and result as in `frozen_attention`."""
-    return attention_reference(frozen_linear_reference(x, weight, bias, gamma, beta), num_heads)
+    return attention_reference(frozen_linear_reference(x, weight, bias, scale, shift), num_heads)

@@ -49,34 +49,33 @@ class _FrozenLinearScaleShift(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x, weight, bias, gamma, beta):
-        ctx.save_for_backward(x, weight, bias, gamma)
-        return _scale_shifted(x, weight, bias, gamma, beta)
+    def forward(ctx, x, weight, bias, scale, shift):
+        ctx.save_for_backward(x, weight, bias, scale)
+        return _scale_shifted(x, weight, bias, scale, shift)
 
     @staticmethod
     @derivatives.once_differentiable("pointpeft.ops.frozen_linear")
     def backward(ctx, grad):
-        x, weight, bias, gamma = ctx.saved_tensors
-        dz, d_gamma, d_beta = _scale_shift_backward_op(grad.contiguous(), _op(x, weight, None), gamma)
-        d_gamma = d_gamma if bias is None else torch.addcmul(d_gamma, bias, d_beta)
-        return _op(dz, weight.t(), None), None, None, d_gamma, d_beta
+        x, weight, bias, scale = ctx.saved_tensors
+        dz, d_scale, d_shift = _scale_shift_backward_op(grad.contiguous(), _op(x, weight, None), scale)
+        d_scale = d_scale if bias is None else torch.addcmul(d_scale, bias, d_shift)
+        return _op(dz, weight.t(), None), None, None, d_scale, d_shift
 
 
-def _scale_shifted(x, weight, bias, gamma, beta):
-    beta = beta if bias is None else torch.addcmul(beta, bias, gamma)
-    return _scale_shift_op(_op(x, weight, None), gamma, beta)
+def _scale_shifted(x, weight, bias, scale, shift):
+    shift = shift if bias is None else torch.addcmul(shift, bias, scale)
+    return _scale_shift_op(_op(x, weight, None), scale, shift)
 
 
 def checked(
-    x: Tensor, weight: Tensor, bias: Tensor | None, gamma: Tensor | None, beta: Tensor | None
+    x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None, shift: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """Arguments of a frozen map, under autocast in its type; a ValueError names one that is wrong."""
-    if (gamma is None) != (beta is None):
-        raise ValueError(f"gamma and beta must be given together, got {'beta' if gamma is None else 'gamma'} alone")
+    checks.require_together("scale", scale, "shift", shift)
     if not isinstance(weight, Tensor):
         raise ValueError(f"weight must be a tensor, got {type(weight).__name__}")
     rows = checks.num_rows(weight)
-    given = {"weight": weight, "bias": bias, "gamma": gamma, "beta": beta}
+    given = {"weight": weight, "bias": bias, "scale": scale, "shift": shift}
     given = {name: tensor for name, tensor in given.items() if tensor is not None}
     x, *cast = library.autocast(x, *given.values())
     tensors = dict(zip(given, cast, strict=True))
@@ -85,15 +84,15 @@ def checked(
         checks.require_same_kind(name, tensor, "x", x)
         if name in ("weight", "bias") and tensor.requires_grad and torch.is_grad_enabled():
             raise ValueError(f"{name} must be frozen, but it requires a gradient")
-    return x, tensors["weight"], tensors.get("bias"), tensors.get("gamma"), tensors.get("beta")
+    return x, tensors["weight"], tensors.get("bias"), tensors.get("scale"), tensors.get("shift")
 
 
 def frozen_linear(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
-    gamma: Tensor | None = None,
-    beta: Tensor | None = None,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
 ) -> Tensor:
     """Maps y = W x + b over the last axis with a frozen map: on the CPU by the faster matrix library.
 
@@ -104,31 +103,31 @@ def frozen_linear(
         x: Any strides; under autocast all tensors are cast to its type. [..., C]
         weight: [O, C]
         bias: [O]
-        gamma: Together with `beta`, or neither. [O]
-        beta: [O]
+        scale: γ, together with `shift`, or neither. [O]
+        shift: β. [O]
 
     Returns:
         [..., O]
 
     Raises:
-        ValueError: A wrong shape, dtype or device, one of `gamma` and `beta` alone, or a weight or bias that asks for a
-            gradient.
+        ValueError: A wrong shape, dtype or device, one of `scale` and `shift` alone, or a weight or bias that asks for
+            a gradient.
 
     Source of γ and β: Lian et al., "Scaling & shifting your features", NeurIPS 2022, Eq. 2.
     """
     checks.require_channels("x", x)
-    x, weight, bias, gamma, beta = checked(x, weight, bias, gamma, beta)
+    x, weight, bias, scale, shift = checked(x, weight, bias, scale, shift)
     rows = weight.shape[0]
     if library.use_fused_reference(x) or torch.compiler.is_compiling():  # compilers choose their own library
-        return frozen_linear_reference(x, weight, bias, gamma, beta)
+        return frozen_linear_reference(x, weight, bias, scale, shift)
     flat = x.reshape(-1, x.shape[-1])
-    wanted = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, gamma, beta))
-    if gamma is None or beta is None:
+    wanted = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, scale, shift))
+    if scale is None or shift is None:
         y = _FrozenLinear.apply(flat, weight, bias) if wanted else _op(flat, weight, bias)
     elif wanted:
-        y = _FrozenLinearScaleShift.apply(flat, weight, bias, gamma, beta)
+        y = _FrozenLinearScaleShift.apply(flat, weight, bias, scale, shift)
     else:
-        y = _scale_shifted(flat, weight, bias, gamma, beta)
+        y = _scale_shifted(flat, weight, bias, scale, shift)
     return y.view(*x.shape[:-1], rows)
 
 
@@ -136,9 +135,9 @@ def frozen_linear_reference(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
-    gamma: Tensor | None = None,
-    beta: Tensor | None = None,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
 ) -> Tensor:
     """The definition in plain PyTorch; arguments and result as in `frozen_linear`."""
     y = F.linear(x, weight, bias)
-    return y if gamma is None or beta is None else gamma * y + beta
+    return y if scale is None or shift is None else scale * y + shift

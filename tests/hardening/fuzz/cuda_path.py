@@ -28,7 +28,6 @@ NAMES = (
     "frozen_mlp",
     "patch_embed",
     "scale_shift",
-    "scale_shift_gelu",
     "scale_shift_mlp",
 )
 """Operations that are written in Python; attention is not among them: its CUDA answer has no CPU counterpart."""
@@ -52,8 +51,6 @@ ANSWERS = {
     "patch_embed": module("patch_embed")._launch,
     "scale_shift": module("scale_shift")._launch,
     "scale_shift_backward": module("scale_shift")._launch_backward,
-    "scale_shift_gelu": module("scale_shift_gelu")._launch,
-    "scale_shift_gelu_backward": module("scale_shift_gelu")._launch_backward,
     "scale_shift_mlp": module("scale_shift_mlp")._cuda,
     "scale_shift_mlp_backward": module("scale_shift_mlp")._cuda_backward,
 }

@@ -8,18 +8,16 @@ from torch import Tensor
 
 from pointpeft import ops
 from pointpeft.ops.frozen.attention import heads
-from tests.hardening.fuzz.case import CASES, Case, case_of, even, largest, layer, tame, tokens
+from tests.hardening.fuzz.case import Case, case_of, even, largest, layer, tame, tokens
 from tests.hardening.fuzz.draw import FLOATS, Draw
 
 
-def elementwise(draw: Draw) -> Case:
+@case_of
+def scale_shift(draw: Draw) -> Case:
     dtype, channels = draw.choice(FLOATS), draw.size(129)
     x = tokens(draw, dtype, channels)
-    weights = layer(draw, dtype, {"gamma": (channels,), "beta": (channels,)})
-    return Case({"x": x, **weights}, (), None, ("x", "gamma", "beta"), tame(x))
-
-
-CASES["scale_shift"] = CASES["scale_shift_gelu"] = elementwise
+    weights = layer(draw, dtype, {"scale": (channels,), "shift": (channels,)})
+    return Case({"x": x, **weights}, (), None, ("x", "scale", "shift"), tame(x))
 
 
 @case_of
@@ -59,31 +57,26 @@ def attended(y: Tensor, num_heads: int, nudge: Callable[[Tensor], Tensor], kept:
     return exact - error * nothing
 
 
-def scaled_attended(z: Tensor, gamma: Tensor, beta: Tensor, kept: Tensor | None, stored: bool, **others: Any) -> Tensor:
-    y = gamma * z + beta
+def scaled_attended(
+    z: Tensor,
+    kept: Tensor | None,
+    stored: bool,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    **others: Any,
+) -> Tensor:
+    if scale is None or shift is None:  # z is stored as it is
+        return attended(z, kept=kept, **others)
+    y = scale * z + shift
     if kept is not None and stored:
         y = y + (y.to(kept.dtype) - y).detach()
     return attended(y, kept=kept, **others)
-
-
-@case_of
-def scale_shift_attention(draw: Draw) -> Case:
-    dtype = draw.choice(FLOATS)
-    num_heads = draw.choice([1, 2, 3, 6])
-    width = 3 * num_heads * draw.choice([1, 3, 8, 16])
-    z = tokens(draw, dtype, width, 3)
-    weights = layer(draw, dtype, {"gamma": (width,), "beta": (width,)})
-    learns = ("z", "gamma", "beta")
-    arguments = {"z": z, **weights, "num_heads": num_heads}
-    return Case(arguments, learns=learns, tame=tame(z), inside=scaled_attended)
 
 
 def projected(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    gamma: Tensor | None,
-    beta: Tensor | None,
     kept: Tensor | None,
     stored: bool,
     **others: Any,
@@ -91,9 +84,7 @@ def projected(
     z = ops.frozen_linear_reference(x, weight, bias)
     if kept is not None and stored:
         z = z + (z.to(kept.dtype) - z).detach()
-    if gamma is None or beta is None:
-        return attended(z, kept=kept, **others)
-    return scaled_attended(z, gamma, beta, kept, stored, **others)
+    return scaled_attended(z, kept, stored, **others)
 
 
 @case_of
@@ -101,12 +92,12 @@ def frozen_attention(draw: Draw) -> Case:
     dtype, c = draw.choice(FLOATS), draw.size(33)
     num_heads = draw.choice([1, 2, 3, 6])
     rows = 3 * num_heads * draw.choice([1, 3, 8, 16])
-    shapes = {"weight": (rows, c), "bias": (rows,), "gamma": (rows,), "beta": (rows,)}
+    shapes = {"weight": (rows, c), "bias": (rows,), "scale": (rows,), "shift": (rows,)}
     arguments = {"x": tokens(draw, dtype, c, 3), **layer(draw, dtype, shapes), "num_heads": num_heads}
-    for names in (["bias"], ["gamma", "beta"]):
+    for names in (["bias"], ["scale", "shift"]):
         if draw.happens(0.3):
             arguments |= dict.fromkeys(names)
-    learns = ("x", "gamma", "beta") if draw.happens(0.5) else ()
+    learns = ("x", "scale", "shift") if draw.happens(0.5) else ()
     return Case(arguments, learns=learns, tame=tame(arguments["x"]), inside=projected)
 
 
@@ -114,13 +105,12 @@ def frozen_attention(draw: Draw) -> Case:
 def attention(draw: Draw) -> Case:
     dtype = draw.choice(FLOATS)
     num_heads = draw.choice([1, 2, 3, 6])
-    z = tokens(draw, dtype, 3 * num_heads * draw.choice([1, 3, 8, 16]), 3)
-    learns = ("z",) if draw.happens(0.5) else ()
-
-    def inside(z: Tensor, stored: bool, **others: Any) -> Tensor:  # z is stored as it is
-        return attended(z, **others)
-
-    return Case({"z": z, "num_heads": num_heads}, learns=learns, tame=tame(z), inside=inside)
+    width = 3 * num_heads * draw.choice([1, 3, 8, 16])
+    arguments = {"z": tokens(draw, dtype, width, 3), "num_heads": num_heads}
+    if draw.happens(0.5):
+        arguments |= layer(draw, dtype, {"scale": (width,), "shift": (width,)})
+    learns = ("z", "scale", "shift") if draw.happens(0.7) else ()
+    return Case(arguments, learns=learns, tame=tame(arguments["z"]), inside=scaled_attended)
 
 
 @case_of
@@ -144,13 +134,13 @@ def frozen_mlp(draw: Draw) -> Case:
 @case_of
 def frozen_linear(draw: Draw) -> Case:
     dtype, c, o = draw.choice(FLOATS), draw.size(129), draw.size(129)
-    shapes = {"weight": (o, c), "bias": (o,), "gamma": (o,), "beta": (o,)}
+    shapes = {"weight": (o, c), "bias": (o,), "scale": (o,), "shift": (o,)}
     arguments = {"x": tokens(draw, dtype, c), **layer(draw, dtype, shapes)}
-    for names in (["bias"], ["gamma", "beta"]):
+    for names in (["bias"], ["scale", "shift"]):
         if draw.happens(0.3):
             arguments |= dict.fromkeys(names)
     x = arguments["x"]
-    return Case(arguments, (), None, ("x", "gamma", "beta"), tame(x))
+    return Case(arguments, (), None, ("x", "scale", "shift"), tame(x))
 
 
 @case_of

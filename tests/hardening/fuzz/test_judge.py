@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from pointpeft import ops
+from pointpeft.ops.core import rows
 from tests.hardening.fuzz.case import CASES, Case
 from tests.hardening.fuzz.draw import Draw
 from tests.hardening.fuzz.fused_cases import scaled_attended
@@ -23,18 +24,17 @@ def judge(name, arguments, change):
 
 
 # γx + β = 1e-4: of the seven digits of its terms three are left.
-CANCELS = {"x": [1.0], "gamma": [1.0], "beta": [-0.9999]}
+CANCELS = {"x": [1.0], "scale": [1.0], "shift": [-0.9999]}
 
 
-@pytest.mark.parametrize("name", ["scale_shift", "scale_shift_gelu"])
-def test_terms_that_cancel_may_round(name):
-    judge(name, CANCELS, lambda y: y + EPS / 2)
+def test_terms_that_cancel_may_round():
+    judge("scale_shift", CANCELS, lambda y: y + EPS / 2)
     with pytest.raises(AssertionError, match=r"value 0 is off by"):
-        judge(name, CANCELS, lambda y: y + 40 * EPS)
+        judge("scale_shift", CANCELS, lambda y: y + 40 * EPS)
 
 
 def test_beside_them_no_other_value_may():
-    arguments = {"x": [1.0, 1.0], "gamma": [1.0, 1e-4], "beta": [-0.9999, 0.0]}
+    arguments = {"x": [1.0, 1.0], "scale": [1.0, 1e-4], "shift": [-0.9999, 0.0]}
     judge("scale_shift", arguments, lambda y: y + torch.tensor([EPS, 0.0]))
     with pytest.raises(AssertionError, match=r"value 0 is off by"):
         judge("scale_shift", arguments, lambda y: y + torch.tensor([0.0, EPS]))
@@ -52,8 +52,9 @@ def test_the_tail_of_gelu_is_judged_by_its_digits():
     double = torch.tensor([-5.232361707163842], dtype=torch.float64)
     exact = gelu(double)
     assert abs(torch.nn.functional.gelu(double) - exact) > 1e-10 * abs(exact)
-    one, zero = torch.ones_like(double), torch.zeros_like(double)
-    torch.testing.assert_close(ops.scale_shift_gelu(double, one, zero), exact, rtol=1e-13, atol=0.0)
+    compiled = double[None].clone()
+    rows.forward(compiled, torch.ones_like(double), torch.zeros_like(double), True, compiled)
+    torch.testing.assert_close(compiled[0], exact, rtol=1e-13, atol=0.0)
 
 
 SHORT_AND_LONG = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
@@ -68,8 +69,8 @@ def values_alike(dtype):
     is left than the rounding of the result.
     """
     z = random(0, 3, 17, 3).to(dtype)
-    gamma, beta = torch.tensor([-0.41, -0.17, torch.finfo(dtype).eps]), torch.tensor([0.58, -0.55, -1.15625])
-    arguments = {"z": z.requires_grad_(), "gamma": gamma.to(dtype), "beta": beta.to(dtype), "num_heads": 1}
+    scale, shift = torch.tensor([-0.41, -0.17, torch.finfo(dtype).eps]), torch.tensor([0.58, -0.55, -1.15625])
+    arguments = {"z": z.requires_grad_(), "scale": scale.to(dtype), "shift": shift.to(dtype), "num_heads": 1}
     return Case(arguments, inside=scaled_attended)
 
 
@@ -79,9 +80,9 @@ GRAD = random(1, 3, 17, 1)
 def judge_gradient(case, change=lambda dz: dz):
     """Judges the operation's gradient of z after `change`, beside an exact one."""
     z = case.arguments["z"]
-    result = ops.scale_shift_attention(**case.arguments)
+    result = ops.attention(**case.arguments)
     (dz,) = differentiate([result], [z], [GRAD])
-    exact = partial(judged, "scale_shift_attention", case, [result], [GRAD])
+    exact = partial(judged, "attention", case, [result], [GRAD])
     reference = [value.to(z.dtype) for value in exact()]
     compare(case, ([result], [change(dz.double()).to(z.dtype)]), (reference[:1], reference[1:]), exact)
 
@@ -98,13 +99,13 @@ def test_the_result_that_the_backward_of_attention_reads_is_rounded(dtype):
 @pytest.mark.parametrize("stored", [False, True])
 def test_a_backward_may_store_the_scaled_values_or_not(dtype, stored):
     case = values_alike(dtype)
-    z, gamma, beta = (case.arguments[name].detach().double() for name in ("z", "gamma", "beta"))
-    result = ops.scale_shift_attention(**case.arguments).detach().double()
-    y = gamma * z + beta
+    z, scale, shift = (case.arguments[name].detach().double() for name in ("z", "scale", "shift"))
+    result = ops.attention(**case.arguments).detach().double()
+    y = scale * z + shift
     q, k, v = (y.to(dtype).double() if stored else y).split(1, -1)
     shares = (q @ k.mT).softmax(-1)
     scores = shares * (GRAD * v.mT - GRAD * result)
-    dz = gamma * torch.cat([scores @ k, scores.mT @ q, shares.mT @ GRAD], -1)
+    dz = scale * torch.cat([scores @ k, scores.mT @ q, shares.mT @ GRAD], -1)
     judge_gradient(case, lambda _: dz)
 
 
@@ -116,11 +117,11 @@ def test_no_error_of_such_a_gradient_passes_for_rounding(dtype):
         return dz * (1.2 if dtype == torch.bfloat16 else 1.05)  # eight roundings of bfloat16 are 6 %
 
     def without_the_result(dz):  # share · gradient · value alone
-        z, gamma, beta = (case.arguments[name].detach().double() for name in ("z", "gamma", "beta"))
-        q, k, v = (gamma * z + beta).split(1, -1)
+        z, scale, shift = (case.arguments[name].detach().double() for name in ("z", "scale", "shift"))
+        q, k, v = (scale * z + shift).split(1, -1)
         shares = (q @ k.mT).softmax(-1)
         lost = GRAD * (shares @ v)
-        return dz + gamma * torch.cat([lost * (shares @ k), shares.mT @ (lost * q), torch.zeros_like(v)], -1)
+        return dz + scale * torch.cat([lost * (shares @ k), shares.mT @ (lost * q), torch.zeros_like(v)], -1)
 
     def of_other_tokens(dz):
         return torch.cat([dz[..., :2], dz[..., 2:].roll(1, -2)], -1)
@@ -130,10 +131,10 @@ def test_no_error_of_such_a_gradient_passes_for_rounding(dtype):
             judge_gradient(case, wrong)
 
 
-@pytest.mark.parametrize("name", ["attention", "scale_shift_attention"])
-def test_attention_with_nothing_rounded_inside_is_the_reference(name):
-    heads, width = 2, 12
-    shapes = {"z": (2, 5, width)} | ({"gamma": (width,), "beta": (width,)} if name != "attention" else {})
+@pytest.mark.parametrize("scaled", [False, True])
+def test_attention_with_nothing_rounded_inside_is_the_reference(scaled):
+    name, heads, width = "attention", 2, 12
+    shapes = {"z": (2, 5, width)} | ({"scale": (width,), "shift": (width,)} if scaled else {})
     arguments = {at: random(i, *shape).requires_grad_() for i, (at, shape) in enumerate(shapes.items())}
     case = replace(CASES[name](Draw(0)), arguments={**arguments, "num_heads": heads})
     grads = [random(9, 2, 5, width // 3)]

@@ -19,24 +19,22 @@ def backend(request, monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_attention_reads_channels_that_are_not_side_by_side(dtype, generator):
     # The fused attention of the CPU took memory that is not the tensor's for values.
-    z, gamma, beta = draw(generator, 2, 9, 27), draw(generator, 27), draw(generator, 27)
+    z, scale, shift = draw(generator, 2, 9, 27), draw(generator, 27), draw(generator, 27)
     columns = z.to(dtype).transpose(1, 2).contiguous().transpose(1, 2)
-    weights, grad = [gamma.to(dtype), beta.to(dtype)], draw(generator, 2, 9, 9)
-    mine = results(lambda *t: ops.scale_shift_attention(*t, 3), [columns, *weights], grad.to(dtype))
-    exact = results(
-        lambda *t: ops.scale_shift_attention_reference(*t, 3), [t.double() for t in (columns, *weights)], grad
-    )
-    rough = results(lambda *t: ops.scale_shift_attention_reference(*t, 3), [columns, *weights], grad.to(dtype))
+    weights, grad = [scale.to(dtype), shift.to(dtype)], draw(generator, 2, 9, 9)
+    mine = results(lambda z, *t: ops.attention(z, 3, *t), [columns, *weights], grad.to(dtype))
+    exact = results(lambda z, *t: ops.attention_reference(z, 3, *t), [t.double() for t in (columns, *weights)], grad)
+    rough = results(lambda z, *t: ops.attention_reference(z, 3, *t), [columns, *weights], grad.to(dtype))
     assert_all_close(mine, exact, dtype, rough)
 
 
 @pytest.mark.parametrize("shape", [(2, 0, 12), (0, 5, 12), (0, 0, 12)])
 def test_attention_over_nothing_is_empty(shape, generator):
     # Without tokens the fused attention divided by zero and ended the process.
-    z, gamma, beta = torch.zeros(shape), draw(generator, 12).float(), draw(generator, 12).float()
-    out, *grads = results(lambda *t: ops.scale_shift_attention(*t, 2), [z, gamma, beta], torch.zeros(*shape[:2], 4))
+    z, scale, shift = torch.zeros(shape), draw(generator, 12).float(), draw(generator, 12).float()
+    out, *grads = results(lambda z, *t: ops.attention(z, 2, *t), [z, scale, shift], torch.zeros(*shape[:2], 4))
     assert out.shape == (*shape[:2], 4)
-    assert [g.shape for g in grads] == [z.shape, gamma.shape, beta.shape]
+    assert [g.shape for g in grads] == [z.shape, scale.shape, shift.shape]
     assert not grads[1].any()
     assert not grads[2].any()
 
@@ -45,7 +43,7 @@ def test_attention_over_nothing_is_empty(shape, generator):
 @pytest.mark.parametrize("heads", [1.5, None, True])
 def test_attention_refuses_a_number_of_heads_that_is_none(heads):
     with pytest.raises(ValueError, match=f"num_heads must be an int, got {heads!r}"):
-        ops.scale_shift_attention(torch.zeros(1, 2, 12), torch.ones(12), torch.zeros(12), heads)
+        ops.attention(torch.zeros(1, 2, 12), heads, torch.ones(12), torch.zeros(12))
 
 
 @pytest.mark.usefixtures("backend")
@@ -197,9 +195,8 @@ def test_layer_norm_names_a_weight_on_another_device(change, message):
 
 @pytest.mark.usefixtures("backend")
 def test_operations_name_a_weight_on_another_device_than_x():
-    for op in (ops.scale_shift, ops.scale_shift_gelu):
-        with pytest.raises(ValueError, match="gamma is on cpu, but x is on meta"):
-            op(torch.zeros(2, 4, device="meta"), torch.ones(4), torch.ones(4))
+    with pytest.raises(ValueError, match="scale is on cpu, but x is on meta"):
+        ops.scale_shift(torch.zeros(2, 4, device="meta"), torch.ones(4), torch.ones(4))
     shapes = [(1, 2, 3, 3), (4, 3), (4,), (4,), (4,), (5, 4), (5,), (6, 10), (6,)]
     patches, w1, b1, gamma1, beta1, w2, b2, w3, b3 = (torch.ones(shape) for shape in shapes)
     with pytest.raises(ValueError, match="w3 is on meta, but patches is on cpu"):

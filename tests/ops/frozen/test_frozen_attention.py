@@ -1,5 +1,4 @@
 import re
-from functools import partial
 
 import pytest
 import torch
@@ -27,7 +26,9 @@ def case(size, generator):
 
 
 def pair(size):
-    return (partial(f, num_heads=size[3]) for f in (frozen_attention, frozen_attention_reference))
+    """The operation and its reference, of a list of tensors."""
+    functions = (frozen_attention, frozen_attention_reference)
+    return (lambda x, w, b, *terms, f=f: f(x, w, b, size[3], *terms) for f in functions)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -90,9 +91,7 @@ def test_autocast_gives_its_type(device, generator):
 
 def test_over_nothing_is_empty(device):
     for batch, tokens in ((0, 5), (2, 0)):
-        y = frozen_attention(
-            torch.ones(batch, tokens, 4, device=device), torch.ones(6, 4, device=device), *[None] * 3, 1
-        )
+        y = frozen_attention(torch.ones(batch, tokens, 4, device=device), torch.ones(6, 4, device=device), None, 1)
         assert y.shape == (batch, tokens, 2)
 
 
@@ -105,8 +104,8 @@ def test_over_nothing_is_empty(device):
         (1, None, "weight must be a tensor, got NoneType"),
         (1, torch.zeros(144, 12, requires_grad=True), "weight must be frozen, but it requires a gradient"),
         (2, torch.zeros(144, requires_grad=True), "bias must be frozen, but it requires a gradient"),
-        (3, None, "gamma and beta must be given together, got beta alone"),
-        (4, torch.zeros(144, dtype=torch.float64), "beta is torch.float64, but x is torch.float32"),
+        (3, None, "scale and shift must be given together, got shift alone"),
+        (4, torch.zeros(144, dtype=torch.float64), "shift is torch.float64, but x is torch.float32"),
     ],
 )
 @pytest.mark.parametrize("backend", ["auto", "reference"])
@@ -115,4 +114,4 @@ def test_bad_input_names_the_argument(index, value, message, backend, monkeypatc
     inputs = [t.float() for t in case(SIZES[1], generator)[0]]
     inputs[index] = value
     with pytest.raises(ValueError, match=re.escape(message)):
-        frozen_attention(*inputs, 3)
+        frozen_attention(*inputs[:3], 3, *inputs[3:])

@@ -46,13 +46,13 @@ def test_scaled_and_shifted_it_keeps_its_input_alone(generator):
     kept = set()
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.add(t.data_ptr()) or t, lambda t: t):
         frozen_linear(x, weight, bias, torch.ones(70, dtype=x.dtype), torch.zeros(70, dtype=x.dtype))
-    gamma = kept - {x.data_ptr(), weight.data_ptr(), bias.data_ptr()}
-    assert len(gamma) == 1
+    scale = kept - {x.data_ptr(), weight.data_ptr(), bias.data_ptr()}
+    assert len(scale) == 1
 
 
-def test_gamma_and_beta_come_together(generator):
+def test_scale_and_shift_come_together(generator):
     x, weight, _ = (t.float() for t in case(SIZES[1], generator)[0])
-    with pytest.raises(ValueError, match="gamma and beta must be given together, got gamma alone"):
+    with pytest.raises(ValueError, match="scale and shift must be given together, got scale alone"):
         frozen_linear(x, weight, None, torch.ones(5))
 
 

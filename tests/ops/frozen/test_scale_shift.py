@@ -68,8 +68,8 @@ def test_autocast_gives_its_type(device, generator):
         (0, torch.zeros(3, 7, dtype=torch.int64), "x must be float32"),
         (0, torch.zeros(()), "x must have channels in its last dimension, got shape ()"),
         (0, 1.0, "x must be a tensor, got float"),
-        (1, torch.zeros(6), "gamma must have shape (7,), got (6,)"),
-        (2, torch.zeros(7, dtype=torch.float64), "beta is torch.float64, but x is torch.float32"),
+        (1, torch.zeros(6), "scale must have shape (7,), got (6,)"),
+        (2, torch.zeros(7, dtype=torch.float64), "shift is torch.float64, but x is torch.float32"),
     ],
 )
 def test_bad_input_names_the_argument(index, value, message, generator):
