@@ -233,17 +233,20 @@ def _scan_folder(root: Path) -> Listing:
 def _split_levels(root: Path, folders: list[Path]) -> tuple[dict[str, Path], list[str]]:
     """The folders that are named for a split and are one, and what is wrong with them.
 
-    A folder named Train may be a class of its own among others: it holds clouds, as they do, where a split holds
-    folders of clouds.
+    A folder named Train may be a class of its own among others: it holds what they hold, be it clouds or train/ and
+    test/, where a split holds folders of clouds. Where neither is clear, the folder is refused.
     """
     levels = _levels(folders)
     beside = [path for path in folders if path not in levels.values() and path.name.lower() not in UNUSED]
-    classes = [path for path in beside if any(file.parent == path for file in cloud_files(path))]
+    classes = [path for path in beside if cloud_files(path)]
     if not levels or not classes:
         return levels, []
     inner = [path for path in levels.values() if any(cloud_files(folder) for folder in _folders(path))]
-    if not inner:
+    # CLASS/train/FILE: what lies in all of these folders are splits, so that they are classes, whatever their names.
+    if not inner or all(_levels(_folders(path)) for path in (*levels.values(), *classes)):
         return {}, []
+    if len(levels) == len(LEVELS) and not any(file.parent in classes for path in classes for file in cloud_files(path)):
+        return levels, []  # train/CLASS and test/CLASS, and something beside them, which the notes name
     names = ", ".join(f"{path.name}/" for path in classes[:3]) + (", …" if len(classes) > 3 else "")
     return {}, [
         f"{inner[0]}: holds folders of clouds, as a split does, but beside it are {len(classes)} folders of clouds, "

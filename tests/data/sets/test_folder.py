@@ -91,6 +91,7 @@ def test_a_broken_cloud_is_named_when_it_is_read(tmp_path):
     ("sizes", "words"),
     [
         ({"train/a": 1, "test/a": 1, "test/rod": 1}, "classes only in the test part: rod"),
+        ({"a/x": 1, "b/x": 1, "Train/x": 1}, "Train: holds folders of clouds, as a split does, but beside it are 2"),
         ({"a": 1, "Train/y": 1}, "Train: holds folders of clouds, as a split does, but beside it are 1"),
         ({"a/train": 1, "a/test": 1, "b": 1}, "b: has no train/ and test/"),
         ({"train": 2, "test/a": 1}, "00.npy: lies in no class"),
@@ -192,6 +193,16 @@ def test_a_class_named_as_a_split_is_a_class_among_others(tmp_path, name):
     assert listing.problems == ()
     assert len(listing.classes) == 6
     assert name in listing.classes
+
+
+@pytest.mark.parametrize("name", ["Train", "test"])
+def test_a_class_named_as_a_split_is_a_class_above_splits(tmp_path, name):
+    sizes = {f"{kind}/{split}": 2 for kind in ("Boat", "Car", name) for split in ("train", "test")}
+    root = write_folder(tmp_path, sizes)
+    listing = folder.scan(root)
+    assert (listing.problems, listing.notes) == ((), ())
+    assert listing.classes == tuple(sorted(("Boat", "Car", name)))
+    assert [len(listing.parts[split]) for split in ("train", "test")] == [6, 6]
 
 
 def test_a_csv_file_without_splits_is_divided(listed):
