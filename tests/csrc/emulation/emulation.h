@@ -69,6 +69,7 @@ struct Choices {
   int way = -1, threads = 0, points = 0, blocks = 1;  // of a sampling plan; a negative way leaves the plan as it is
   int64_t max_blocks = int64_t{1} << 20;              // of one launch of ball_query
   int64_t product_entries = int64_t{1} << 24;         // of one product of knn
+  int64_t max_steps = 300000000;                      // accesses and switches of a launch: beyond, its loops do not end
 };
 extern Choices choices;
 

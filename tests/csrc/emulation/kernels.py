@@ -61,6 +61,7 @@ class Choices(ctypes.Structure):
         ("blocks", ctypes.c_int),
         ("max_blocks", ctypes.c_int64),
         ("product_entries", ctypes.c_int64),
+        ("max_steps", ctypes.c_int64),
     )
 
 
@@ -71,10 +72,16 @@ class Finding(Exception):
 class Kernels:
     """The kernels as compiled for one architecture."""
 
-    def __init__(self, architecture: int, sources: Mapping[str, str] | None = None, only: list[str] | None = None):
+    def __init__(
+        self,
+        architecture: int,
+        sources: Mapping[str, str] | None = None,
+        only: list[str] | None = None,
+        schemas: tuple[str, ...] | None = None,
+    ):
         path, name = build.build(architecture, sources, only)
         self._definitions = torch.library.Library(name, "FRAGMENT")
-        for schema in schemas():
+        for schema in schemas or declared_schemas():
             self._definitions.define(schema)
         torch.ops.load_library(path)
         self._ops = getattr(torch.ops, name)
@@ -91,10 +98,11 @@ class Kernels:
         plan: Plan | None = None,
         max_blocks: int = 1 << 20,
         product_entries: int = 1 << 24,
+        max_steps: int = 300_000_000,
     ) -> Any:
         """Runs an operation on CPU tensors as if they were on `device`; `seed` draws the order of its threads."""
         way = (WAYS.index(plan.way), plan.threads, plan.points, plan.blocks) if plan else (-1, 0, 0, 1)
-        self._c.emulation_choose(ctypes.byref(Choices(*way, max_blocks, product_entries)))
+        self._c.emulation_choose(ctypes.byref(Choices(*way, max_blocks, product_entries, max_steps)))
         self._c.emulation_begin(seed, device.index, device.architecture, device.processors, device.max_cluster)
         with filled_with_nan():
             try:
@@ -123,7 +131,7 @@ def short_name(name: str) -> str:
 
 
 @functools.cache
-def schemas() -> tuple[str, ...]:
+def declared_schemas() -> tuple[str, ...]:
     """Of all operations that the project declares."""
     declared = [s for s in torch._C._jit_get_all_schemas() if s.name.startswith("pointpeft::")]
     return tuple(str(schema).removeprefix("pointpeft::") for schema in declared)

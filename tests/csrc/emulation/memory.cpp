@@ -152,7 +152,7 @@ void access(const void* pointer, size_t bytes, Kind kind, bool is_aligned, const
   if (self == nullptr || !self->checked) return;
   const auto address = reinterpret_cast<uintptr_t>(pointer);
   if (address - reinterpret_cast<uintptr_t>(self->stack) < kStackBytes) return;
-  if (++running.accesses > kMaxAccesses) stop("a loop does not end" + at(code));
+  if (++running.steps > choices.max_steps) stop("a loop does not end" + at(code));
   if (is_aligned && address % bytes != 0) stop("misaligned " + std::string(kKindNames[kind]) + at(code));
   maybe_yield();
   is_shared(pointer) ? access_shared(address, bytes, kind, code) : access_tensor(address, bytes, kind, code);

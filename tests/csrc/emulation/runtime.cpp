@@ -68,7 +68,7 @@ void run(const Launch& launch, void (*thread)(void*), void* call) {
   running.thread = thread;
   running.call = call;
   running.number += 1;
-  running.accesses = 0;
+  running.steps = 0;
   running.failed = false;
   kernel_name = "";
   gridDim = dim3(static_cast<unsigned>(launch.grid));

@@ -87,6 +87,7 @@ void resume(Fiber& fiber) {
 // Waits until all of the group are here. The last one makes the values of a collective.
 void meet(Group& group, const char* operation_name, Collective operation, Site site) {
   const std::string name(group.name);
+  if (++running.steps > choices.max_steps) stop("a loop does not end" + at(site));
   if (group.finished > 0)
     stop(std::string(operation_name) + at(site) + ", which " + std::to_string(group.finished) + " of the " +
          std::to_string(group.size) + " threads of the " + name + " never reach: they have ended");

@@ -17,7 +17,6 @@ namespace emulation {
 constexpr int64_t kStackBytes = 64 << 10;      // of a fiber
 constexpr int64_t kMaxFibers = 16 * 1024;      // a cluster of 16 blocks
 constexpr int64_t kSharedBytes = 48 << 10;     // static shared memory of a block
-constexpr uint64_t kMaxAccesses = 2000000000;  // of a launch: beyond, its loops have no end
 
 struct Fiber;
 
@@ -78,7 +77,7 @@ struct Running {
   void (*thread)(void*) = nullptr;
   void* call = nullptr;
   uint32_t number = 0;  // counts launches
-  uint64_t accesses = 0;
+  int64_t steps = 0;    // accesses and switches
   bool failed = false;
   Fiber* current = nullptr;
   Group cluster;

@@ -1,6 +1,7 @@
 """Turns CUDA sources into C++ for the emulator by changes of words; every line stays where it is."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -8,6 +9,7 @@ CSRC = ROOT / "csrc"
 
 # Choices of the host code that the tests make themselves, so that small cases reach every path.
 CHOICES = (
+    (r"= plan_samples<\w+>\(", ""),  # see translate_plans
     (r"constexpr int64_t kMostBlocks = [^;]+;", "static const int64_t& kMostBlocks = emulation::choices.max_blocks;"),
     (r"\(int64_t\{1\} << 24\)", "(emulation::choices.product_entries)"),
 )
@@ -17,6 +19,14 @@ def sources() -> dict[str, str]:
     """The text of each file that a kernel may include, by its path from the root, and of the kernels themselves."""
     paths = [path for pattern in ("*.cu", "*.cuh", "*.h") for path in CSRC.rglob(pattern)]
     return {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in sorted(paths)}
+
+
+def require_choices(texts: Mapping[str, str]) -> None:
+    """Each choice that the tests make stands once in the sources: else a path would silently go untested."""
+    for pattern, _ in CHOICES:
+        count = sum(len(re.findall(pattern, text)) for text in texts.values())
+        if count != 1:
+            raise ValueError(f"{pattern} stands {count} times in csrc, and must once: adapt CHOICES in {__file__}")
 
 
 def closing(text: str, opening: int) -> int:
@@ -95,7 +105,7 @@ def translate_plans(text: str) -> str:
 def translate(name: str, text: str, architecture: int) -> str:
     """The C++ of one file, for kernels as compiled for `architecture`, such as 90."""
     text = translate_shared_arrays(translate_kernels(translate_launches(text)))
-    for pattern, replacement in CHOICES:
+    for pattern, replacement in CHOICES[1:]:
         text = re.sub(pattern, replacement, text)
     text = translate_plans(text)
     text = text.replace("__CUDA_ARCH__", f"{architecture}0")
