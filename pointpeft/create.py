@@ -20,6 +20,9 @@ def create_model(
     *,
     task: str = "classification",
     num_categories: int = 0,
+    classifier: str = "mlp",
+    num_support: int = 0,
+    up_axis: str | None = None,
     device: Any = None,
     dtype: torch.dtype | None = None,
     **options: Any,
@@ -34,6 +37,11 @@ def create_model(
             package ships. None for fresh ones.
         task: classification of clouds; part_segmentation or semantic_segmentation, of their points.
         num_categories: Kinds of clouds in part segmentation, whose index the call takes as `category`; 0 for none.
+        classifier: What classifies clouds: the published "mlp", or "kernel", a `KernelHead` that `solve_kernel_head`
+            fills.
+        num_support: Clouds that a kernel head remembers.
+        up_axis: The axis that points up in the clouds of a classifier, which turns them to the y up of published
+            pre-trainings; None leaves them as they are.
         device: Where the weights live; "meta" for no weights at all.
         dtype: Of the weights.
         options: Fields of the backbone's configuration and of the method, by name.
@@ -69,7 +77,7 @@ def create_model(
     source = None if checkpoint is None else load_backbone(built, checkpoint)
     # A method takes the loaded parameters over as they are, perhaps under another name: they are known by identity.
     loaded = {id(p) for name, p in built.named_parameters() if source is not None and name in source.loaded}
-    model = PointModel(backbone, built, method, num_classes, task, num_categories)  # type: ignore[arg-type]
+    model = PointModel(backbone, built, method, num_classes, task, num_categories, classifier, num_support, up_axis)  # type: ignore[arg-type]
     if source is not None:
         names = frozenset(name for name, p in model.named_parameters() if id(p) in loaded)
         model.origin = Origin(str(checkpoint), source.sha256, names)
@@ -80,5 +88,7 @@ def create_from_config(config: dict[str, Any], checkpoint: str | Path | None = N
     """The model that `PointModel.config` describes, with fresh weights around the checkpoint's."""
     method = create_method(config["method"]["name"], **config["method"]["fields"])
     name, values = config["backbone"]["name"], config["backbone"]["fields"]
-    task = {key: config[key] for key in ("task", "num_categories") if key in config}  # older adapters classify
-    return create_model(name, method, config["num_classes"], checkpoint, **task, **factory, **values)
+    # Older adapters classify by the published head.
+    names = ("task", "num_categories", "classifier", "num_support", "up_axis")
+    kinds = {key: config[key] for key in names if key in config}
+    return create_model(name, method, config["num_classes"], checkpoint, **kinds, **factory, **values)

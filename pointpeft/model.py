@@ -6,7 +6,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from pointpeft.heads import ClassificationHead, DenseFeatures, DenseHead, Pool, UpsamplingHead, tapped_blocks
+from pointpeft.data.dataset import require_axis
+from pointpeft.data.transforms import turn_y_up
+from pointpeft.heads import (
+    ClassificationHead,
+    DenseFeatures,
+    DenseHead,
+    KernelHead,
+    LevelPool,
+    Pool,
+    UpsamplingHead,
+    tapped_blocks,
+)
 
 if TYPE_CHECKING:
     from pointpeft.methods.base import Method
@@ -14,6 +25,7 @@ if TYPE_CHECKING:
 
 
 TASKS = ("classification", "part_segmentation", "semantic_segmentation")
+CLASSIFIERS = ("mlp", "kernel")
 
 
 @dataclass(frozen=True)
@@ -42,6 +54,10 @@ class PointModel(nn.Module):
         num_classes: Number of logits.
         task: One of `TASKS`.
         num_categories: Kinds of clouds that part segmentation tells apart beforehand; 0 for none.
+        classifier: What the head is, one of `CLASSIFIERS`: the published MLP, or a `KernelHead` that is solved.
+        num_support: Clouds that a kernel head remembers; 0 for others.
+        up_axis: The axis that points up in the clouds of a classifier, which turns them as its pre-training had them, y
+            up; None leaves them as they are.
         merged: Whether `merge` has been called.
         origin: Where the frozen weights came from, None for fresh ones.
         load_report: What `from_published` loaded, None for other models.
@@ -56,6 +72,9 @@ class PointModel(nn.Module):
         num_classes: int,
         task: str = "classification",
         num_categories: int = 0,
+        classifier: str = "mlp",
+        num_support: int = 0,
+        up_axis: str | None = None,
     ):
         super().__init__()
         if task not in TASKS:
@@ -66,6 +85,15 @@ class PointModel(nn.Module):
             )
         if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
             raise ValueError(f"num_classes must be an int of at least 1, got {num_classes!r}")
+        if classifier not in CLASSIFIERS or (classifier != "mlp" and task != "classification"):
+            known = ", ".join(CLASSIFIERS)
+            raise ValueError(f"classifier must be one of {known}, and mlp but for classification, got {classifier!r}")
+        if (classifier == "kernel") != (num_support > 0):
+            raise ValueError(f"num_support must be positive for a kernel head, and 0 for others, got {num_support}")
+        if up_axis is not None and task != "classification":
+            raise ValueError(f"up_axis must be None but for classification, got {up_axis!r}")
+        self.classifier, self.num_support = classifier, num_support
+        self.up_axis = None if up_axis is None else require_axis(up_axis)
         self.backbone_name = backbone_name
         self.backbone = backbone
         self.method = method
@@ -84,9 +112,11 @@ class PointModel(nn.Module):
         method.attach(self)
         parameter = next(backbone.parameters())
         factory = {"device": parameter.device, "dtype": parameter.dtype}
-        self.head: ClassificationHead | DenseHead | UpsamplingHead
+        self.head: ClassificationHead | KernelHead | DenseHead | UpsamplingHead
         width = backbone.config.width
-        if self.pool is not None:
+        if classifier == "kernel":
+            self.head = KernelHead(LevelPool(width).out_dim, num_classes, num_support, **factory)
+        elif self.pool is not None:
             self.head = ClassificationHead(self.pool.out_dim, num_classes, **backbone.head_options, **factory)
         elif backbone.dense_upsampling:
             min_sq_norm = backbone.config.min_sq_norm
@@ -102,7 +132,9 @@ class PointModel(nn.Module):
 
     @property
     def taps(self) -> tuple[int, ...]:
-        """The blocks whose outputs a dense head reads, three of them; none where clouds are classified."""
+        """The blocks whose outputs a dense or a kernel head reads, three of them; none for the published classifier."""
+        if self.classifier == "kernel":
+            return tapped_blocks(len(self.backbone.blocks))
         if not self.dense:
             return ()
         return self.backbone.dense_blocks or tapped_blocks(len(self.backbone.blocks))
@@ -113,15 +145,21 @@ class PointModel(nn.Module):
         return (*self.method.inputs, *(("category",) if self.num_categories else ()))
 
     def set_pooling(self, parts: tuple[str, ...] | nn.Module) -> None:
-        """Sets which tokens the classifier reads; a dense head reads the patch tokens alone, and ignores it.
+        """Sets which tokens the published classifier reads; other heads read the patch tokens alone, and ignore it.
 
         Args:
             parts: Names of what is pooled and put side by side, see `Pool`; or a module with an `out_dim` that maps
                 tokens and context to features, as `Pool` does.
         """
-        if not self.dense:
+        if self.classifier == "kernel":
+            self.pool = LevelPool(self.backbone.config.width)
+        elif not self.dense:
             is_module = isinstance(parts, nn.Module)
             self.pool = parts if is_module else Pool(parts, self.backbone.config.width, self.backbone.prefix)
+
+    def turned(self, xyz: Tensor) -> Tensor:
+        """The clouds as the backbone gets them. [B, N, 3]"""
+        return xyz if self.up_axis is None else turn_y_up(xyz, self.up_axis)
 
     def forward_features(self, xyz: Tensor, **inputs: Tensor) -> Any:
         """What the head reads, [B, F], or `DenseFeatures` where points are classified; arguments as in `forward`."""
@@ -141,15 +179,17 @@ class PointModel(nn.Module):
                 f"group_size = {config.group_size}), got N = {xyz.shape[1]}"
             )
         taps = self.taps
-        tokens, ctx = self.backbone(xyz, inputs, taps)
+        tokens, ctx = self.backbone(self.turned(xyz), inputs, taps)
         self._aux_losses = ctx.aux_losses
-        if self.pool is not None:
+        if self.pool is not None and not taps:
             return self.pool(tokens, ctx)
 
         def normalised(tokens: dict[int, Tensor]) -> Tensor:
             """Those after each tapped block side by side. [B, T, C] each -> [B, T, 3C]"""
             return torch.cat([self.backbone.token_transform(self.backbone.norm(tokens[block])) for block in taps], -1)
 
+        if self.pool is not None:
+            return self.pool(normalised(ctx.hidden), ctx.xyz)
         pooled = None
         if ctx.pooled:
             first, second = ({block: pair[i] for block, pair in ctx.pooled.items()} for i in range(2))
@@ -227,10 +267,15 @@ class PointModel(nn.Module):
     @property
     def config(self) -> dict[str, Any]:
         """What `create_from_config` needs to build this model again, ready for JSON; a mapping, as `peft` reads it."""
+        of_classifier = {
+            **({} if self.classifier == "mlp" else {"classifier": self.classifier, "num_support": self.num_support}),
+            **({} if self.up_axis is None else {"up_axis": self.up_axis}),
+        }
         return {
             "backbone": {"name": self.backbone_name, "fields": asdict(self.backbone.config)},
             "method": {"name": self.method.name, "fields": self.method.config()},
             "num_classes": self.num_classes,
             "task": self.task,
             "num_categories": self.num_categories,
+            **of_classifier,
         }

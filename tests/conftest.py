@@ -32,6 +32,7 @@ SLOW = (
     "tests/data/sets/test_furniture.py::test_no_near_duplicate_across_the_split",
     "tests/data/test_on_demand.py",
     "tests/hardening/",
+    "tests/heads/test_kernel_model.py::test_it_is_exported",
     "tests/heads/test_dense.py::test_widths_are_the_published_ones",
     "tests/methods/adapters/test_dapt.py",
     "tests/methods/prompts/test_memory_bank.py",

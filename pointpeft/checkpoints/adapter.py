@@ -167,7 +167,7 @@ def _require_entries(config: dict[str, Any]) -> None:
         if not isinstance(entry.get("fields"), dict):
             raise ValueError(f"{name}.fields must be options by name, got {reprlib.repr(entry.get('fields'))}")
         require_small_numbers(entry["fields"], f"{name}.fields")
-    for name, least in (("num_classes", 1), ("num_categories", 0)):
+    for name, least in (("num_classes", 1), ("num_categories", 0), ("num_support", 0)):
         count = config.get(name, least)
         if isinstance(count, bool) or not isinstance(count, int) or not least <= count <= MAX_CLASSES:
             raise ValueError(f"{name} must be an int from {least} to {MAX_CLASSES}, got {reprlib.repr(count)}")

@@ -78,6 +78,18 @@ def _is_far(points: Tensor) -> Tensor:
     return points.abs().amax((-2, -1)) > _NEAR * extent
 
 
+def turn_y_up(points: Tensor, up_axis: str) -> Tensor:
+    """Turns clouds by a quarter, so that the axis that points up becomes y, as in ShapeNet and ModelNet40.
+
+    Args:
+        points: Coordinates. [..., N, 3]
+        up_axis: The axis that points up: "x", "y" or "z".
+    """
+    x, y, z = points.unbind(-1)
+    turned = {"x": (-y, x, z), "z": (x, z, -y)}.get(require_axis(up_axis))
+    return points if turned is None else torch.stack(turned, -1)
+
+
 @dataclass(frozen=True)
 class ScaleTranslate:
     """Scales and shifts every cloud, each axis by its own number.

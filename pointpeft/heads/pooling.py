@@ -4,7 +4,11 @@ import torch
 from torch import Tensor, nn
 
 from pointpeft.backbones.context import Context
+from pointpeft.heads.dense import NUM_LEVELS
+from pointpeft.heads.kernel import Group
+from pointpeft.heads.shape_descriptors import NUM_DESCRIPTORS, shape_descriptors
 
+SHAPE_WEIGHT = 0.25  # of the shape descriptors beside tokens, in squared distances
 POOLED_PARTS = ("prompt_mean", "prompt_max", "patch_mean", "patch_max")
 
 
@@ -43,3 +47,20 @@ class Pool(nn.Module):
     def extra_repr(self) -> str:
         """The parts, for printing."""
         return f"parts={self.parts}, out_dim={self.out_dim}"
+
+
+class LevelPool(nn.Module):
+    """Puts the mean and the maximum of the patch tokens at three depths and the cloud's shape side by side.
+
+    Args:
+        width: C of the tokens.
+    """
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.groups = (Group(2 * NUM_LEVELS * width, 1.0), Group(NUM_DESCRIPTORS, SHAPE_WEIGHT))
+        self.out_dim = sum(group.size for group in self.groups)
+
+    def forward(self, levels: Tensor, xyz: Tensor) -> Tensor:
+        """Tokens [B, G, 3C] and clouds [B, N, 3], y up -> features [B, out_dim]."""
+        return torch.cat([levels.mean(1), levels.amax(1), shape_descriptors(xyz).to(levels.dtype)], 1)

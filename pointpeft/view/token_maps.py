@@ -83,7 +83,7 @@ def observe(model: PointModel, xyz: Tensor, **inputs: Tensor) -> Observation:
             patch_maps[token_map.name] = torch.stack([_patches(values, ctx) for values in calls]).mean(0)
     k = min(3, ctx.num_groups)
     maps = {
-        name: interpolate(xyz[None].float(), ctx.centers.float(), values[None, :, None], k)[0, :, 0].cpu()
+        name: interpolate(ctx.xyz.float(), ctx.centers.float(), values[None, :, None], k)[0, :, 0].cpu()
         for name, values in patch_maps.items()
     }
     return Observation(output, maps, _most_similar(recalled[0].cpu()) if recalled else [])
