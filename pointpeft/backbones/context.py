@@ -30,6 +30,7 @@ class Context:
         whole: What a dense head reads of the whole cloud beside them, where the backbone has it. [B, C]
         pooled: Two tokens after blocks named in `taps` that a method puts in the place of the maximum and the mean over
             the patches there. [B, 1, C] each
+        attended: What the attention of the last block has read, for a branch beside the blocks. [B, T, C]
     """
 
     xyz: Tensor
@@ -45,6 +46,7 @@ class Context:
     hidden: dict[int, Tensor] = field(default_factory=dict)
     whole: Tensor | None = None
     pooled: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    attended: Tensor | None = None
 
     @property
     def num_prefix(self) -> int:

@@ -1,7 +1,7 @@
 """The layers that all backbones share: attention, MLP, stochastic depth and the pre-norm block."""
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -74,7 +74,10 @@ class Attention(nn.Module):
         k = torch.cat([keys.expand(batch, -1, -1), k], 1)
         v = torch.cat([values.expand(batch, -1, -1), v], 1)
         q, k, v = (t.view(batch, -1, self.num_heads, width // 3 // self.num_heads).transpose(1, 2) for t in (q, k, v))
-        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, tokens, width // 3)
+        visible = self.visible(qkv)
+        if visible is not None:  # every token looks at the prefix
+            visible = F.pad(visible, (keys.shape[1], 0), value=True)
+        return F.scaled_dot_product_attention(q, k, v, visible).transpose(1, 2).reshape(batch, tokens, width // 3)
 
     def mixed(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """`attend` of `qkv`, in one operation where all tokens see each other and the map is frozen.
@@ -192,7 +195,12 @@ class DropPath(nn.Module):
 class Block(nn.Module):
     """Pre-norm transformer block that adds the positions to its input itself.
 
-    A method derives from it, takes the frozen parts over with `adopt`, and writes its own `forward`.
+    A method derives from it, takes the frozen parts over with `adopt`, and writes its own `forward`, of which
+    `attention_half` and `mlp_inputs` know where the residuals of this kind of block start.
+
+    Attributes:
+        normed_skips: Whether the skip connections around the attention and around the MLP carry the normalised tokens,
+            u + f(u) with u = LN(x), instead of x + f(u).
     """
 
     norm1: nn.LayerNorm
@@ -200,8 +208,7 @@ class Block(nn.Module):
     norm2: nn.LayerNorm
     mlp: Mlp
     drop_path: DropPath
-    # Whether its equations are those of `forward` below, which the blocks of methods are written for.
-    plain: ClassVar[bool] = True
+    normed_skips: tuple[bool, bool] = (False, False)
 
     def __init__(
         self,
@@ -226,26 +233,48 @@ class Block(nn.Module):
         return self.attn.proj.out_features
 
     def adopt(self, block: "Block") -> None:
-        """Takes over every part of `block` under its name, instead of `Block.__init__`.
-
-        Raises:
-            ValueError: `block` computes something else than this one is written for.
-        """
-        if self.plain and not block.plain:
-            raise ValueError(
-                f"{type(self).__name__} is written for plain pre-norm blocks, whose residuals start before the "
-                f"normalisation; {type(block).__name__} is none"
-            )
+        """Takes over the parts of `block` under their names, and its `normed_skips`, instead of `Block.__init__`."""
         nn.Module.__init__(self)
+        self.normed_skips = block.normed_skips
         for name, part in block.named_children():
             self.add_module(name, part)
         self.train(block.training)
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
         """[B, T, C] -> [B, T, C]"""
+        x = self.attention_half(x, ctx)
+        x, u = self.mlp_inputs(x)
+        return self.drop_path.added(x, self.mlp(u))
+
+    def attention_half(self, x: Tensor, ctx: Context, attn: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """The first half: x + Attn(u) with u = LN1(x), or u + Attn(u) where `normed_skips` says so; x with positions.
+
+        Args:
+            x: [B, T, C]
+            ctx: Of this pass.
+            attn: Stands in for the attention, as a method changes it. [B, T, C] -> [B, T, C]
+
+        Returns:
+            [B, T, C]
+        """
         x = ctx.add_pos(x)
-        x = self.drop_path.added(x, self.attn(self.norm1(x)))
-        return self.drop_path.added(x, self.mlp(self.norm2(x)))
+        u = self.norm1(x)
+        x = self.attention_skip(x, u, ctx)
+        return self.drop_path.added(x, self.attn(u) if attn is None else attn(u))
+
+    def attention_skip(self, x: Tensor, u: Tensor, ctx: Context) -> Tensor:
+        """What the attention's output is added to: x, or u, which the attention reads; `ctx` keeps u. [B, T, C]"""
+        ctx.attended = u
+        return u if self.normed_skips[0] else x
+
+    def mlp_inputs(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What the MLP's output is added to, x or u, and what the MLP reads, u = LN2(x). [B, T, C] each"""
+        u = self.norm2(x)
+        return self.mlp_skip(x, u), u
+
+    def mlp_skip(self, x: Tensor, u: Tensor) -> Tensor:
+        """What the MLP's output is added to: x, or u = LN2(x). [B, T, C]"""
+        return u if self.normed_skips[1] else x
 
 
 def init_weights(module: nn.Module) -> None:

@@ -62,7 +62,7 @@ class CausalAttention(Attention):
 class GPTBlock(Block):
     """u = LN(x); y = u + Attn(u); y + MLP(LN(y)): the first residual starts from the normalised tokens."""
 
-    plain = False
+    normed_skips = (True, False)
 
     def __init__(
         self,
@@ -76,12 +76,6 @@ class GPTBlock(Block):
     ):
         super().__init__(width, num_heads, mlp_ratio, drop_path, device=device, dtype=dtype)
         self.attn = CausalAttention(width, num_heads, qkv_bias=True, device=device, dtype=dtype)
-
-    def forward(self, x: Tensor, ctx: Context) -> Tensor:
-        """[B, T, C] -> [B, T, C]"""
-        u = self.norm1(ctx.add_pos(x))
-        y = u + self.attn(u)
-        return y + self.mlp(self.norm2(y))
 
 
 class LargePatchEmbed(PatchEmbed):

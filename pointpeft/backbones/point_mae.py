@@ -125,9 +125,9 @@ class PointMAE(nn.Module):
         self.patch_embed: nn.Module = self.make_patch_embed(config, **factory)
         self.patch_transform: nn.Module = nn.Identity()
         self.pos_embed: nn.Module = self.make_pos_embed(config, **factory)
-        rates = [config.drop_path * i / max(1, config.depth - 1) for i in range(config.depth)]
         self.blocks = nn.ModuleList(
-            self.block_type(width, config.num_heads, config.mlp_ratio, rate, **factory) for rate in rates
+            self.block_type(width, config.num_heads, config.mlp_ratio, rate, **factory)
+            for rate in self.drop_path_rates(config)
         )
         self.norm: nn.Module = self.make_norm(config, **factory)
         self.token_transform: nn.Module = nn.Identity()
@@ -135,6 +135,11 @@ class PointMAE(nn.Module):
         for name in self.prefix:
             nn.init.trunc_normal_(getattr(self, f"{name}_token"), std=0.02)
             nn.init.trunc_normal_(getattr(self, f"{name}_pos"), std=0.02)
+
+    @staticmethod
+    def drop_path_rates(config: PointMAEConfig) -> list[float]:
+        """Rate of stochastic depth of each block: from 0 up to `drop_path`."""
+        return [config.drop_path * i / max(1, config.depth - 1) for i in range(config.depth)]
 
     def make_patch_embed(self, config: PointMAEConfig, *, device: Any = None, dtype: Any = None) -> nn.Module:
         """The tokenizer: [B, G, S, 3] -> [B, G, C]."""
@@ -150,6 +155,12 @@ class PointMAE(nn.Module):
     def make_norm(self, config: PointMAEConfig, *, device: Any = None, dtype: Any = None) -> nn.Module:
         """What normalises the tokens after the last block: [B, T, C] -> [B, T, C]."""
         return nn.LayerNorm(config.width, device=device, dtype=dtype)
+
+    @property
+    def last_norm(self) -> nn.LayerNorm:
+        """The layer that ends `norm`."""
+        layer: Any = self.norm[-1] if isinstance(self.norm, nn.Sequential) else self.norm
+        return layer
 
     @classmethod
     def published_config(cls, config: dict[str, Any]) -> dict[str, Any]:
@@ -246,14 +257,18 @@ class PointMAE(nn.Module):
         """
         patches, centers = self.group(xyz)
         ctx = Context(xyz, centers, inputs=inputs or {}, taps=taps)
-        x = self.embed(ctx, patches)
-        for i, block in enumerate(self.blocks):
-            x = block(x, ctx)
-            if i in taps:
-                ctx.hidden[i] = ctx.split(x)[2]
+        x = self.run_blocks(self.embed(ctx, patches), ctx)
         if taps and self.dense_whole:
             ctx.whole = x[:, : ctx.num_prefix].amax(1)
         return self.token_transform(self.norm(x)), ctx
+
+    def run_blocks(self, x: Tensor, ctx: Context) -> Tensor:
+        """All blocks, one after the other; keeps what `ctx.taps` names. [B, T, C] -> [B, T, C]"""
+        for i, block in enumerate(self.blocks):
+            x = block(x, ctx)
+            if i in ctx.taps:
+                ctx.hidden[i] = ctx.split(x)[2]
+        return x
 
 
 PointMAEConfig.backbone_type = PointMAE

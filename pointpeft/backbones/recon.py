@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pointpeft.backbones.context import Context
-from pointpeft.backbones.layers import Block, Mlp
+from pointpeft.backbones.layers import Block, DropPath, Mlp, init_weights
 from pointpeft.backbones.point_mae import PointMAE, PointMAEConfig
 from pointpeft.backbones.registry import register_backbone
 from pointpeft.weights.publication import Publication, YamlModel, modelnet_recipe, scanobjectnn_recipes
@@ -64,15 +64,8 @@ class CrossAttention(nn.Module):
         return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, tokens, width))
 
 
-class ReConBlock(Block):
-    """Two branches, of which the global one reads the other; residuals start from the normalised tokens.
-
-    With u = LN(x) of the patches and v = LN(g) of the global tokens: v + CrossAttn(v, u) and u + Attn(u); then each its
-    own u = LN(.) and u + MLP(u). A plain block adds to the tokens before normalisation instead. Prompts count as
-    patches.
-    """
-
-    plain = False
+class GlobalBlock(nn.Module):
+    """Global tokens look at the patches: v = LN(g); v = v + CrossAttn(v, u); w = LN(v); w + MLP(w)."""
 
     def __init__(
         self,
@@ -84,28 +77,31 @@ class ReConBlock(Block):
         device: Any = None,
         dtype: Any = None,
     ):
-        super().__init__(width, num_heads, mlp_ratio, drop_path, device=device, dtype=dtype)
-        self.norm1_contrast = nn.LayerNorm(width, device=device, dtype=dtype)
-        self.attn_contrast = CrossAttention(width, num_heads, device=device, dtype=dtype)
-        self.norm2_contrast = nn.LayerNorm(width, device=device, dtype=dtype)
-        self.mlp_contrast = Mlp(width, int(width * mlp_ratio), device=device, dtype=dtype)
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, device=device, dtype=dtype)
+        self.attn = CrossAttention(width, num_heads, device=device, dtype=dtype)
+        self.norm2 = nn.LayerNorm(width, device=device, dtype=dtype)
+        self.mlp = Mlp(width, int(width * mlp_ratio), device=device, dtype=dtype)
+        self.drop_path = DropPath(drop_path)
 
-    def forward(self, x: Tensor, ctx: Context) -> Tensor:
-        """[B, T, C] -> [B, T, C]"""
-        x = ctx.add_pos(x)
-        v = self.norm1_contrast(x[:, : ctx.num_prefix])  # [B, 3, C]
-        u = self.norm1(x[:, ctx.num_prefix :])
-        v = v + self.drop_path(self.attn_contrast(v, u))
-        u = u + self.drop_path(self.attn(u))
-        v = self.norm2_contrast(v)
-        u = self.norm2(u)
-        v = v + self.drop_path(self.mlp_contrast(v))
-        u = u + self.drop_path(self.mlp(u))
-        return torch.cat([v, u], 1)
+    def forward(self, g: Tensor, u: Tensor) -> Tensor:
+        """Global tokens with their positions [B, 3, C], and the patches normalised [B, T, C] -> [B, 3, C]"""
+        v = self.norm1(g)
+        v = self.norm2(v + self.drop_path(self.attn(v, u)))
+        return v + self.drop_path(self.mlp(v))
+
+
+class ReConBlock(Block):
+    """u = LN(x); u = u + Attn(u); w = LN(u); w + MLP(w): both residuals start from the normalised tokens."""
+
+    normed_skips = (True, True)
 
 
 class ReCon(PointMAE):
     """The encoder of ReCon with its class, image and text tokens, as it is fine-tuned: 43.6 million parameters.
+
+    The three global tokens run beside the patches, in layers of their own, and read what the patches' attention reads;
+    no patch reads them. `blocks` are those of the patches, which methods adapt; prompts count as patches.
 
     Source: Qi et al., "Contrast with reconstruct: contrastive 3D representation learning guided by generative
     pretraining", ICML 2023, and its published code for the residuals.
@@ -118,9 +114,37 @@ class ReCon(PointMAE):
     dense_prefix = True
     dense_whole = True
     pooled = ("cls", "img", "text", "patch_max")
+    published_renames = (
+        (r"^backbone\.global_blocks\.(\d+)\.(\w+)\.", r"blocks.blocks.\1.\2_contrast."),
+        *PointMAE.published_renames,
+    )
     published_prefixes = ("MAE_encoder.",)
     published_markers = ("_contrast.", "img_token", "text_token")
     ignored_keys = (*TEACHERS, *PointMAE.ignored_keys)
+
+    def __init__(self, config: Any, *, device: Any = None, dtype: Any = None):
+        super().__init__(config, device=device, dtype=dtype)
+        factory, rates = {"device": device, "dtype": dtype}, self.drop_path_rates(config)
+        self.global_blocks = nn.ModuleList(
+            GlobalBlock(config.width, config.num_heads, config.mlp_ratio, rate, **factory) for rate in rates
+        )
+        init_weights(self.global_blocks)
+
+    def run_blocks(self, x: Tensor, ctx: Context) -> Tensor:
+        """The blocks of the patches, and after each the block of the global tokens. [B, T, C] -> [B, T, C]"""
+        names, count = ctx.prefix, ctx.num_prefix
+        pos: Any = ctx.pos  # which `embed` has set
+        g, g_pos = x[:, :count], pos[:, :count]
+        x, ctx.pos, ctx.prefix = x[:, count:], pos[:, count:], ()
+        for i, (block, global_block) in enumerate(zip(self.blocks, self.global_blocks, strict=True)):
+            x = block(x, ctx)
+            g = global_block(g + g_pos, ctx.attended)
+            if i in ctx.taps:
+                ctx.hidden[i] = ctx.split(x)[2]
+        ctx.prefix = names
+        if ctx.pos is not None:
+            ctx.pos = torch.cat([g_pos, ctx.pos], 1)
+        return torch.cat([g, x], 1)
 
     @classmethod
     def published_config(cls, config: dict[str, Any]) -> dict[str, Any]:

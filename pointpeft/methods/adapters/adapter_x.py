@@ -106,9 +106,8 @@ class AdapterXBlock(Block):
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
         """[B, T, C] -> [B, T + 1, C]"""
-        x = ctx.add_pos(x)
-        x = x + self.drop_path(self.attn(self.norm1(x)))
-        n = self.norm2(x)
+        x = self.attention_half(x, ctx)
+        x, n = self.mlp_inputs(x)
         a, p = self.mixture_of_all[0](n)
         ctx.aux_losses["balance"] = ctx.aux_losses.get("balance", 0.0) + self.balance * balance_loss(p)
         x = x + self.drop_path(self.mlp(n) + a)

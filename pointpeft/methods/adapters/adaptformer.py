@@ -21,9 +21,9 @@ class AdaptFormerBlock(Block):
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
         """[B, T, C] -> [B, T, C]"""
-        x = ctx.add_pos(x)
-        x = x + self.drop_path(self.attn(self.norm1(x)))
-        return x + self.drop_path(self.mlp(self.norm2(x))) + self.scale * self.adapter(x)
+        x = self.attention_half(x, ctx)
+        x, u = self.mlp_inputs(x)
+        return x + self.drop_path(self.mlp(u)) + self.scale * self.adapter(x)
 
 
 @register_method

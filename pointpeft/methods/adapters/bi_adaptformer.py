@@ -71,10 +71,10 @@ class BiAdaptFormerBlock(Block):
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
         """[B, T, C] -> [B, T, C]"""
-        x = ctx.add_pos(x)
-        x = x + self.drop_path(self.attn(self.norm1(x)))
+        x = self.attention_half(x, ctx)
+        x, u = self.mlp_inputs(x)
         a = self.up(self.dropout(F.relu(self.down(x))))
-        return x + self.drop_path(self.mlp(self.norm2(x))) + self.scale * a
+        return x + self.drop_path(self.mlp(u)) + self.scale * a
 
 
 @register_method

@@ -74,7 +74,8 @@ class DAPTBlock(Block):
     """A frozen block with a transform after each layer, an adapter beside its MLP, and a prompt as its by-product.
 
     Positions are added once, before the first block, although the backbone was pre-trained with them added before each:
-    as published.
+    as published. Where the skip connection around the attention carries normalised tokens, which positions do not
+    outlive, they are added before each block, as in the pre-training; prompts have none.
     """
 
     def __init__(self, block: Block, rank: int, dropout: float, gate_bias: float):
@@ -92,8 +93,10 @@ class DAPTBlock(Block):
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
         """[B, T, C] -> [B, T + 1, C]: every block leaves one prompt behind the prefix."""
         x = ctx.add_pos(x)
-        ctx.pos = None
+        if not self.normed_skips[0]:
+            ctx.pos = None
         u = normed(self.norm1, self.tfts_1, x, autocast_dtype(x))
+        x = self.attention_skip(x, u, ctx)
         y = self.attn(u, mix=self._attend, project=lambda y: mapped(self.attn.proj, self.tfts_proj, y))
         if self.drop_path.drops:
             x = self.drop_path.added(x, y)
@@ -118,6 +121,7 @@ class DAPTBlock(Block):
         if not self._is_fusable or (isinstance(self.tfts_fc1, nn.Identity) and use_fused_reference(x)):
             x = x if branch is None else x + branch
             u = normed(self.norm2, self.tfts_2, x)
+            x = self.mlp_skip(x, u)
             a, prompt = self.adapter(u)
             y = self._mlp(u) + a
             return y if branch is None else x + y, prompt
@@ -137,7 +141,8 @@ class DAPTBlock(Block):
         """Whether the second half of the block is what `adapted_mlp` computes, whose maps are frozen."""
         mlp = self.mlp
         return (
-            is_plain(mlp, Mlp)
+            not self.normed_skips[1]
+            and is_plain(mlp, Mlp)
             and is_frozen(mlp.fc1)
             and is_frozen(mlp.fc2)
             and mlp.fc1.bias is not None
@@ -284,7 +289,7 @@ class DAPT(Method):
         backbone = model.backbone
         for block in backbone.blocks:
             block.fold()
-        backbone.token_transform = fold(backbone.norm, backbone.token_transform)
+        backbone.token_transform = fold(backbone.last_norm, backbone.token_transform)
         # Where the tokenizer ends in a maximum over points, a scale may pass it only if it is not negative.
         embed = backbone.patch_embed
         if not embed.ends_in_maximum or bool((backbone.patch_transform.gamma >= 0).all()):

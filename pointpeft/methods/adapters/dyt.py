@@ -76,23 +76,23 @@ class DyTBlock(Block):
         ctx.aux_losses["rate"] = self.rate_weight * (torch.stack(kept).mean() - self.keep).square()
         return torch.cat([torch.ones_like(prefix), torch.ones_like(prompts), patches, torch.ones_like(suffix)], 1)
 
-    def dispatched_mlp(self, x: Tensor, mask: Tensor) -> Tensor:
-        """M ⊙ MLP(LN2 x); in evaluation computed for the kept tokens alone. [B, T, C] -> [B, T, C]"""
+    def dispatched_mlp(self, u: Tensor, mask: Tensor) -> Tensor:
+        """M ⊙ MLP(u) with u = LN2 x; in evaluation computed for the kept tokens alone. [B, T, C] -> [B, T, C]"""
         if self.training or torch.compiler.is_compiling():
-            return mask * self.mlp(self.norm2(x))
-        flat = x.reshape(-1, x.shape[-1])
+            return mask * self.mlp(u)
+        flat = u.reshape(-1, u.shape[-1])
         kept = mask.reshape(-1).nonzero().squeeze(-1)
         out = torch.zeros_like(flat)
-        return out.index_copy(0, kept, self.mlp(self.norm2(flat[kept]))).view_as(x)
+        return out.index_copy(0, kept, self.mlp(flat[kept])).view_as(u)
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
         """[B, T, C] -> [B, T, C]"""
-        x = ctx.add_pos(x)
-        x = x + self.drop_path(self.attn(self.norm1(x)))
+        x = self.attention_half(x, ctx)
+        x, u = self.mlp_inputs(x)
         adapted = self.scale * self.adapter(x)
         if self.full:
-            return x + self.drop_path(self.mlp(self.norm2(x))) + adapted
-        return x + self.drop_path(self.dispatched_mlp(x, self.choose(x, ctx))) + adapted
+            return x + self.drop_path(self.mlp(u)) + adapted
+        return x + self.drop_path(self.dispatched_mlp(u, self.choose(x, ctx))) + adapted
 
 
 @register_method

@@ -26,9 +26,9 @@ class HoulsbyBlock(Block):
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
         """[B, T, C] -> [B, T, C]"""
-        x = ctx.add_pos(x)
-        x = x + self.drop_path(self.adapt("attn", self.attn(self.norm1(x))))
-        return x + self.drop_path(self.adapt("mlp", self.mlp(self.norm2(x))))
+        x = self.attention_half(x, ctx, lambda u: self.adapt("attn", self.attn(u)))
+        x, u = self.mlp_inputs(x)
+        return x + self.drop_path(self.adapt("mlp", self.mlp(u)))
 
 
 @register_method

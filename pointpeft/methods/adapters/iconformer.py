@@ -71,9 +71,8 @@ class IConFormerBlock(Block):
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
         """[B, T, C] -> [B, T, C]"""
-        x = ctx.add_pos(x)
-        x = x + self.drop_path(self.attn(self.norm1(x)))
-        u = self.norm2(x)
+        x = self.attention_half(x, ctx)
+        x, u = self.mlp_inputs(x)
         return x + self.drop_path(self.mlp(u) + self.adapter(u, ctx))
 
 

@@ -53,13 +53,13 @@ class PeterRecBlock(Block):
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
         """[B, T, C] -> [B, T, C]"""
-        x = ctx.add_pos(x)
-        u = self.norm1(x)
-        c = self.attn(u)
-        x = x + self.drop_path(self.patch_attn(c) if self.serial else c + self.patch_attn(u))
-        u = self.norm2(x)
-        c = self.mlp(u)
-        return x + self.drop_path(self.patch_mlp(c) if self.serial else c + self.patch_mlp(u))
+        x = self.attention_half(x, ctx, lambda u: self.patched(self.patch_attn, u, self.attn(u)))
+        x, u = self.mlp_inputs(x)
+        return x + self.drop_path(self.patched(self.patch_mlp, u, self.mlp(u)))
+
+    def patched(self, patch: nn.Module, u: Tensor, c: Tensor) -> Tensor:
+        """ψ(c), or c + ψ(u) in parallel. [B, T, C] each"""
+        return patch(c) if self.serial else c + patch(u)
 
 
 @register_method

@@ -145,9 +145,9 @@ class PointGSTBlock(Block):
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
         """[B, T, C] -> [B, T, C]"""
-        x = ctx.add_pos(x)
-        x = x + self.drop_path(self.attn(self.norm1(x)))
-        return x + self.drop_path(self.mlp(self.norm2(x))) + self.spectral(x, ctx, self.graphs(ctx))
+        x = self.attention_half(x, ctx)
+        skip, u = self.mlp_inputs(x)
+        return skip + self.drop_path(self.mlp(u)) + self.spectral(x, ctx, self.graphs(ctx))
 
 
 def _recipes(backbone: str, folder: str, augment: str) -> tuple[Recipe, ...]:

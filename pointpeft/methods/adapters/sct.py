@@ -47,13 +47,13 @@ class SCTBlock(Block):
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
         """[B, T, C] -> [B, T, C]"""
-        x = ctx.add_pos(x)
-        x = x + self.drop_path(self.attn(self.norm1(x)))
+        x = self.attention_half(x, ctx)
         if self.observed is None:
             x = self.salient(x)
         else:
             self.observed.append(ctx.split(x)[2].float().square().sum(1))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        x, u = self.mlp_inputs(x)
+        return x + self.drop_path(self.mlp(u))
 
 
 @torch.no_grad()

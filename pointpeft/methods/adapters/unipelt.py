@@ -103,9 +103,9 @@ class UniPELTBlock(Block):
         """[B, T, C] -> [B, T, C]; the first block adds the soft prompts to T."""
         if self.prompts is not None:
             x = ctx.insert_prompts(x, self.prompts)
-        x = ctx.add_pos(x)
-        x = x + self.drop_path(self.attn(self.norm1(x), mix=lambda u: self.attend(u, ctx)))
-        z = self.mlp(self.norm2(x))
+        x = self.attention_half(x, ctx, lambda u: self.attn(u, mix=lambda u: self.attend(u, ctx)))
+        x, u = self.mlp_inputs(x)
+        z = self.mlp(u)
         if self.adapter is not None and self.adapter_gate is not None:
             z = z + self.adapter_gate(z) * self.adapter(z)
         return x + self.drop_path(z)

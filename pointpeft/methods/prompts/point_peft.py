@@ -66,9 +66,12 @@ class PointPEFTBlock(Block):
         """The block as pre-trained, its tuned biases undone. [B, G, C] -> [B, G, C]"""
         attn, mlp = self.attn, self.mlp
         u = _with_bias(self.norm1, self.frozen_norm1, x)
-        x = x + _with_bias(attn.proj, self.frozen_attn_proj, attn.attend(linear(_pretrained(attn.qkv), u)))
+        y = attn.attend(linear(_pretrained(attn.qkv), u))
+        x = (u if self.normed_skips[0] else x) + _with_bias(attn.proj, self.frozen_attn_proj, y)
         u = _with_bias(self.norm2, self.frozen_norm2, x)
-        return x + _with_bias(mlp.fc2, self.frozen_mlp_fc2, F.gelu(_with_bias(mlp.fc1, self.frozen_mlp_fc1, u)))
+        return self.mlp_skip(x, u) + _with_bias(
+            mlp.fc2, self.frozen_mlp_fc2, F.gelu(_with_bias(mlp.fc1, self.frozen_mlp_fc1, u))
+        )
 
     def prompts(self, ctx: Context, x: Tensor) -> Tensor:
         """Dropout(E) + z + A(z) of what the bank remembers, z. [B, P, C]"""
@@ -90,8 +93,10 @@ class PointPEFTBlock(Block):
         x = ctx.add_pos(x)
         if prompts is not None:
             x = torch.cat([x[:, :prefix], prompts, x[:, prefix:]], 1)
-        x = x + self.attn(self.norm1(x))
-        h = self.drop_path(self.mlp(self.norm2(x)))
+        u = self.norm1(x)
+        x = self.attention_skip(x, u, ctx) + self.attn(u)
+        x, u = self.mlp_inputs(x)
+        h = self.drop_path(self.mlp(u))
         x = x + h + ADAPTER_SHARE * self.adapter(h)
 
         near = ctx.cached(("point_peft.near", self.prompted), lambda: prior.neighborhoods(ctx, self.prompted))
@@ -208,7 +213,7 @@ class PointPEFT(Method):
     name = "point_peft"
     needs = ("blocks", "norm")
     trains = (
-        r"^backbone\.(cls_token|cls_pos|norm\.weight|norm\.bias)$",
+        r"^backbone\.(cls_token|cls_pos|norm\.(\d+\.)?(weight|bias))$",
         r"^backbone\.blocks\.\d+\.(norm1|norm2|attn\.proj|mlp\.fc1|mlp\.fc2)\.bias$",
     )
     publication = PUBLICATION
@@ -267,9 +272,6 @@ class PointPEFT(Method):
     def build(self, model: PointModel) -> None:
         """Puts the prompts and adapters in."""
         backbone = model.backbone
-        if any(type(block) is not Block for block in backbone.blocks):
-            block_types = ", ".join(sorted({type(block).__name__ for block in backbone.blocks}))
-            raise ValueError(f"method 'point_peft' needs plain pre-norm blocks, got {block_types}")
         backbone.prior = PointPrior(self, backbone)
         for i, block in enumerate(backbone.blocks):
             backbone.blocks[i] = PointPEFTBlock(block, backbone.prior, i < self.prompt_blocks)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from pointpeft.backbones.context import Context
 from pointpeft.methods.base import factory_kwargs
@@ -87,21 +88,20 @@ class PointPrior(nn.Module):
             self.keep_frozen(backbone.norm)
         self.frozen: tuple[PointPEFTBlock, ...] = ()
 
-    norm_weight: Tensor
-    norm_bias: Tensor
-
-    def keep_frozen(self, norm: nn.LayerNorm) -> None:
+    def keep_frozen(self, norm: nn.Module) -> None:
         """Copies the final norm, which trains: the frozen features need the one of the pre-training."""
-        self.register_buffer("norm_weight", norm.weight.detach().clone())
-        self.register_buffer("norm_bias", norm.bias.detach().clone())
+        for name, parameter in norm.named_parameters():
+            self.register_buffer(f"norm_{name.replace('.', '_')}", parameter.detach().clone())
+        self._norm = (norm,)  # in a tuple, so that it has one name only
 
     @torch.no_grad()
     def frozen_feature(self, patches: Tensor, pos: Tensor) -> Tensor:
         """The feature of each cloud by the pre-trained weights: the maximum over its tokens. [B, G, C] -> [B, C]"""
         for block in self.frozen:
             patches = block.frozen_forward(patches + pos)
-        norm = F.layer_norm(patches, patches.shape[-1:], self.norm_weight, self.norm_bias)
-        return norm.amax(1)
+        norm = self._norm[0]
+        pretrained = {name: getattr(self, f"norm_{name.replace('.', '_')}") for name, _ in norm.named_parameters()}
+        return functional_call(norm, pretrained, (patches,)).amax(1)
 
     def retrieve(self, f: Tensor) -> Tensor:
         """Parameter-free attention over the bank: [f, g, V] of s = (f/|f|) M, V = M[:, topK s], g = softmax(topK s) V.

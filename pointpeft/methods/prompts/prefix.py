@@ -53,11 +53,12 @@ class PrefixBlock(Block):
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
         """[B, T, C] -> [B, T, C]"""
-        x = ctx.add_pos(x)
         attn = self.attn
-        y = attn(self.norm1(x), mix=lambda u: attn.attend_with_prefix(attn.qkv(u), *self.prefix(ctx)))
-        x = x + self.drop_path(y)
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        x = self.attention_half(
+            x, ctx, lambda u: attn(u, mix=lambda u: attn.attend_with_prefix(attn.qkv(u), *self.prefix(ctx)))
+        )
+        x, u = self.mlp_inputs(x)
+        return x + self.drop_path(self.mlp(u))
 
 
 @register_method

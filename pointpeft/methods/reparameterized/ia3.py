@@ -26,9 +26,9 @@ class IA3Block(Block):
         """[B, T, C] -> [B, T, C]"""
         if self.folded:
             return super().forward(x, ctx)
-        x = ctx.add_pos(x)
-        x = x + self.drop_path(self.attn(self.norm1(x), mix=self._attend))
-        return x + self.drop_path(self.mlp(self.norm2(x), second=lambda h: self.mlp.fc2(self.l_ff * h)))
+        x = self.attention_half(x, ctx, lambda u: self.attn(u, mix=self._attend))
+        x, u = self.mlp_inputs(x)
+        return x + self.drop_path(self.mlp(u, second=lambda h: self.mlp.fc2(self.l_ff * h)))
 
     def _attend(self, u: Tensor) -> Tensor:
         q, k, v = self.attn.qkv(u).chunk(3, -1)

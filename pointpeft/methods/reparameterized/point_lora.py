@@ -120,14 +120,15 @@ class PointLoRABlock(Block):
             x = selector(x, ctx)
         prefix, prompts, patches, selected = ctx.split(ctx.add_pos(x))
         x = torch.cat([prefix, prompts, patches + mlps.patches(patches), selected + mlps.selected(selected)], 1)
-        attn = self.attn
+        attn, u = self.attn, self.norm1(x)
         y = attn(
-            self.norm1(x),
+            u,
             mix=lambda u: attn.attend(_map(attn.qkv, self.lora_qkv, mlps.qkv, u)),
             project=lambda y: _map(attn.proj, self.lora_proj, mlps.proj, y),
         )
-        x = x + self.drop_path(y)
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        x = self.attention_skip(x, u, ctx) + self.drop_path(y)
+        x, u = self.mlp_inputs(x)
+        return x + self.drop_path(self.mlp(u))
 
     def fold(self) -> None:
         """Adds the low-rank updates to the weights; the MLPs stay."""

@@ -25,18 +25,20 @@ class SSFBlock(Block):
         """[B, T, C] -> [B, T, C]"""
         x = ctx.add_pos(x)
         attn, mlp = self.attn, self.mlp
+        u = self.ssf_norm1(self.norm1(x))
         y = attn(
-            self.ssf_norm1(self.norm1(x)),
+            u,
             mix=lambda u: attn.attend(self.ssf_qkv(attn.qkv(u))),
             project=lambda y: self.ssf_proj(attn.proj(y)),
         )
-        x = x + self.drop_path(y)
+        x = self.attention_skip(x, u, ctx) + self.drop_path(y)
+        u = self.ssf_norm2(self.norm2(x))
         y = mlp(
-            self.ssf_norm2(self.norm2(x)),
+            u,
             first=lambda u: self.ssf_fc1(mlp.fc1(u)),
             second=lambda h: self.ssf_fc2(mlp.fc2(h)),
         )
-        return x + self.drop_path(y)
+        return self.mlp_skip(x, u) + self.drop_path(y)
 
     def fold(self) -> None:
         """Folds every pair into the layer before it."""
@@ -70,6 +72,6 @@ class SSF(Method):
         backbone = model.backbone
         for block in backbone.blocks:
             block.fold()
-        backbone.token_transform = fold(backbone.norm, backbone.token_transform)
+        backbone.token_transform = fold(backbone.last_norm, backbone.token_transform)
         if not backbone.patch_embed.ends_in_maximum or bool((backbone.patch_transform.gamma >= 0).all()):
             backbone.patch_transform = fold(backbone.patch_embed.last_layer, backbone.patch_transform)

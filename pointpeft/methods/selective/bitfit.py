@@ -14,7 +14,7 @@ class BitFit(Method):
     Source: Ben Zaken et al., "BitFit", ACL 2022.
     """
 
-    trains = (PREFIX_TOKENS, r"^backbone\.blocks\.\d+\.(.*\.)?\w*bias$")
+    trains = (PREFIX_TOKENS, r"^backbone\.(global_)?blocks\.\d+\.(.*\.)?\w*bias$")
 
     def build(self, model: PointModel) -> None:
         """Nothing to add."""

@@ -15,7 +15,7 @@ class LNTuning(Method):
     """
 
     name = "ln_tuning"
-    trains = (PREFIX_TOKENS, r"^backbone\.blocks\.\d+\.norm[12]\.(weight|bias)$")
+    trains = (PREFIX_TOKENS, r"^backbone\.(global_)?blocks\.\d+\.norm[12]\.(weight|bias)$")
 
     def build(self, model: PointModel) -> None:
         """Nothing to add."""
