@@ -58,6 +58,9 @@ class Recipe:
         for name, least in (("epochs", 1), ("accumulate", 1), ("lr", 0), ("weight_decay", 0), ("warmup", 0)):
             if not getattr(self, name) >= least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        for name in ("lr", "weight_decay"):
+            if math.isinf(getattr(self, name)):
+                raise ValueError(f"{name} must be finite, got {getattr(self, name)}")
         if self.ema is not None and not 0 <= self.ema < 1:
             raise ValueError(f"ema must be at least 0 and below 1, got {self.ema}")
         if self.patience is not None and self.patience < 1:

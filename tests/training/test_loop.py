@@ -70,7 +70,7 @@ def test_the_rate_rises_linearly_and_falls_as_a_cosine():
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("epochs", 0), ("lr", -1.0), ("lr", math.nan), ("clip", 0.0), ("ema", 1.0), ("patience", 0)]
+    ("name", "value"), [("epochs", 0), ("lr", -1.0), ("lr", math.nan), ("lr", math.inf), ("clip", 0.0), ("ema", 1.0), ("patience", 0)]
 )
 def test_a_wrong_recipe_names_its_argument(name, value):
     with pytest.raises(ValueError, match=name):
