@@ -23,10 +23,12 @@ class Mesh:
     Attributes:
         vertices: Coordinates, float64. [V, 3]
         faces: Corners as positions in `vertices`, int64. [F, 3]
+        warning: What of the file is missing in it, for people; empty where nothing is.
     """
 
     vertices: np.ndarray
     faces: np.ndarray
+    warning: str = ""
 
 
 def optional(library: str) -> Any:

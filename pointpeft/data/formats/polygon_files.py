@@ -71,14 +71,17 @@ def _corner(value: str, count: int, line: int) -> int:
 def read_stl(path: Path) -> Mesh:
     """A .stl file, binary or text, of one or many solids.
 
+    A binary file that lacks the end of its last triangle gives the others and a warning.
+
     Raises:
-        DataError: It is cut off, or announces another number of triangles than it has.
+        DataError: It is cut off before that, or announces another number of triangles than it has.
 
     Source: 3D Systems, "Stereolithography Interface Specification", 1989.
     """
     content = path.read_bytes()
     count = int.from_bytes(content[80:84], "little") if len(content) >= _STL_HEADER else -1
     size = _STL_HEADER + _STL_TRIANGLE * count
+    warning = ""
     is_text = content[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith(b"solid")
     if len(content) != size and is_text and re.search(rb"facet|endsolid", content, re.IGNORECASE):
         corners = _stl_text(decode(content))
@@ -86,13 +89,16 @@ def read_stl(path: Path) -> Mesh:
         if count < 0:
             raise DataError("is no STL file: neither text that begins with solid, nor the 84 bytes of a binary header")
         there = (len(content) - _STL_HEADER) / _STL_TRIANGLE
-        if there < count:
+        if there < count and (int(there) < count - 1 or count == 1):
             raise DataError(f"is cut off: {there:g} triangles, {count} announced")
         if there >= count + 1 and there == int(there):
             raise DataError(f"its header announces {count} triangles, it has {int(there)}")
+        if there < count:
+            count -= 1
+            warning = f"is cut off: the last of its {count + 1} triangles is left out"
         record = np.dtype([("normal", "<f4", 3), ("corners", "<f4", (3, 3)), ("attribute", "<u2")])
         corners = np.frombuffer(content, record, count, _STL_HEADER)["corners"].astype(np.float64)
-    return Mesh(corners.reshape(-1, 3), np.arange(3 * len(corners)).reshape(-1, 3))
+    return Mesh(corners.reshape(-1, 3), np.arange(3 * len(corners)).reshape(-1, 3), warning)
 
 
 def _stl_text(text: str) -> np.ndarray:

@@ -3,6 +3,7 @@
 import os
 import re
 import tempfile
+import warnings
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -74,6 +75,9 @@ def read_points(
     Returns:
         Points, float32. [n, 3]
 
+    Warns:
+        UserWarning: A surface lacks its end, and the rest is read; names the file and what is missing.
+
     Raises:
         DataError: The file is missing, broken, empty, of unknown kind, has no three columns or a coordinate that is
             not finite; names the file and the reason.
@@ -81,9 +85,7 @@ def read_points(
     path = Path(path)
     if num_points is not None and num_points < 1:
         raise ValueError(f"num_points must be at least 1, got {num_points}")
-    reader = _READERS.get(path.suffix.lower())
-    if reader is None:
-        raise DataError(f"{path}: unknown kind of file {path.suffix!r}; known: {' '.join(EXTENSIONS)}")
+    reader = _reader_of(path.suffix, path)
     if not os.path.isfile(path):
         raise DataError(f"{path}: {'not a file' if os.path.exists(path) else 'no such file'}")
     size = path.stat().st_size
@@ -118,22 +120,24 @@ def read_bytes(
     Raises:
         DataError: As `read_points`.
     """
+    reader, placement = _reader_of(suffix, name), _Placement(normalized, near_origin=near_origin)
+    others = (name, len(content), num_points, None, placement, drop_non_finite)
     if suffix == ".npy":  # no way by the disk for the kind that shards are made of
-        file, size = BytesIO(content), len(content)
-        placement = _Placement(normalized, near_origin=near_origin)
-        return _read(_read_npy, file, name, size, num_points, None, placement, drop_non_finite)
+        return _read(_read_npy, BytesIO(content), *others)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, f"cloud{suffix}")
         path.write_bytes(content)
         try:
-            dropped: dict[str, int] = {}
-            drop = dropped if isinstance(drop_non_finite, dict) else drop_non_finite
-            points = read_points(path, num_points, normalized=normalized, near_origin=near_origin, drop_non_finite=drop)
-            if dropped and isinstance(drop_non_finite, dict):
-                drop_non_finite[name] = sum(dropped.values())
-            return points
-        except DataError as error:
-            raise DataError(str(error).replace(str(path), name, 1)) from error
+            return _read(reader, path, *others)
+        except DataError as error:  # libraries name the file that they read
+            raise DataError(str(error).replace(str(path), name)) from error
+
+
+def _reader_of(suffix: str, name: Path | str) -> Callable[[Any], Mesh | np.ndarray]:
+    reader = _READERS.get(suffix.lower())
+    if reader is None:
+        raise DataError(f"{name}: unknown kind of file {suffix!r}; known: {' '.join(EXTENSIONS)}")
+    return reader
 
 
 @dataclass(frozen=True)
@@ -176,6 +180,8 @@ def _read(
             drop, way_out = (False, "") if drop_non_finite is None else (drop_non_finite, CLI_WAY_OUT)
             content, _ = keep_finite(coordinates(content, finite=False), drop, str(name), way_out)
             require_in_range(content)
+        elif content.warning:
+            warnings.warn(f"{name} {content.warning}", stacklevel=3)
         points = _draw(content, num_points, generator)
         result = placement.apply(points)
     except DataError as error:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from pointpeft.data import DataError, read_points
+from pointpeft.data.formats.readers import read_bytes
 
 CORNERS = [(x, y, z) for z in (0, 1) for x, y in ((0, 0), (1, 0), (1, 1), (0, 1))]
 SIDES = [(0, 3, 2, 1), (4, 5, 6, 7), (0, 1, 5, 4), (2, 3, 7, 6), (1, 2, 6, 5), (0, 4, 7, 3)]
@@ -190,7 +191,8 @@ BAD = {
     "strange.obj": (lambda path: path.write_text("v 1 2 3\nv1 2 3 4\n"), "line 2 begins with 'v1'"),
     "free.obj": (lambda path: path.write_text(V + "cstype bspline\nsurf 0 1 0 1 1 2\n"), "free-form"),
     "count.stl": (lambda path: path.write_bytes(binary_stl(11)), "announces 11 triangles, it has 12"),
-    "cut.stl": (lambda path: path.write_bytes(binary_stl()[:-10]), "cut off: 11.8 triangles, 12 announced"),
+    "cut.stl": (lambda path: path.write_bytes(binary_stl()[:-60]), "cut off: 10.8 triangles, 12 announced"),
+    "cut_only.stl": (lambda path: path.write_bytes(binary_stl(1)[:124]), "cut off: 0.8 triangles, 1 announced"),
     "cut_text.stl": (lambda path: path.write_text(stl("solid a")[:-70]), "its last solid has no end"),
     "end.stl": (lambda path: path.write_text(stl("solid a").replace("endsolid a", "")), "its last solid has no end"),
     "corners.stl": (
@@ -216,3 +218,15 @@ def test_what_is_not_understood_is_refused(name, tmp_path):
     write(tmp_path / name)
     with pytest.raises(DataError, match=f"{name}: .*({words})"):
         read_points(tmp_path / name)
+
+
+@pytest.mark.parametrize("missing", [1, 10, 50])
+def test_a_binary_stl_cut_off_in_its_last_triangle_gives_the_others_and_says_so(missing, tmp_path):
+    whole, cut = tmp_path / "whole.stl", tmp_path / "cut.stl"
+    whole.write_bytes(binary_stl()[: 84 + 11 * 50].replace(struct.pack("<I", 12), struct.pack("<I", 11), 1))
+    cut.write_bytes(binary_stl()[:-missing])
+    with pytest.warns(UserWarning, match=r"cut\.stl is cut off: the last of its 12 triangles is left out"):
+        points = read_points(cut)
+    assert points.equal(read_points(whole))
+    with pytest.warns(UserWarning, match=r"^member\.stl is cut off"):
+        assert read_bytes(cut.read_bytes(), ".stl", "member.stl").equal(points)
