@@ -180,6 +180,7 @@ def test_voting_is_repeatable_whatever_the_batches(config):
         ({"method": "nope"}, "nope"),
         ({"backbone": "nope"}, "nope"),
         ({"epochs": 0}, "epochs must be at least 1"),
+        ({"lr": float("inf")}, "lr must be finite"),
         ({"vote": 0}, "vote must be at least 1"),
         ({"patience": 2, "select": "last"}, "patience must be None"),
         ({"checkpoint_blocks": True, "method": "dyt", "set": TINY_MODEL[:-1]}, "checkpoint_blocks must be off for dyt"),
@@ -194,6 +195,12 @@ def test_wrong_arguments_are_named_before_anything_is_trained(config, change, me
     with pytest.raises((ValueError, OSError), match=message):
         finetune(replace(config, **change))
     assert not (config.output / "log.csv").exists()
+
+
+def test_a_wrong_rate_makes_no_folder(config):
+    with pytest.raises(ValueError, match="lr must be at least 0, got nan"):
+        finetune(replace(config, lr=float("nan")))
+    assert not config.output.exists()
 
 
 def test_an_unfinished_run_says_how_to_go_on(config, tmp_path):

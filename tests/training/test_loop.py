@@ -70,11 +70,18 @@ def test_the_rate_rises_linearly_and_falls_as_a_cosine():
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("epochs", 0), ("lr", -1.0), ("lr", math.nan), ("lr", math.inf), ("clip", 0.0), ("ema", 1.0), ("patience", 0)]
+    ("name", "value"),
+    [("epochs", 0), ("lr", -1.0), ("lr", math.nan), ("clip", 0.0), ("ema", 1.0), ("patience", 0)],
 )
 def test_a_wrong_recipe_names_its_argument(name, value):
     with pytest.raises(ValueError, match=name):
         Recipe(**{"epochs": 1, "lr": 1e-3, name: value})
+
+
+@pytest.mark.parametrize("name", ["lr", "weight_decay"])
+def test_a_rate_is_finite(name):
+    with pytest.raises(ValueError, match=f"{name} must be finite, got inf"):
+        Recipe(**{"epochs": 1, "lr": 1e-3, name: math.inf})
 
 
 def test_norms_biases_and_tokens_do_not_decay():
