@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pointpeft import __version__
 from pointpeft.checkpoints.card import model_card
+from pointpeft.checkpoints.earlier_names import upgraded_metadata
 from pointpeft.checkpoints.size_limits import MAX_CLASSES, bounded_by_files, require_small_numbers
 from pointpeft.create import create_from_config
 from pointpeft.files import read_json, require_header, sha256, write_atomically, write_json
@@ -156,7 +157,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         _require_entries(config)
     except ValueError as error:
         raise ValueError(f"{path} is refused: {error}") from error
-    return config
+    return config | {"metadata": upgraded_metadata(config["metadata"])}
 
 
 def _require_entries(config: dict[str, Any]) -> None:

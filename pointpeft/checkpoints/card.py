@@ -7,19 +7,19 @@ import yaml
 
 from pointpeft.escapes import markdown_text, one_line
 from pointpeft.model import PointModel
-from pointpeft.tasks.base import task_class
+from pointpeft.tasks.base import heading, task_class
 from pointpeft.tasks.classification.task import Classification
 
 SCORES = (
-    ("overall accuracy", "accuracy"),
-    ("mean class accuracy", "balanced_accuracy"),
-    ("instance mIoU", "mean_iou"),
-    ("class mIoU", "mean_iou"),
-    ("mIoU", "mean_iou"),
-    ("point accuracy", "accuracy"),
+    ("overall_accuracy", "accuracy"),
+    ("mean_class_accuracy", "balanced_accuracy"),
+    ("instance_miou", "mean_iou"),
+    ("class_miou", "mean_iou"),
+    ("miou", "mean_iou"),
+    ("point_accuracy", "accuracy"),
 )
 PROBE = "test clouds, linear probe of the backbone"
-SPLITS = {"test": "test clouds", "validation": "validation clouds", "linear probe": PROBE}
+SPLITS = {"test": "test clouds", "validation": "validation clouds", "linear_probe": PROBE}
 # Entries of the metadata that have a sentence or a table of their own; the others are rows of the first table.
 WITH_SECTIONS = ("selection", "vote", "seeds", "augmentation", *SPLITS)
 
@@ -40,9 +40,8 @@ def model_card(model: PointModel, config: dict[str, Any]) -> str:
         "classes": model.num_classes,
         "pre-training": config["base_model_name_or_path"] or "none: the weights are all in this folder",
     }
-    rows |= {
-        key: value for key, value in facts.items() if key not in WITH_SECTIONS and not isinstance(value, (dict, list))
-    }
+    plain = {key: value for key, value in facts.items() if not isinstance(value, (dict, list))}
+    rows |= {key.replace("_", " "): value for key, value in plain.items() if key not in WITH_SECTIONS}
     sections = [
         "---\n" + yaml.safe_dump(_header(title, facts), sort_keys=False) + "---",
         f"# {markdown_text(title)}",
@@ -64,7 +63,9 @@ def _header(title: str, facts: dict[str, Any]) -> dict[str, Any]:
     if isinstance(test, dict):
         data = one_line(facts.get("data", "unnamed clouds"))
         metrics = [
-            {"type": metric, "name": f"test {name}", "value": test[name]} for name, metric in SCORES if name in test
+            {"type": metric, "name": f"test {heading(name)}", "value": test[name]}
+            for name, metric in SCORES
+            if name in test
         ]
         task = {"type": _task(facts), "name": _task(facts).replace("cloud-", "cloud ")}
         result = {"task": task, "dataset": {"type": Path(data).name, "name": data}, "metrics": metrics}
@@ -85,7 +86,7 @@ def _results(facts: dict[str, Any]) -> list[str]:
         (SPLITS[split], entry.get("clouds", "-"), *(_percent(entry.get(name)) for name in names))
         for split, entry in measured.items()
     ]
-    return ["## Results", _table(("on", "clouds", *names), rows)]
+    return ["## Results", _table(("on", "clouds", *map(heading, names)), rows)]
 
 
 def _protocol(facts: dict[str, Any]) -> list[str]:

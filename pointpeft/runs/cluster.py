@@ -5,11 +5,15 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pointpeft.data import DataError
-from pointpeft.runs.config import FinetuneConfig
+
+if TYPE_CHECKING:
+    from pointpeft.runs.comparison.plan import PlannedRun
+    from pointpeft.runs.predict import StreamResult
 
 LOCAL, RUNNING = "local", "auto"
 
@@ -43,14 +47,14 @@ def connected(address: str) -> Iterator[Any]:
         ray.shutdown()
 
 
-def complete_all(runs: dict[str, FinetuneConfig], address: str, cpus: int) -> dict[str, str]:
+def complete_all(runs: "list[PlannedRun]", address: str, cpus: int) -> dict[str, str]:
     """Makes sure that the results of all runs are there, as many at once as the cluster has room for.
 
     A run has a process of its own, and a GPU where its device is one. Where a machine is lost it is taken up elsewhere,
     from its last epoch. All machines must see the run folders and the data under the same paths.
 
     Args:
-        runs: By the name that a failure is reported under.
+        runs: Each has a name, under which its failure is reported.
         address: As in `connected`.
         cpus: Cores of each run.
 
@@ -66,9 +70,7 @@ def complete_all(runs: dict[str, FinetuneConfig], address: str, cpus: int) -> di
             raise ValueError(f"ray_cpus must be at most the cluster's {room.get('CPU', 0):.0f} cores, got {cpus}")
         # A worker serves one run: its peak memory is its own, and a crash takes nothing with it.
         task = ray.remote(max_calls=1, num_cpus=cpus)(_finetune_in)
-        waiting = {
-            task.options(num_gpus=_gpus(run.device, room)).remote(os.getcwd(), run): name for name, run in runs.items()
-        }
+        waiting = {task.options(num_gpus=_gpus(run.device, room)).remote(os.getcwd(), run): run.name for run in runs}
         while waiting:
             (done,), _ = ray.wait(list(waiting), num_returns=1)
             name = waiting.pop(done)
@@ -85,7 +87,7 @@ def _gpus(device: str, room: dict[str, float]) -> int:
     return int(device.startswith("cuda") or (device == "auto" and room.get("GPU", 0) >= 1))
 
 
-def _finetune_in(folder: str, run: FinetuneConfig) -> str | None:
+def _finetune_in(folder: str, run: "PlannedRun") -> str | None:
     """Completes a run, whose paths are relative to a folder; what went wrong, or None."""
     from pointpeft.runs.comparison.complete import complete  # on the worker, so that this file needs no torch
 
@@ -95,7 +97,7 @@ def _finetune_in(folder: str, run: FinetuneConfig) -> str | None:
 
 def predict_on_cluster(
     run: Path, paths: list[Path], output: Path, batch_size: int, device: str, address: str, cpus: int = 1
-) -> dict[str, Any]:
+) -> "StreamResult":
     """As `predict_stream`, the shards dealt out to the machines; all must see them and `output` under the same paths.
 
     Ray Data deals them out: a pool of processes with a model each, which grows and shrinks with the cluster. A shard
@@ -114,7 +116,7 @@ def predict_on_cluster(
         cpus: Cores of each process.
 
     Returns:
-        As `predict_stream`, "processes" beside it: the most that there were room for.
+        As `predict_stream`, and for how many processes there was room.
     """
     from pointpeft.runs.predict import join_parts, units
 
@@ -150,8 +152,8 @@ def predict_on_cluster(
     wrong = next((row["wrong"] for row in found if row["wrong"]), None)
     if wrong:
         raise DataError(wrong)
-    facts = join_parts([Path(row["part"]) for row in work], output, found, time.perf_counter() - started)
-    return facts | {"processes": count}
+    result = join_parts([Path(row["part"]) for row in work], output, found, time.perf_counter() - started)
+    return replace(result, processes=count)
 
 
 def _ray_data() -> Any:
@@ -179,13 +181,13 @@ class _Predictor:
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """The facts of one piece of work, or what is "wrong" with its data or its part."""
-        from pointpeft.runs.predict import predict_stream
+        from pointpeft.runs.predict import COUNTS, predict_stream
 
-        facts: dict[str, Any] = dict.fromkeys(("clouds", "errors", "clouds now"), 0)
+        facts: dict[str, Any] = dict.fromkeys(COUNTS, 0)
         wrong = ""
         try:
-            found = predict_stream(self.adapted, list(map(Path, row["files"])), Path(row["part"]), self.batch_size)
-            facts = {name: found[name] for name in facts}
+            result = predict_stream(self.adapted, list(map(Path, row["files"])), Path(row["part"]), self.batch_size)
+            facts = {name: getattr(result, name) for name in COUNTS}
         except (ValueError, OSError) as error:  # a row, not a failure: Ray would wrap it up in its own
             wrong = str(error)
         return {"number": row["number"], "wrong": wrong, **facts}

@@ -12,9 +12,10 @@ import torch
 from pointpeft.checkpoints import load_adapter
 from pointpeft.checkpoints.adapter import read_config
 from pointpeft.data import DataError
-from pointpeft.files import write_atomically, write_json
+from pointpeft.files import write_atomically
 from pointpeft.runs.config import EvaluateConfig
 from pointpeft.runs.plan import DataPlan, data_of_run, plan_evaluate, require_droppable
+from pointpeft.runs.result import EvaluateResult, write_result
 from pointpeft.tasks.adapted import Adapted
 from pointpeft.tasks.base import AnyTask, GatheredClouds, create_task
 from pointpeft.tasks.batches import fit
@@ -51,16 +52,16 @@ def load_run(run: Path, device: torch.device) -> Adapted:
     """
     folder = adapter_folder(run)
     metadata = read_config(folder)["metadata"]
-    missing = [name for name in ("classes", "points", "clouds normalized") if name not in metadata]
+    missing = [name for name in ("classes", "points", "clouds_normalized") if name not in metadata]
     if missing:
         raise ValueError(f"{folder / 'adapter_config.json'} names no {' and no '.join(missing)} in its metadata")
     model = load_adapter(folder).to(device).eval()
     require_finite_weights(model.state_dict(), f"the adapter in {folder}")
     classes, points = tuple(metadata["classes"]), int(metadata["points"])
-    return Adapted(model, classes, points, bool(metadata["clouds normalized"]), metadata)
+    return Adapted(model, classes, points, bool(metadata["clouds_normalized"]), metadata)
 
 
-def evaluate(config: EvaluateConfig) -> dict[str, Any]:
+def evaluate(config: EvaluateConfig) -> EvaluateResult:
     """Tests a run's adapter and writes `result.json`, plots and the page or picture of its mistakes.
 
     Raises:
@@ -91,26 +92,27 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         str(points): task.test(adapted.model, clouds.thinned(points, plan.seed), plan.batch_size, voting, title)[0]
         for points in plan.densities
     }
-    facts = {
-        "task": task.name,
-        "test": metrics.summary(),
-        "by points per cloud": {points: measured.summary() for points, measured in by_density.items()},
-        "data": data.source,
-        "clouds in": "disk" if clouds.on_disk else "memory",
-        "points": adapted.num_points,
-        "vote": voting.vote,
-        "test-time augmentation": voting.augment if voting.vote > 1 else "none",
-        "selection": adapted.metadata.get("selection"),
-        "clouds per second": round(len(clouds) * voting.vote / seconds, 1),
-        "notes": list(clouds.notes),
-        "per class": metrics.per_class(clouds.classes),
-        "versions": versions(),
-    }
+    result = EvaluateResult(
+        folder=plan.folder,
+        task=task.name,
+        test=metrics.summary(),
+        by_points_per_cloud={points: measured.summary() for points, measured in by_density.items()},
+        data=data.source,
+        clouds_in="disk" if clouds.on_disk else "memory",
+        points=adapted.num_points,
+        vote=voting.vote,
+        test_augment=voting.augment if voting.vote > 1 else "none",
+        selection=adapted.metadata.get("selection"),
+        clouds_per_second=round(len(clouds) * voting.vote / seconds, 1),
+        notes=tuple(clouds.notes),
+        per_class=metrics.per_class(clouds.classes),
+        versions=versions(),
+    )
     if accelerator.is_main_process:
         plan.folder.mkdir(parents=True, exist_ok=True)
         task.report(plan.folder, clouds, answers, metrics)
-        write_json(plan.folder / "result.json", facts)
-    return facts | {"folder": str(plan.folder), "page": task.page, "numbers": task.numbers}
+        write_result(result)
+    return result
 
 
 def _test_clouds(adapted: Adapted, task: AnyTask, data: DataPlan) -> GatheredClouds:
@@ -142,7 +144,7 @@ def predict(
 
     Returns:
         One dict per file: "file" and either "class", "probability" and "top" [(class, probability)], or "error"; and
-        "left out", how many points were not finite, where `drop_non_finite` left some out.
+        "left_out", how many points were not finite, where `drop_non_finite` left some out.
     """
     task = create_task(adapted.model.task)
     results: list[dict[str, Any]] = []
@@ -165,7 +167,7 @@ def predict(
         ranked = [
             (adapted.classes[i], round(p, 4)) for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)
         ]
-        lost = {"left out": sum(dropped.values())} if dropped else {}
+        lost = {"left_out": sum(dropped.values())} if dropped else {}
         results.append({"file": str(path), "class": ranked[0][0], "probability": ranked[0][1], "top": ranked, **lost})
     return results
 
@@ -210,7 +212,7 @@ def predict_points(
             results.append({"file": str(path), "error": f"{path}: {error}"})
             continue
         picture, array = folder / f"{path.stem}.labels.png", folder / f"{path.stem}.labels.npy"
-        write_prediction(picture, points, labels, names, adapted.metadata["up axis"], path.name)
+        write_prediction(picture, points, labels, names, adapted.metadata["up_axis"], path.name)
         write_atomically(array, lambda temporary, labels=labels: _save_array(temporary, labels))
         counts = labels.bincount(minlength=len(names)).tolist()
         shares = {name: round(n / len(labels), 4) for name, n in zip(names, counts, strict=True) if n}

@@ -4,10 +4,10 @@ import math
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import torch
 from accelerate import Accelerator
@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from pointpeft.checkpoints import save_adapter
 from pointpeft.data import split_validation
 from pointpeft.data.transforms import named
-from pointpeft.files import write_json
 from pointpeft.methods import TrainingClouds
 from pointpeft.model import PointModel
 from pointpeft.runs.config import FinetuneConfig
 from pointpeft.runs.plan import DataPlan, FinetunePlan, SelectionPlan, plan_finetune
 from pointpeft.runs.probe import probe
+from pointpeft.runs.result import FinetuneResult, SeedResult, Selected, Summary, write_result
 from pointpeft.runs.resume import (
     FINETUNE_FREE,
     clouds_fingerprint,
@@ -43,7 +43,7 @@ from pointpeft.training.out_of_memory import named_out_of_memory, named_single_c
 from pointpeft.training.recompute import checkpoint_blocks
 from pointpeft.training.run_folder import RunFolder
 from pointpeft.training.seeds import derive_seed
-from pointpeft.training.selection import MEANING, Selector
+from pointpeft.training.selection import Selector
 from pointpeft.training.sync_batch_norm import sync_batch_norm
 from pointpeft.training.tracking import require_tracker
 from pointpeft.training.versions import versions
@@ -51,25 +51,8 @@ from pointpeft.training.versions import versions
 ADAPTER = "adapter"
 DATA_WAY_OUT = "Put the data back as it was, or begin a new run without --resume"
 WEIGHTS_WAY_OUT = "Put the file of pre-trained weights back, or begin a new run without --resume"
-OF_ADAPTER = ("up axis", "clouds normalized", "points", "test", "validation", "linear probe", "selection",
-              "augmentation", "vote", "seeds")  # fmt: skip
-"""Facts of a result that travel with the adapter, beside its task, its classes and what the task adds."""
-
 Splits = dict[str, GatheredClouds]
 """Clouds by the name of their split: "train", "test" and, where the rule of selection needs it, "val"."""
-
-
-@dataclass(frozen=True)
-class FinetuneResult:
-    """What an adaptation gave.
-
-    Attributes:
-        folder: The run folder.
-        facts: What `result.json` holds.
-    """
-
-    folder: Path
-    facts: dict[str, Any]
 
 
 def finetune(config: FinetuneConfig) -> FinetuneResult:
@@ -111,17 +94,17 @@ def _finetune(
     for name, clouds in (("training data", training), ("test data", test)):
         require_unchanged(folder, name, clouds_fingerprint(clouds, plan.data.source), DATA_WAY_OUT)
     if len(plan.seeds) == 1:
-        return FinetuneResult(folder.path, _run(accelerator, plan, folder, splits_of(plan.seeds[0])))
+        return _run(accelerator, plan, folder, splits_of(plan.seeds[0]))
     runs = []
     for seed in plan.seeds:
         inner = RunFolder(folder.path / f"seed-{seed}", main).lock()
         opened.callback(inner.close)
         inner.write_config(replace(config, seed=seed, repeats=1), "finetune")
         runs.append(_run(accelerator, plan.of_seed(seed), inner, splits_of(seed)))
-    facts = summarise(runs, plan.task.numbers)
+    result = summarise(runs, folder.path, plan.task.numbers)
     if main:
-        write_json(folder.path / "result.json", facts)
-    return FinetuneResult(folder.path, facts)
+        write_result(result)
+    return result
 
 
 def _read_clouds(data: DataPlan, task: AnyTask, num_points: int) -> tuple[GatheredClouds, GatheredClouds]:
@@ -161,7 +144,7 @@ def _split(selection: SelectionPlan, training: GatheredClouds, test: GatheredClo
     return splits_of
 
 
-def _run(accelerator: Accelerator, plan: FinetunePlan, folder: RunFolder, splits: Splits) -> dict[str, Any]:
+def _run(accelerator: Accelerator, plan: FinetunePlan, folder: RunFolder, splits: Splits) -> FinetuneResult:
     """One seed: train, select, test, probe, write."""
     task, test, seed = plan.task, splits["test"], plan.recipe.seed
     check_compiled(plan.execution.cuda_graph, accelerator.device)
@@ -179,24 +162,23 @@ def _run(accelerator: Accelerator, plan: FinetunePlan, folder: RunFolder, splits
     folder.track(plan.output.track)
     state, epoch = _train(accelerator, plan, model, folder, splits["train"], measure)
     metrics, answers = task.test(model, test, plan.batch_size, plan.voting)
-    facts = {
-        "test": metrics.summary(),
-        "validation": measure("val").summary() if "val" in splits else None,
-        "linear probe": None,
-        **_facts(plan, model, splits, state, epoch, accelerator.device),
-    }
+    result = FinetuneResult(
+        folder=folder.path,
+        test=metrics.summary(),
+        validation=measure("val").summary() if "val" in splits else None,
+        linear_probe=None,
+        selection=Selected.by(plan.selection.rule, epoch),
+        per_class=metrics.per_class(test.classes),
+        **_facts(plan, model, splits, state, accelerator.device),
+    )
     if plan.probe:
-        facts["linear probe"] = _probe(accelerator, plan, folder, splits).summary()
-    facts["per class"] = metrics.per_class(test.classes)
+        result = replace(result, linear_probe=_probe(accelerator, plan, folder, splits).summary())
     if accelerator.is_main_process:
-        of_adapter = ("task", "classes", *task.metadata(splits["train"]), *OF_ADAPTER)
-        # The last part of the data's name: adapters travel, and need not say where their clouds lay.
-        metadata = {"data": Path(plan.data.source).name} | {name: facts[name] for name in of_adapter}
-        save_adapter(model, folder.path / ADAPTER, metadata)
+        save_adapter(model, folder.path / ADAPTER, result.adapter_metadata())
         task.report(folder.path, test, answers, metrics, state.history, epoch)
-        write_json(folder.path / "result.json", facts)  # the last file: where it is, the run is complete
+        write_result(result)  # the last file: where it is, the run is complete
         folder.close()
-    return facts
+    return result
 
 
 def _prepare(accelerator: Accelerator, plan: FinetunePlan, model: PointModel, training: GatheredClouds) -> None:
@@ -269,63 +251,67 @@ def _probe(accelerator: Accelerator, plan: FinetunePlan, folder: RunFolder, spli
         raise NotFiniteError(f"of the linear probe, which --no-probe leaves out: {error}") from error
 
 
-def _facts(
-    plan: FinetunePlan, model: PointModel, splits: Splits, state: State, epoch: int, device: torch.device
-) -> dict[str, Any]:
-    """What a result says beside its metrics."""
-    training, rule = splits["train"], plan.selection.rule
+def _facts(plan: FinetunePlan, model: PointModel, splits: Splits, state: State, device: torch.device) -> dict[str, Any]:
+    """Fields of a result beside what was measured on the clouds: what was trained, on what, how, and at what cost."""
+    training = splits["train"]
     return {
-        "seeds": [plan.recipe.seed],
-        "selection": {
-            "rule": rule,
-            "meaning": MEANING[rule],
-            "epoch": epoch,
-            "test set used to select": rule == "test-best",
-        },
+        "seeds": plan.seeds,
         "task": plan.task.name,
         "preset": plan.recipe_name,
         "method": plan.model.method,
         "backbone": plan.model.backbone,
         "model": model.config,
-        "trainable parameters": model.trainable_parameters(),
-        "trainable parameters without head": model.trainable_parameters(head=False),
+        "trainable_parameters": model.trainable_parameters(),
+        "trainable_parameters_without_head": model.trainable_parameters(head=False),
         "parameters": sum(p.numel() for p in model.parameters()),
         "data": plan.data.source,
-        "classes": list(training.classes),
-        **plan.task.metadata(training),
-        "up axis": training.up_axis,
-        "clouds normalized": training.normalized,
-        "notes": list(training.notes),
+        "classes": tuple(training.classes),
+        "labels": plan.task.metadata(training),
+        "up_axis": training.up_axis,
+        "clouds_normalized": training.normalized,
+        "notes": tuple(training.notes),
         "clouds": {name: len(clouds) for name, clouds in splits.items()},
-        "clouds in": "disk" if training.on_disk else "memory",
+        "clouds_in": "disk" if training.on_disk else "memory",
         "points": plan.num_points,
         "augmentation": plan.augment,
         "vote": plan.voting.vote,
-        "double step": plan.recipe.double_step,
+        "double_step": plan.recipe.double_step,
         "epochs": plan.recipe.epochs,
-        "epochs trained": state.epoch,
-        "batch size": plan.batch_size,
-        "training seconds": round(state.elapsed, 1),
-        "clouds per second": round(state.samples / max(1e-9, state.busy), 1),
-        "peak memory MiB": round(max(state.peak_memory, peak_memory(device)) / 2**20),
-        "peak memory of": "tensors on the GPU" if device.type == "cuda" else "the whole process",
+        "epochs_trained": state.epoch,
+        "batch_size": plan.batch_size,
+        "training_seconds": round(state.elapsed, 1),
+        "clouds_per_second": round(state.samples / max(1e-9, state.busy), 1),
+        "peak_memory_mib": round(max(state.peak_memory, peak_memory(device)) / 2**20),
+        "peak_memory_of": "tensors on the GPU" if device.type == "cuda" else "the whole process",
         "precision": plan.execution.precision,
         "versions": versions(),
     }
 
 
-def summarise(runs: list[dict[str, Any]], numbers: Sequence[str]) -> dict[str, Any]:
-    """One result of several seeds: mean and standard deviation (of a sample), and the runs themselves."""
-    facts = dict(runs[0])
-    facts["seeds"] = [run["seeds"][0] for run in runs]
-    for split in ("test", "validation", "linear probe"):
-        if runs[0][split] is None:
-            continue
-        facts[split] = {"clouds": runs[0][split]["clouds"]}
-        for name in numbers:
-            values = [run[split][name] for run in runs]
-            facts[split][name] = round(statistics.fmean(values), 4)
-            facts[split][f"{name} std"] = round(statistics.stdev(values), 4) if len(values) > 1 else math.nan
-    facts["runs"] = [{"seed": run["seeds"][0], "test": run["test"], "selection": run["selection"]} for run in runs]
-    del facts["per class"]
+def summarise(results: list[FinetuneResult], folder: Path, numbers: Sequence[str]) -> FinetuneResult:
+    """One result of several seeds: mean and standard deviation (of a sample), and what each gave."""
+    return replace(
+        results[0],
+        folder=folder,
+        seeds=tuple(result.seeds[0] for result in results),
+        test=_summary([result.test for result in results], numbers),
+        validation=_summary([result.validation for result in results], numbers),
+        linear_probe=_summary([result.linear_probe for result in results], numbers),
+        per_class=None,
+        runs=tuple(SeedResult(result.seeds[0], result.test, result.selection) for result in results),
+    )
+
+
+@overload
+def _summary(summaries: list[Summary], numbers: Sequence[str]) -> Summary: ...
+@overload
+def _summary(summaries: list[Summary | None], numbers: Sequence[str]) -> Summary | None: ...
+def _summary(summaries: Any, numbers: Sequence[str]) -> Summary | None:
+    if summaries[0] is None:
+        return None
+    facts: Summary = {"clouds": summaries[0]["clouds"]}
+    for name in numbers:
+        values = [summary[name] for summary in summaries]
+        facts[name] = round(statistics.fmean(values), 4)
+        facts[f"{name}_std"] = round(statistics.stdev(values), 4) if len(values) > 1 else math.nan
     return facts

@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -24,6 +25,31 @@ from pointpeft.tasks.adapted import Adapted
 from pointpeft.tasks.batches import fit
 
 BLOCK = 1024  # files of one piece of work where several machines share it
+
+
+COUNTS = ("clouds", "errors", "clouds_now")
+
+
+@dataclass(frozen=True)
+class StreamResult:
+    """What a stream of predictions gave.
+
+    Attributes:
+        clouds: Lines of the whole file.
+        errors: Lines of the whole file that say why there is no answer.
+        clouds_now: Lines that this call wrote.
+        seconds, clouds_per_second: Of this call.
+        output: The file.
+        processes: How many shared the work at most; None without a cluster.
+    """
+
+    clouds: int
+    errors: int
+    clouds_now: int
+    seconds: float
+    clouds_per_second: float
+    output: Path
+    processes: int | None = None
 
 
 def model_fingerprint(adapted: Adapted) -> str:
@@ -152,7 +178,7 @@ def predict_stream(
     title: str | None = None,
     *,
     drop_non_finite: bool = False,
-) -> dict[str, Any]:
+) -> StreamResult:
     """Classifies the clouds of files, folders and shards.
 
     Each cloud gives a line in `output`: {"cloud", "class", "probability"} or {"cloud", "error"}, in the order of the
@@ -165,10 +191,10 @@ def predict_stream(
         output: The .jsonl file.
         batch_size: Clouds per step.
         title: Of a progress bar, or None for none.
-        drop_non_finite: Leave points out that are not finite; the line of their cloud says how many: "left out".
+        drop_non_finite: Leave points out that are not finite; the line of their cloud says how many: "left_out".
 
     Returns:
-        "clouds" and "errors" in the whole file, "clouds now", "seconds", "clouds per second" of this call, "output".
+        How many clouds were predicted, and how fast.
 
     Raises:
         InUseError: Another process is writing `output`.
@@ -191,7 +217,7 @@ def predict_stream(
 
 def _predict_locked(
     adapted: Adapted, paths: list[Path], output: Path, batch_size: int, title: str | None, drop_non_finite: bool
-) -> dict[str, Any]:
+) -> StreamResult:
     done, errors = _kept_lines(output)
     dropped: dict[str, int] = {}
     sources = sources_of(paths, adapted.normalized, dropped if drop_non_finite else False)
@@ -207,7 +233,7 @@ def _predict_locked(
             lines = _answers(adapted, batch)
             for line in lines:
                 if lost := dropped.pop(line["cloud"], 0):
-                    line["left out"] = lost
+                    line["left_out"] = lost
             file.writelines(json.dumps(line) + "\n" for line in lines)
             file.flush()
             now += len(lines)
@@ -215,14 +241,7 @@ def _predict_locked(
             bar.update(len(lines))
         os.fsync(file.fileno())
     seconds = time.perf_counter() - started
-    return {
-        "clouds": done + now,
-        "errors": errors,
-        "clouds now": now,
-        "seconds": round(seconds, 1),
-        "clouds per second": round(now / max(seconds, 1e-9), 1),
-        "output": str(output),
-    }
+    return StreamResult(done + now, errors, now, round(seconds, 1), round(now / max(seconds, 1e-9), 1), output)
 
 
 def units(paths: list[Path]) -> list[list[Path]]:
@@ -238,8 +257,8 @@ def units(paths: list[Path]) -> list[list[Path]]:
     return work + [loose[i : i + BLOCK] for i in range(0, len(loose), BLOCK)]
 
 
-def join_parts(parts: list[Path], output: Path, facts: list[dict[str, Any]], seconds: float) -> dict[str, Any]:
-    """Puts the lines of parts together in order, removes them, and adds up what `predict_stream` said of each."""
+def join_parts(parts: list[Path], output: Path, counts: list[dict[str, Any]], seconds: float) -> StreamResult:
+    """Puts the lines of parts together in order, removes them, and adds up the counts of each."""
 
     def write(temporary: Path) -> None:
         with open(temporary, "wb") as file:
@@ -253,9 +272,8 @@ def join_parts(parts: list[Path], output: Path, facts: list[dict[str, Any]], sec
         part.unlink()
         origin_of(part).unlink()
     parts[0].parent.rmdir()
-    total = {name: sum(each[name] for each in facts) for name in ("clouds", "errors", "clouds now")}
-    speed = {"seconds": round(seconds, 1), "clouds per second": round(total["clouds now"] / max(seconds, 1e-9), 1)}
-    return {**total, **speed, "output": str(output)}
+    clouds, errors, now = (sum(each[name] for each in counts) for name in COUNTS)
+    return StreamResult(clouds, errors, now, round(seconds, 1), round(now / max(seconds, 1e-9), 1), output)
 
 
 def _pass_over(sources: Iterator[tuple[Path, Source]], output: Path, done: int, origin: Origin) -> None:

@@ -2,9 +2,8 @@
 
 import json
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -16,9 +15,10 @@ from pointpeft.backbones.point_mae import PointMAE
 from pointpeft.data import load_dataset
 from pointpeft.data.transforms import named
 from pointpeft.escapes import markdown_text
-from pointpeft.files import save_tensors, write_atomically, write_json
+from pointpeft.files import save_tensors, write_atomically
 from pointpeft.runs.config import PretrainConfig
 from pointpeft.runs.plan import PretrainPlan, plan_pretrain
+from pointpeft.runs.result import WEIGHTS, PretrainResult, entries_of, write_result
 from pointpeft.runs.resume import PRETRAIN_FREE, clouds_fingerprint, reopened, require_unchanged, tell_finished
 from pointpeft.tasks.batches import Batches, Clouds
 from pointpeft.tasks.classification.task import Classification
@@ -33,24 +33,8 @@ from pointpeft.training.seeds import derive_seed
 from pointpeft.training.tracking import require_tracker
 from pointpeft.training.versions import versions
 
-WEIGHTS = "backbone.safetensors"
-# Facts that differ between runs of one seed: they stand beside the weights, whose file repeats to the byte.
-MEASURED = ("training minutes", "clouds per second", "peak memory MiB")
-
-
-@dataclass(frozen=True)
-class PretrainResult:
-    """What a pre-training gave.
-
-    Attributes:
-        folder: The run folder.
-        weights: The backbone's weights in it.
-        facts: What `result.json` holds.
-    """
-
-    folder: Path
-    weights: Path
-    facts: dict[str, Any]
+# Numbers that differ between runs of one seed: they stand beside the weights, whose file repeats to the byte.
+MEASURED = ("training_minutes", "clouds_per_second", "peak_memory_mib")
 
 
 def pretrain(config: PretrainConfig) -> PretrainResult:
@@ -104,12 +88,11 @@ def _pretrain(
     folder.track(plan.output.track)
     title = None if plan.output.quiet else f"pretrain {plan.backbone}"
     state = train(accelerator, model, plan.recipe, batches, loss_of, folder, progress_bar=title, augment=augment)
-    facts = _facts(plan, state, clouds, backbone, peak_memory(accelerator.device))
-    weights = folder.path / WEIGHTS
+    result = _result(plan, folder.path, state, clouds, backbone, peak_memory(accelerator.device))
     if accelerator.is_main_process:
-        _write(folder.path, plan.backbone, model, facts)
+        _write(result, model)
         folder.close()
-    return PretrainResult(folder.path, weights, facts)
+    return result
 
 
 def _read_clouds(plan: PretrainPlan) -> Clouds:
@@ -123,61 +106,67 @@ def _read_clouds(plan: PretrainPlan) -> Clouds:
     return Clouds(dataset, plan.num_points, indices, on_disk=on_disk, workers=data.workers)
 
 
-def _write(folder: Path, name: str, model: MaskedAutoencoder, facts: dict[str, Any]) -> None:
+def _write(result: PretrainResult, model: MaskedAutoencoder) -> None:
     """Writes the weights with their card, and the result."""
     state = model.backbone_state_dict()
     require_finite_weights(state, "the trained backbone")
     tensors = {name: tensor.contiguous().cpu() for name, tensor in state.items()}
-    header = {"format": "pt", "backbone": name, "fields": json.dumps(asdict(model.backbone.config))}
-    header["metadata"] = json.dumps({name: value for name, value in facts.items() if name not in MEASURED})
-    write_atomically(folder / WEIGHTS, lambda path: save_tensors(tensors, path, header))
-    write_json(folder / "result.json", facts)
-    write_text(folder / "README.md", _card(facts))
+    header = {"format": "pt", "backbone": result.backbone, "fields": json.dumps(result.backbone_options)}
+    entries = entries_of(result)
+    header["metadata"] = json.dumps({name: value for name, value in entries.items() if name not in MEASURED})
+    write_atomically(result.weights, lambda path: save_tensors(tensors, path, header))
+    write_result(result)
+    write_text(result.folder / "README.md", _card(result))
 
 
-def _facts(plan: PretrainPlan, state: State, clouds: Clouds, backbone: PointMAE, peak: int) -> dict[str, Any]:
-    recipe = plan.recipe
-    return {
-        "backbone": plan.backbone,
-        "backbone options": asdict(backbone.config),
-        "parameters": sum(p.numel() for p in backbone.parameters()),
-        "data": Path(plan.data.source).name,  # the card travels; where the data lay does not
-        "clouds": len(clouds),
-        "clouds in": "disk" if clouds.on_disk else "memory",
-        "points": plan.num_points,
-        "augmentation": plan.augment,
-        "mask ratio": plan.mask_ratio,
-        "epochs": state.epoch,
-        "planned epochs": recipe.epochs,
-        "time limit minutes": None if recipe.time_limit is None else round(recipe.time_limit / 60, 6),
-        "schedule": "cosine over the planned epochs"
+def _result(
+    plan: PretrainPlan, folder: Path, state: State, clouds: Clouds, backbone: PointMAE, peak: int
+) -> PretrainResult:
+    recipe, history = plan.recipe, state.history
+    return PretrainResult(
+        folder=folder,
+        backbone=plan.backbone,
+        backbone_options=asdict(backbone.config),
+        parameters=sum(p.numel() for p in backbone.parameters()),
+        data=Path(plan.data.source).name,
+        clouds=len(clouds),
+        clouds_in="disk" if clouds.on_disk else "memory",
+        points=plan.num_points,
+        augmentation=plan.augment,
+        mask_ratio=plan.mask_ratio,
+        epochs=state.epoch,
+        planned_epochs=recipe.epochs,
+        time_limit_minutes=None if recipe.time_limit is None else round(recipe.time_limit / 60, 6),
+        schedule="cosine over the planned epochs"
         if recipe.time_limit is None
-        else "cosine over the larger of: part of the planned epochs, part of the time limit",
-        "clouds seen": state.samples,
-        "training minutes": round(state.elapsed / 60, 2),
-        "clouds per second": round(state.samples / max(1e-9, state.busy), 1),
-        "peak memory MiB": round(max(state.peak_memory, peak) / 2**20),
-        "first loss": state.history[0]["loss"] if state.history else None,
-        "last loss": state.history[-1]["loss"] if state.history else None,
-        "last learning rate": state.history[-1]["lr"] if state.history else None,
-        "lr": recipe.lr,
-        "weight decay": recipe.weight_decay,
-        "batch size": plan.batch_size,
-        "seed": recipe.seed,
-        "versions": versions(),
-    }
-
-
-def _card(facts: dict[str, Any]) -> str:
-    """The model card: what the weights are, from the facts alone."""
-    rows = "\n".join(
-        f"| {name} | {markdown_text(value)} |" for name, value in facts.items() if not isinstance(value, dict)
+        else "cosine over the larger of: share of the planned epochs, share of the time limit",
+        clouds_seen=state.samples,
+        training_minutes=round(state.elapsed / 60, 2),
+        clouds_per_second=round(state.samples / max(1e-9, state.busy), 1),
+        peak_memory_mib=round(max(state.peak_memory, peak) / 2**20),
+        first_loss=history[0]["loss"] if history else None,
+        last_loss=history[-1]["loss"] if history else None,
+        last_learning_rate=history[-1]["lr"] if history else None,
+        lr=recipe.lr,
+        weight_decay=recipe.weight_decay,
+        batch_size=plan.batch_size,
+        seed=recipe.seed,
+        versions=versions(),
     )
-    inner = ", ".join(f"{name} {value}" for name, value in facts["versions"].items())
+
+
+def _card(result: PretrainResult) -> str:
+    """The model card: what the weights are, from the result alone."""
+    rows = "\n".join(
+        f"| {name.replace('_', ' ')} | {markdown_text(value)} |"
+        for name, value in entries_of(result).items()
+        if not isinstance(value, dict)
+    )
+    packages = ", ".join(f"{name} {version}" for name, version in result.versions.items())
     return (
-        f"# {facts['backbone']}, pre-trained\n\n"
-        f"A point-cloud transformer pre-trained without labels: {facts['mask ratio']:.0%} of the patches of a "
+        f"# {result.backbone}, pre-trained\n\n"
+        f"A point-cloud transformer pre-trained without labels: {result.mask_ratio:.0%} of the patches of a "
         f"cloud are hidden and rebuilt (Point-MAE, ECCV 2022).\n\n"
-        f"Use: `pointpeft finetune DATA --backbone {facts['backbone']} --checkpoint {WEIGHTS}`\n\n"
-        f"| | |\n|---|---|\n{rows}\n\nVersions: {inner}\n"
+        f"Use: `pointpeft finetune DATA --backbone {result.backbone} --checkpoint {WEIGHTS}`\n\n"
+        f"| | |\n|---|---|\n{rows}\n\nVersions: {packages}\n"
     )

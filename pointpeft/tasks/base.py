@@ -126,6 +126,7 @@ class Task(ABC, Generic[Gathered, Measured]):
         name: As `create_model` and `--task` take it.
         columns: The two numbers of a result that stand in a table of methods, and their headings.
         numbers: Names of the numbers of a result: the one that is selected by, then others.
+        class_number: Name of the number of each class.
         hub_tag: The kind of task as model cards name it.
         probed: Whether a linear probe on cached features stands beside a result.
         augment: The published recipe's augmentation.
@@ -144,6 +145,7 @@ class Task(ABC, Generic[Gathered, Measured]):
     name: ClassVar[str]
     columns: ClassVar[dict[str, str]]
     numbers: ClassVar[tuple[str, ...]]
+    class_number: ClassVar[str] = "miou"
     hub_tag: ClassVar[str] = "point-cloud-segmentation"
     probed: ClassVar[bool] = False
     augment: ClassVar[str] = "isotropic"
@@ -279,6 +281,11 @@ class Task(ABC, Generic[Gathered, Measured]):
     @abstractmethod
     def examples(self, clouds: Gathered, count: int) -> list[int]:
         """Indices of test clouds to show."""
+
+
+def heading(name: str) -> str:
+    """The name of a number, such as instance_miou, in words: "instance mIoU"."""
+    return name.replace("_", " ").replace("miou", "mIoU")
 
 
 def one_of_each(labels: Tensor, count: int) -> list[int]:

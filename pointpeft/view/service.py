@@ -166,7 +166,7 @@ def create_app(
         adapted: A classifier of clouds, or a model of part segmentation.
         limits: None for the defaults.
         hosts: Names under which it may be called; "*" for any.
-        drop_non_finite: Leave points out that are not finite; an answer says how many as "left out".
+        drop_non_finite: Leave points out that are not finite; an answer says how many as "left_out".
 
     Raises:
         ValueError: A model of rooms, or one that needs inputs beside the coordinates and the category.
@@ -223,10 +223,10 @@ def create_app(
             "task": adapted.model.task,
             "classes": list(adapted.classes),
             "device": str(adapted.device),
-            "seconds up": round(time.monotonic() - started, 1),
-            "requests answered": answered,
-            "requests under way": busy,
-            "passes of the model": batcher.passes,
+            "seconds_up": round(time.monotonic() - started, 1),
+            "requests_answered": answered,
+            "requests_under_way": busy,
+            "model_passes": batcher.passes,
         }
 
     @app.get("/")
@@ -277,7 +277,7 @@ def create_app(
             cloud = await loop.run_in_executor(
                 readers, _read_bounded, largest, read, task, adapted, path, Path(name).name
             )
-        lost = {"left out": sum(dropped.values())} if dropped else {}
+        lost = {"left_out": sum(dropped.values())} if dropped else {}
         name = Path(name).name
         if not task.streams:  # its answer is of the points, and is drawn
             card = await batcher.alone(task.card, adapted, cloud, name, observe, index)

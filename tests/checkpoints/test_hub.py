@@ -13,8 +13,8 @@ huggingface_hub = pytest.importorskip("huggingface_hub")
 FACTS = {
     "data": "furniture",
     "classes": ["bed", "chair"],
-    "test": {"overall accuracy": 0.8125, "mean class accuracy": 0.75, "clouds": 48},
-    "linear probe": {"overall accuracy": 0.5, "mean class accuracy": 0.4, "clouds": 48},
+    "test": {"overall_accuracy": 0.8125, "mean_class_accuracy": 0.75, "clouds": 48},
+    "linear_probe": {"overall_accuracy": 0.5, "mean_class_accuracy": 0.4, "clouds": 48},
     "selection": {"rule": "val-best", "meaning": "best epoch on clouds held out", "epoch": 5},
     "seeds": [3],
     "vote": 1,

@@ -208,7 +208,7 @@ def two_adapters(tmp_path, monkeypatch):
     for place, classes in (("here", ["ball", "box", "rod"]), ("there", ["cat", "dog", "cow"])):
         torch.manual_seed(0)
         model = create_model("point_mae_tiny", "linear", 3, depth=1, num_groups=8, group_size=8, width=24, num_heads=2)
-        facts = {"classes": classes, "points": 64, "clouds normalized": True}
+        facts = {"classes": classes, "points": 64, "clouds_normalized": True}
         save_adapter(model, tmp_path / place / "run" / "adapter", facts)
     return tmp_path / "here" / "run", tmp_path / "there" / "run"
 

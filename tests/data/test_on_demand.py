@@ -134,18 +134,18 @@ def test_a_run_on_disk_ends_with_the_same_weights_and_numbers(tmp_path):
         options = {**TINY, "set": TINY_MODEL, "vote": 2, "checkpoint": "none", "device": "cpu", "quiet": True}
         finetune(FinetuneConfig(data=str(root), output=output, clouds_in=where, workers=workers, **options))
         facts = json.loads((output / "result.json").read_text())
-        assert facts["clouds in"] == where
+        assert facts["clouds_in"] == where
         found.append((facts, weights(output)))
     reports = [
         evaluate(EvaluateConfig(tmp_path / "disk0", clouds_in=where, vote=2, device="cpu", quiet=True))
         for where in ("memory", "disk")
     ]
-    assert [facts["clouds in"] for facts in reports] == ["memory", "disk"]
+    assert [facts["clouds_in"] for facts in reports] == ["memory", "disk"]
     assert reports[0]["test"] == reports[1]["test"]
-    assert reports[0]["per class"] == reports[1]["per class"]
+    assert reports[0]["per_class"] == reports[1]["per_class"]
     (expected, tensors), *others = found
     for facts, other in others:
-        for part in ("test", "validation", "linear probe", "selection"):
+        for part in ("test", "validation", "linear_probe", "selection"):
             assert facts[part] == expected[part]
         assert all(torch.equal(other[name], value) for name, value in tensors.items())
 
@@ -170,13 +170,13 @@ def test_size_decides_and_says_so(tmp_path, monkeypatch, capsys):
     needed = 36 * 12 * (90 + 77)  # bytes: the files' points, and 1.2 x 64 of each
     for free, where in ((2 * needed, "memory"), (2 * needed - 2, "disk")):
         monkeypatch.setattr("pointpeft.tasks.storage.free_memory", lambda free=free: free)
-        facts = finetune(FinetuneConfig(data=str(root), output=tmp_path / where, **options)).facts
-        assert facts["clouds in"] == where
+        result = finetune(FinetuneConfig(data=str(root), output=tmp_path / where, **options))
+        assert result.clouds_in == where
         assert ("they stay on disk" in capsys.readouterr().err) == (where == "disk")
     folder = write_clouds(tmp_path / "scans")  # files one by one: counted as large as they can become
     monkeypatch.setattr("pointpeft.tasks.storage.free_memory", lambda: 2 * 48 * 12 * 77 - 2)
-    facts = finetune(FinetuneConfig(data=str(folder), output=tmp_path / "folder", **options)).facts
-    assert facts["clouds in"] == "disk"
+    result = finetune(FinetuneConfig(data=str(folder), output=tmp_path / "folder", **options))
+    assert result.clouds_in == "disk"
 
 
 def test_size_decides_for_labelled_points(tmp_path, monkeypatch):
@@ -185,8 +185,8 @@ def test_size_decides_for_labelled_points(tmp_path, monkeypatch):
     common = {"set": TINY_MODEL, "checkpoint": "none", "device": "cpu", "quiet": True, "task": "part_segmentation"}
     for free, where in ((2 * clouds * 90 * 16, "memory"), (2 * clouds * 90 * 16 - 2, "disk")):
         monkeypatch.setattr("pointpeft.tasks.storage.free_memory", lambda free=free: free)
-        facts = finetune(FinetuneConfig(data=str(data), output=tmp_path / where, **common, **TINY)).facts
-        assert facts["clouds in"] == where
+        result = finetune(FinetuneConfig(data=str(data), output=tmp_path / where, **common, **TINY))
+        assert result.clouds_in == where
 
 
 def test_rooms_stay_in_memory(tmp_path):

@@ -149,7 +149,7 @@ def test_the_command_lists_it(toy, capsys):
     assert main(["methods", "--json", "--backbone=point_mae_tiny"]) == 0
     (row,) = (row for row in json.loads(capsys.readouterr().out) if row["method"] == toy)
     assert row["what"] == "A learned gain of each channel behind every block"
-    assert row["trained"] > row["without head"] == 6 * 96 + 2 * 96
+    assert row["trained"] > row["trained_without_head"] == 6 * 96 + 2 * 96
 
 
 def test_show_draws_its_map(model):

@@ -14,7 +14,7 @@ from pointpeft.runs.predict import units
 from tests.clouds import TINY, TINY_MODEL
 from tests.runs.comparison.test_compare import config
 
-MEASURED = ("peak memory MiB", "clouds per second", "training seconds")
+MEASURED = ("peak_memory_mib", "clouds_per_second", "training_seconds")
 
 
 def needs_ray():
@@ -42,11 +42,11 @@ def test_a_sweep_by_ray_has_the_results_of_a_sequential_one(clouds_folder, tmp_p
     methods = ("linear", "dapt:rank=4", "nope")
     first = compare(config(clouds_folder, tmp_path / "one", methods=methods[:2], seeds=1))
     second = compare(config(clouds_folder, tmp_path / "ray", methods=methods, seeds=1, ray="local"))
-    assert list(second["failures"]) == ["nope seed 0"]
-    assert "unknown method 'nope'" in second["failures"]["nope seed 0"]
-    for row, other in zip(first["rows"], second["rows"], strict=True):
-        assert {k: v for k, v in row.items() if k not in MEASURED} == {
-            k: v for k, v in other.items() if k not in MEASURED
+    assert list(second.failures) == ["nope seed 0"]
+    assert "unknown method 'nope'" in second.failures["nope seed 0"]
+    for row, other in zip(first.rows, second.rows, strict=True):
+        assert {k: v for k, v in vars(row).items() if k not in MEASURED} == {
+            k: v for k, v in vars(other).items() if k not in MEASURED
         }
     for name in ("linear/seed-0", "dapt_rank=4/seed-0"):
         results = [json.loads((tmp_path / who / name / "result.json").read_text()) for who in ("one", "ray")]

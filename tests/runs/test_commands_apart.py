@@ -56,7 +56,7 @@ def test_accelerate_launch_trains_as_one_process(clouds_folder, tmp_path):
 def _table(folder):
     """The numbers that do not depend on the clock or the memory."""
     rows = json.loads((folder / "result.json").read_text())["rows"]
-    measured = ("peak memory MiB", "clouds per second", "training seconds")
+    measured = ("peak_memory_mib", "clouds_per_second", "training_seconds")
     return [{name: value for name, value in row.items() if name not in measured} for row in rows]
 
 

@@ -32,16 +32,16 @@ def run(tmp_path_factory):
 def test_passes_augmentation_and_selection_are_part_of_the_result(run):
     plain = EvaluateConfig(run.folder, device="cpu", quiet=True, output=run.folder / "plain")
     facts = evaluate(plain)
-    assert facts["test"] == run.facts["test"]
-    assert (facts["vote"], facts["test-time augmentation"]) == (1, "none")
-    assert facts["selection"]["test set used to select"] is True
+    assert facts.test == run.test
+    assert (facts.vote, facts.test_augment) == (1, "none")
+    assert facts.selection["test_set_used"] is True
     voted = evaluate(replace(plain, vote=4))
-    assert (voted["vote"], voted["test-time augmentation"]) == (4, "scale_translate")
+    assert (voted.vote, voted.test_augment) == (4, "scale_translate")
     turned = evaluate(replace(plain, vote=4, test_augment="rotate"))
-    assert turned["test-time augmentation"] == "rotate"
-    assert len({facts["test"]["loss"], voted["test"]["loss"], turned["test"]["loss"]}) == 3
+    assert turned.test_augment == "rotate"
+    assert len({facts.test["loss"], voted.test["loss"], turned.test["loss"]}) == 3
     written = json.loads((run.folder / "plain" / "result.json").read_text())
-    assert written["test-time augmentation"] == "rotate"
+    assert written["test_augment"] == "rotate"
 
 
 def test_fewer_points_are_a_result_of_their_own(run):
@@ -57,10 +57,10 @@ def test_fewer_points_are_a_result_of_their_own(run):
     watching.remove()
     whole = [(64, clouds) for _, clouds in given[: len(given) // 4]]
     assert given == whole + [(points, clouds) for points in (64, 32, 8) for _, clouds in whole]
-    by_points = facts["by points per cloud"]
+    by_points = facts.by_points_per_cloud
     assert list(by_points) == ["64", "32", "8"]
-    assert by_points["64"] == facts["test"] == run.facts["test"]
-    assert all(measured["clouds"] == facts["test"]["clouds"] for measured in by_points.values())
+    assert by_points["64"] == facts.test == run.test
+    assert all(measured["clouds"] == facts.test["clouds"] for measured in by_points.values())
     for points in (7, 65):
         with pytest.raises(ValueError, match=f"densities must be between 8 and 64 points, got {points}"):
             evaluate(EvaluateConfig(run.folder, device="cpu", quiet=True, densities=(points,)))

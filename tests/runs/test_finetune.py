@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from pointpeft.runs.config import EvaluateConfig, FinetuneConfig
 from pointpeft.runs.evaluate import evaluate, load_run
 from pointpeft.runs.finetune import finetune, summarise
+from pointpeft.runs.result import entries_of, read_result
 from tests.clouds import TINY, TINY_MODEL, write_clouds
 
 
@@ -34,25 +35,25 @@ def test_a_run_leaves_everything_it_promises(config, clouds_folder):
     for name in ("config.json", "checkpoint.pt", "log.csv", "confusion.png", "curves.png", "report.html"):
         assert (result.folder / name).stat().st_size > 0, name
     facts = json.loads((result.folder / "result.json").read_text())
-    assert facts == json.loads(json.dumps(result.facts))
+    assert facts == json.loads(json.dumps(entries_of(result)))
     assert facts["clouds"] == {"train": 18, "val": 6, "test": 24}
     assert facts["test"]["clouds"] == 24
     assert facts["validation"]["clouds"] == 6
-    assert facts["linear probe"]["clouds"] == 24
-    assert facts["selection"]["test set used to select"] is False
-    assert 0 < facts["trainable parameters without head"] < facts["trainable parameters"] < facts["parameters"]
-    for name in ("peak memory MiB", "clouds per second", "versions", "augmentation", "vote", "seeds"):
+    assert facts["linear_probe"]["clouds"] == 24
+    assert facts["selection"]["test_set_used"] is False
+    assert 0 < facts["trainable_parameters_without_head"] < facts["trainable_parameters"] < facts["parameters"]
+    for name in ("peak_memory_mib", "clouds_per_second", "versions", "augmentation", "vote", "seeds"):
         assert facts[name], name
     assert "http" not in (result.folder / "report.html").read_text()
 
     evaluated = evaluate(EvaluateConfig(run=result.folder, device="cpu", quiet=True))
-    assert evaluated["test"] == facts["test"]
-    assert evaluated["per class"] == facts["per class"]
+    assert evaluated.test == facts["test"]
+    assert evaluated.per_class == facts["per_class"]
 
 
 def test_it_learns_shapes_that_differ(config):
-    facts = finetune(replace(config, method="full", set=TINY_MODEL[:-1], epochs=60, lr=2e-3, probe=False)).facts
-    assert facts["test"]["overall accuracy"] > 0.8  # three classes: chance is 0.33
+    result = finetune(replace(config, method="full", set=TINY_MODEL[:-1], epochs=60, lr=2e-3, probe=False))
+    assert result.test["overall_accuracy"] > 0.8  # three classes: chance is 0.33
 
 
 def test_the_same_seed_gives_the_same_adapter_and_another_does_not(config, tmp_path):
@@ -68,45 +69,61 @@ def test_the_same_seed_gives_the_same_adapter_and_another_does_not(config, tmp_p
 @pytest.mark.parametrize("select", ["val-best", "last", "test-best"])
 def test_selection_keeps_the_epoch_its_rule_asks_for(config, select):
     result = finetune(replace(config, select=select, probe=False, epochs=5))
-    selection, history = result.facts["selection"], (result.folder / "log.csv").read_text().splitlines()
+    selection, history = result.selection, (result.folder / "log.csv").read_text().splitlines()
     part = {"val-best": "val", "test-best": "test"}.get(select)
     if part is None:
-        assert selection["epoch"] == 5
+        assert selection.epoch == 5
         assert "accuracy" not in history[0]
     else:
         columns = history[0].split(",")
         rows = [dict(zip(columns, map(float, line.split(",")), strict=True)) for line in history[1:]]
         best = max(rows, key=lambda row: (row[f"{part} accuracy"], -row[f"{part} loss"]))
-        assert selection["epoch"] == best["epoch"]
-        kept = result.facts["validation" if part == "val" else "test"]
-        assert kept["overall accuracy"] == pytest.approx(best[f"{part} accuracy"], abs=1e-4)
-    assert selection["test set used to select"] is (select == "test-best")
+        assert selection.epoch == best["epoch"]
+        kept = result.validation if part == "val" else result.test
+        assert kept["overall_accuracy"] == pytest.approx(best[f"{part} accuracy"], abs=1e-4)
+    assert selection.test_set_used is (select == "test-best")
     # Nothing is held out where nothing is selected on it.
-    assert result.facts["clouds"]["train"] == (18 if select == "val-best" else 24)
+    assert result.clouds["train"] == (18 if select == "val-best" else 24)
 
 
 def test_repeats_give_mean_and_deviation(config):
     result = finetune(replace(config, repeats=2, seed=5, epochs=1, probe=False))
-    values = [run["test"]["overall accuracy"] for run in result.facts["runs"]]
-    assert result.facts["seeds"] == [5, 6]
-    assert result.facts["test"]["overall accuracy"] == pytest.approx(sum(values) / 2, abs=1e-4)
-    assert result.facts["test"]["overall accuracy std"] == pytest.approx(abs(values[0] - values[1]) / 2**0.5, abs=1e-4)
+    values = [run.test["overall_accuracy"] for run in result.runs]
+    assert result.seeds == (5, 6)
+    assert result.test["overall_accuracy"] == pytest.approx(sum(values) / 2, abs=1e-4)
+    assert result.test["overall_accuracy_std"] == pytest.approx(abs(values[0] - values[1]) / 2**0.5, abs=1e-4)
     assert (result.folder / "seed-6" / "adapter").is_dir()
     with pytest.raises(ValueError, match="several seeds"):
         load_run(result.folder, torch.device("cpu"))
 
 
-def test_summary_of_known_numbers():
-    def run(seed, accuracy):
-        part = {"overall accuracy": accuracy, "mean class accuracy": accuracy, "loss": 1.0, "clouds": 10}
-        return {
-            "seeds": [seed], "test": part, "validation": None, "linear probe": None, "selection": {}, "per class": {}
-        }  # fmt: skip
+def test_summary_of_known_numbers(config):
+    single = finetune(replace(config, epochs=1, probe=False))
 
-    facts = summarise([run(0, 0.5), run(1, 0.7), run(2, 0.9)], ("overall accuracy", "mean class accuracy", "loss"))
-    assert facts["test"]["overall accuracy"] == 0.7
-    assert facts["test"]["overall accuracy std"] == 0.2
-    assert facts["validation"] is None
+    def of_seed(seed, accuracy):
+        summary = {"overall_accuracy": accuracy, "mean_class_accuracy": accuracy, "loss": 1.0, "clouds": 10}
+        return replace(single, seeds=(seed,), test=summary, validation=None)
+
+    runs = [of_seed(0, 0.5), of_seed(1, 0.7), of_seed(2, 0.9)]
+    result = summarise(runs, single.folder, ("overall_accuracy", "mean_class_accuracy", "loss"))
+    assert result.test["overall_accuracy"] == 0.7
+    assert result.test["overall_accuracy_std"] == 0.2
+    assert result.validation is None
+    assert [run.seed for run in result.runs] == [0, 1, 2]
+
+
+def test_a_result_comes_back_from_its_file_also_with_the_names_of_earlier_versions(config):
+    result = finetune(replace(config, epochs=1))
+    assert read_result(result.folder) == result
+    entries = entries_of(result)
+    earlier = {name.replace("_", " ").replace("mib", "MiB"): value for name, value in entries.items()}
+    earlier |= earlier.pop("labels")
+    selection = dict(entries["selection"])
+    earlier["selection"] = selection | {"test set used to select": selection.pop("test_set_used")}
+    for split in ("test", "validation", "linear probe"):
+        earlier[split] = {name.replace("_", " "): value for name, value in earlier[split].items()}
+    (result.folder / "result.json").write_text(json.dumps(earlier))
+    assert read_result(result.folder) == result
 
 
 def start(config_arguments):
@@ -156,9 +173,9 @@ def test_evaluation_follows_class_names_not_numbers(config, tmp_path):
     run = finetune(replace(config, probe=False))
     shapes = {"rod": (0.1, 1.0, 0.1), "disc": (1.0, 0.1, 1.0)}  # fewer classes, so other numbers
     fewer = write_clouds(tmp_path / "fewer", shapes=shapes, seed=1)
-    facts = evaluate(EvaluateConfig(run=run.folder, data=str(fewer), device="cpu", quiet=True))
-    assert facts["per class"]["ball"]["clouds"] == 0
-    assert facts["per class"]["rod"]["clouds"] == 8
+    result = evaluate(EvaluateConfig(run=run.folder, data=str(fewer), device="cpu", quiet=True))
+    assert result.per_class["ball"]["clouds"] == 0
+    assert result.per_class["rod"]["clouds"] == 8
     other = write_clouds(tmp_path / "other", shapes={"cone": (1, 1, 1), "rod": (0.1, 1, 0.1)})
     with pytest.raises(ValueError, match="does not know: cone"):
         evaluate(EvaluateConfig(run=run.folder, data=str(other), device="cpu", quiet=True))
@@ -168,7 +185,7 @@ def test_voting_is_repeatable_whatever_the_batches(config):
     run = finetune(replace(config, probe=False))
 
     def loss(**options):
-        return evaluate(EvaluateConfig(run=run.folder, device="cpu", quiet=True, **options))["test"]["loss"]
+        return evaluate(EvaluateConfig(run=run.folder, device="cpu", quiet=True, **options)).test["loss"]
 
     assert loss(vote=3) == loss(vote=3, batch_size=5)
 

@@ -74,8 +74,8 @@ def lines(path):
 def test_folders_and_shards_give_what_single_files_give(adapted, places, tmp_path):
     expected = predict(adapted, sorted((places[0] / "inner").glob("*.npy")))
     facts = predict_stream(adapted, list(places), tmp_path / "out.jsonl", batch_size=4)
-    assert facts["clouds"] == facts["clouds now"] == 21
-    assert facts["errors"] == 0
+    assert facts.clouds == facts.clouds_now == 21
+    assert facts.errors == 0
     found = lines(tmp_path / "out.jsonl")
     assert len({line["cloud"] for line in found}) == 21
     for i, line in enumerate(found):
@@ -91,8 +91,8 @@ def test_a_stopped_stream_goes_on_behind_its_last_whole_line(adapted, places, tm
     first = "".join(whole.splitlines(keepends=True)[:kept])
     output.write_text(first + '{"cloud": "half')
     facts = predict_stream(adapted, list(places), output, batch_size=5)
-    assert facts["clouds"] == 21
-    assert facts["clouds now"] == 21 - kept
+    assert facts.clouds == 21
+    assert facts.clouds_now == 21 - kept
     got, expected = lines(output), [json.loads(line) for line in whole.splitlines()]
     assert [line["cloud"] for line in got] == [line["cloud"] for line in expected]
     assert [line["class"] for line in got] == [line["class"] for line in expected]
@@ -127,7 +127,7 @@ def test_answers_of_another_model_are_not_continued(adapted, places, tmp_path):
         with pytest.raises(ValueError, match=r"holds the answers of another adapter, or of this one before it was"):
             predict_stream(another, [places[0]], output)
     assert output.read_bytes() == before
-    assert predict_stream(other(adapted), [places[0]], output)["clouds now"] == 0
+    assert predict_stream(other(adapted), [places[0]], output).clouds_now == 0
     (tmp_path / "out.origin.jsonl").unlink()
     with pytest.raises(ValueError, match=r"has lines, but no out\.origin\.jsonl says what made them; remove"):
         predict_stream(adapted, [places[0]], output)
@@ -154,8 +154,8 @@ def test_clouds_that_were_not_predicted_yet_may_change_and_come(adapted, clouds,
     np.save(folder / "5.npy", clouds[6])
     np.save(folder / "7.npy", clouds[1])
     facts = predict_stream(adapted, [places[0]], output)
-    assert (facts["clouds"], facts["clouds now"]) == (8, 5)
-    assert predict_stream(adapted, [places[0]], output)["clouds now"] == 0
+    assert (facts.clouds, facts.clouds_now) == (8, 5)
+    assert predict_stream(adapted, [places[0]], output).clouds_now == 0
     np.save(folder / "5.npy", clouds[5])
     with pytest.raises(ValueError, match=r"5\.npy changed since"):
         predict_stream(adapted, [places[0]], output)
@@ -169,7 +169,7 @@ def test_two_predictions_do_not_write_one_file(adapted, places, tmp_path):
     ):
         predict_stream(adapted, [places[0]], output)
     lock.release()
-    assert predict_stream(adapted, [places[0]], output)["clouds now"] == 7
+    assert predict_stream(adapted, [places[0]], output).clouds_now == 7
 
 
 def test_bad_clouds_get_a_line_and_do_not_stop_the_others(adapted, clouds, tmp_path):
@@ -184,7 +184,7 @@ def test_bad_clouds_get_a_line_and_do_not_stop_the_others(adapted, clouds, tmp_p
     facts = predict_stream(adapted, [shard, tmp_path / "s.h5"], tmp_path / "out.jsonl")
     found = lines(tmp_path / "out.jsonl")
     assert ["error" in line for line in found] == [True, False, True, True, True, False, True]
-    assert facts["errors"] == 5
+    assert facts.errors == 5
     assert all(line["cloud"].split("/")[-1] in line["error"] for line in found if "error" in line)
     assert "at least group_size = 8" in found[3]["error"]
 
@@ -193,8 +193,8 @@ def test_names_in_a_shard_never_become_paths(adapted, clouds, tmp_path):
     (tmp_path / "in").mkdir()
     shard = write_tar(tmp_path / "in" / "s.tar", {"../../escaped.npy": npy(clouds[0]), "/absolute.npy": npy(clouds[1])})
     facts = predict_stream(adapted, [shard], tmp_path / "out" / "out.jsonl")
-    assert facts["clouds"] == 2
-    assert facts["errors"] == 0
+    assert facts.clouds == 2
+    assert facts.errors == 0
     assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == [
         "out.jsonl",
         "out.origin.jsonl",

@@ -20,8 +20,8 @@ def config(folder, output, **changes):
 
 def test_the_weights_go_into_an_adaptation(clouds_folder, tmp_path):
     result = pretrain(config(clouds_folder, tmp_path / "pre", epochs=8))
-    assert result.facts["last loss"] < result.facts["first loss"]
-    assert result.facts["clouds seen"] == 8 * 24
+    assert result.last_loss < result.first_loss
+    assert result.clouds_seen == 8 * 24
     assert json.loads((tmp_path / "pre" / "result.json").read_text())["epochs"] == 8
     assert "point_mae_tiny" in (tmp_path / "pre" / "README.md").read_text()
     run = finetune(
@@ -36,7 +36,7 @@ def test_the_weights_go_into_an_adaptation(clouds_folder, tmp_path):
             **TINY,
         )
     )
-    assert run.facts["test"]["clouds"] == 24
+    assert run.test["clouds"] == 24
 
 
 def test_a_stopped_pretraining_resumes_to_the_same_weights(clouds_folder, tmp_path, monkeypatch):
@@ -66,14 +66,14 @@ def test_a_time_limit_is_recorded(clouds_folder, tmp_path, monkeypatch):
     # A clock that the machine's load cannot bend: every look at it is 0.05 s later.
     ticks = (0.05 * i for i in itertools.count())
     monkeypatch.setattr(loop.time, "perf_counter", lambda: next(ticks))
-    facts = pretrain(config(clouds_folder, tmp_path / "pre", epochs=10**6, time_limit_minutes=0.1)).facts
-    assert facts["time limit minutes"] == 0.1
-    assert facts["epochs"] < facts["planned epochs"]
-    assert facts["last learning rate"] < 2e-6
-    assert "time limit" in facts["schedule"]
+    facts = pretrain(config(clouds_folder, tmp_path / "pre", epochs=10**6, time_limit_minutes=0.1))
+    assert facts.time_limit_minutes == 0.1
+    assert facts.epochs < facts.planned_epochs
+    assert facts.last_learning_rate < 2e-6
+    assert "time limit" in facts.schedule
 
 
 def test_max_clouds(clouds_folder, tmp_path):
-    assert pretrain(config(clouds_folder, tmp_path / "pre", epochs=1, max_clouds=5)).facts["clouds"] == 5
+    assert pretrain(config(clouds_folder, tmp_path / "pre", epochs=1, max_clouds=5)).clouds == 5
     with pytest.raises(ValueError, match="max_clouds must be at least 1"):
         pretrain(config(clouds_folder, tmp_path / "other", max_clouds=0))

@@ -143,8 +143,8 @@ def test_options_that_change_no_result_are_taken_up(clouds_folder, tmp_path, cap
     folder.write_config(FinetuneConfig(str(clouds_folder), **{**RUN, "probe": True, "quiet": False}), "finetune")
     assert main(["finetune", "--resume", str(folder.path), "--no-probe", "--quiet", "--clouds-in", "disk"]) == 0
     facts = json.loads((folder.path / "result.json").read_text())
-    assert facts["linear probe"] is None
-    assert facts["clouds in"] == "disk"
+    assert facts["linear_probe"] is None
+    assert facts["clouds_in"] == "disk"
 
 
 def test_one_class_and_one_cloud_a_step_are_named(clouds_folder, tmp_path):

@@ -145,7 +145,7 @@ def test_an_adapter_of_a_diverged_run_is_refused_when_it_is_loaded(clouds_folder
     from pointpeft.checkpoints import save_adapter
 
     adapted = broken(float("inf"))
-    facts = {"classes": ["ball", "disc", "rod"], "points": 64, "clouds normalized": True}
+    facts = {"classes": ["ball", "disc", "rod"], "points": 64, "clouds_normalized": True}
     save_adapter(adapted.model, tmp_path / "adapter", facts)
     with pytest.raises(NotFiniteError, match=r"adapter holds numbers that are not finite, in head\."):
         load_run(tmp_path / "adapter", torch.device("cpu"))

@@ -114,7 +114,7 @@ def test_two_processes_train_as_one(clouds_folder, tmp_path, method, accumulate)
     for part in ("test", "validation", "clouds"):  # each cloud counted once
         assert results[1][part] == results[0][part], part
     if method == "dapt":
-        assert results[1]["linear probe"]["loss"] == pytest.approx(results[0]["linear probe"]["loss"], abs=0.02)
+        assert results[1]["linear_probe"]["loss"] == pytest.approx(results[0]["linear_probe"]["loss"], abs=0.02)
     first, second = map(weights, folders)
     assert first.keys() == second.keys()
     for name, weight in first.items():

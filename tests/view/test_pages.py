@@ -30,7 +30,7 @@ def parts_model():
     model = create_model(
         "point_mae_tiny", "dapt", 4, task="part_segmentation", num_categories=2, **{**SMALL, "depth": 3}
     )
-    metadata = {"parts": ["mug/cup", "mug/handle", "lamp/foot", "lamp/shade"], "parts of": [[0, 1], [2, 3]]}
+    metadata = {"parts": ["mug/cup", "mug/handle", "lamp/foot", "lamp/shade"], "parts_of": [[0, 1], [2, 3]]}
     return Adapted(model.eval(), ("mug", "lamp"), 256, True, metadata)
 
 

@@ -69,7 +69,7 @@ def test_a_model_of_parts_gives_the_part_of_each_point(tmp_path):
     torch.manual_seed(6)
     options = {**SMALL, "depth": 3, "task": "part_segmentation", "num_categories": 2}
     model = create_model("point_mae_tiny", "dapt", 4, **options).eval()
-    metadata = {"parts": ["cup", "handle", "foot", "shade"], "parts of": [[0, 1], [2, 3]], "up axis": "z"}
+    metadata = {"parts": ["cup", "handle", "foot", "shade"], "parts_of": [[0, 1], [2, 3]], "up_axis": "z"}
     adapted = Adapted(model, ("mug", "lamp"), 64, True, metadata)
     np.save(tmp_path / "scan.npy", np.load(io.BytesIO(scan(points=64))))
     expected = predict_points(adapted, [tmp_path / "scan.npy"], tmp_path, "lamp")[0]["parts"]
@@ -104,7 +104,7 @@ def test_a_bad_file_is_named(client, name, content, message):
     error = said.json()["error"]
     assert re.search(message, error)
     assert "/tmp" not in error
-    assert client.get("/health").json()["requests under way"] == 0
+    assert client.get("/health").json()["requests_under_way"] == 0
 
 
 def test_pickles_are_not_run(client):
@@ -166,8 +166,8 @@ def test_requests_that_come_together_share_a_pass(adapted):
                 return [answer.json() for answer in answers], (await client.get("/health")).json()
 
     answers, health = asyncio.run(ask())
-    assert health["passes of the model"] == 1
-    assert health["requests answered"] == 4
+    assert health["model_passes"] == 1
+    assert health["requests_answered"] == 4
     with TestClient(create_app(adapted), base_url=HOME) as client:
         for i, answer in enumerate(answers):
             alone = client.post(f"/predict?name={i}.npy", content=scan(i)).json()

@@ -12,11 +12,11 @@ def run(command: CompareConfig) -> int:
     from pointpeft.runs.comparison.compare import compare
     from pointpeft.runs.comparison.report import caption, markdown
 
-    facts = compare(command)
-    for name, error in facts["failures"].items():
+    result = compare(command)
+    for name, error in result.failures.items():
         print(f"pointpeft: error: {name}: {error}", file=sys.stderr)
-    if facts["rows"]:
-        print(markdown(facts["rows"], command.task), end="")
-        print(f"\n{command.epochs} epochs each; {caption(facts['rows'], command.select)}")
-        print(f"table.md, .tex, .csv, .html and the runs are in {facts['folder']}")
-    return 1 if facts["failures"] else 0
+    if result.rows:
+        print(markdown(result.rows, command.task), end="")
+        print(f"\n{command.epochs} epochs each; {caption(result.rows, command.select)}")
+        print(f"table.md, .tex, .csv, .html and the runs are in {result.folder}")
+    return 1 if result.failures else 0

@@ -38,7 +38,7 @@ def run(command: Export) -> int:
     facts = {
         "classes": list(adapted.classes),
         "points": adapted.num_points,
-        "clouds normalized": adapted.normalized,
+        "clouds_normalized": adapted.normalized,
         "method": adapted.model.method.name,
         "backbone": adapted.model.backbone_name,
     }

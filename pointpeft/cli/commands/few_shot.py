@@ -11,13 +11,13 @@ def run(command: FewShotConfig) -> int:
     """Adapts to all folds and prints the table; 1 when a run failed."""
     from pointpeft.runs.comparison.few_shot import few_shot, markdown
 
-    facts = few_shot(command)
-    for name, error in facts["failures"].items():
+    result = few_shot(command)
+    for name, error in result.failures.items():
         print(f"pointpeft: error: {name}: {error}", file=sys.stderr)
-    if facts["rows"]:
-        print(markdown(command, facts["rows"]), end="")
+    if result.rows:
+        print(markdown(result), end="")
         print(
-            f"\n{command.epochs} epochs each; epoch kept: {facts['protocol']['selection']}; "
-            f"± is the standard deviation over folds; table and runs in {facts['folder']}"
+            f"\n{command.epochs} epochs each; epoch kept: {result.protocol.selection}; "
+            f"± is the standard deviation over folds; table and runs in {result.folder}"
         )
-    return 1 if facts["failures"] else 0
+    return 1 if result.failures else 0

@@ -3,10 +3,13 @@
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pointpeft.cli.table import print_rows
 from pointpeft.runs.config import FinetuneConfig
+
+if TYPE_CHECKING:
+    from pointpeft.runs.result import Summary
 
 __all__ = ["FinetuneConfig", "revise", "run"]
 
@@ -67,44 +70,42 @@ def _variant(data: str, variant: str) -> str:
 def run(command: FinetuneConfig) -> int:
     """Adapts and prints the result."""
     from pointpeft.runs.finetune import finetune
-    from pointpeft.tasks.base import create_task
+    from pointpeft.tasks.base import create_task, heading
     from pointpeft.training.processes import rank_and_world
 
     result = finetune(command)
     if rank_and_world()[0] > 0:
         return 0
-    facts, folder = result.facts, result.folder
-    task = create_task(facts["task"])
-    numbers, probed = task.numbers, task.probed
-    selection = facts["selection"]
-    clouds = ", ".join(f"{count} {name}" for name, count in facts["clouds"].items())
+    task = create_task(result.task)
+    numbers, selection = task.numbers, result.selection
+    clouds = ", ".join(f"{count} {name}" for name, count in result.clouds.items())
     rows = {
-        **{f"test {name}": accuracy(facts["test"], name) for name in numbers if name != "loss"},
-        **({"same backbone, head only": accuracy(facts["linear probe"], numbers[0])} if probed else {}),
-        f"validation {numbers[0].removeprefix('overall ')}": accuracy(facts["validation"], numbers[0]),
-        "epoch selected": f"{selection['epoch']} of {facts['epochs']}: {selection['meaning']}",
-        "seeds": ", ".join(map(str, facts["seeds"])),
-        "trained parameters": f"{facts['trainable parameters']:,} of {facts['parameters']:,} "
-        f"({facts['trainable parameters without head']:,} without the head)",
+        **{f"test {heading(name)}": accuracy(result.test, name) for name in numbers if name != "loss"},
+        **({"same backbone, head only": accuracy(result.linear_probe, numbers[0])} if task.probed else {}),
+        f"validation {heading(numbers[0]).removeprefix('overall ')}": accuracy(result.validation, numbers[0]),
+        "epoch selected": f"{selection.epoch} of {result.epochs}: {selection.meaning}",
+        "seeds": ", ".join(map(str, result.seeds)),
+        "trained parameters": f"{result.trainable_parameters:,} of {result.parameters:,} "
+        f"({result.trainable_parameters_without_head:,} without the head)",
         "clouds": clouds,
-        **({"note": "; ".join(facts["notes"])} if facts["notes"] else {}),
-        "augmentation, vote": f"{facts['augmentation']}, {facts['vote']}",
-        **({"steps per batch": 2} if facts["double step"] else {}),
-        "speed, memory": f"{facts['clouds per second']} clouds/s in training, "
-        f"{facts['peak memory MiB']} MiB ({facts['peak memory of']})",
-        "run folder": folder,
+        **({"note": "; ".join(result.notes)} if result.notes else {}),
+        "augmentation, vote": f"{result.augmentation}, {result.vote}",
+        **({"steps per batch": 2} if result.double_step else {}),
+        "speed, memory": f"{result.clouds_per_second} clouds/s in training, "
+        f"{result.peak_memory_mib} MiB ({result.peak_memory_of})",
+        "run folder": result.folder,
     }
-    if len(facts["seeds"]) > 1:
-        rows["epoch selected"] = f"by seed: {', '.join(str(r['selection']['epoch']) for r in facts['runs'])}"
+    if result.runs:
+        rows["epoch selected"] = f"by seed: {', '.join(str(run.selection.epoch) for run in result.runs)}"
     print_rows(rows)
-    if len(facts["seeds"]) == 1:
-        print(f"\nNext: pointpeft predict {folder} FILE...   or open {folder / task.page}")
+    if not result.runs:
+        print(f"\nNext: pointpeft predict {result.folder} FILE...   or open {result.folder / task.page}")
     return 0
 
 
-def accuracy(part: dict[str, Any] | None, name: str) -> str:
+def accuracy(summary: "Summary | None", name: str) -> str:
     """An accuracy in percent, with its standard deviation where there are several seeds."""
-    if part is None:
+    if summary is None:
         return "-"
-    text = f"{part[name]:.2%}"
-    return f"{text} ± {part[f'{name} std']:.2%}" if f"{name} std" in part else text
+    text = f"{summary[name]:.2%}"
+    return f"{text} ± {summary[f'{name}_std']:.2%}" if f"{name}_std" in summary else text

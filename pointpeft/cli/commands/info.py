@@ -29,7 +29,7 @@ def collect() -> dict[str, Any]:
         "pointpeft": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "torch cuda": torch.version.cuda,
+        "torch_cuda": torch.version.cuda,
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "threads": torch.get_num_threads(),
     }
@@ -41,20 +41,20 @@ def collect() -> dict[str, Any]:
         facts["build"] = {
             "compiler": _C.compiler,
             "nvcc": _C.nvcc or None,
-            "cuda archs": [arch for arch in _C.cuda_archs.split(";") if arch],
-            "oldest torch": _C.torch_target,
-            "cpu level": _C.cpu_level(),
-            "cpu level supported": _C.supported_cpu_level(),
+            "cuda_archs": [arch for arch in _C.cuda_archs.split(";") if arch],
+            "oldest_torch": _C.torch_target,
+            "cpu_level": _C.cpu_level(),
+            "cpu_level_supported": _C.supported_cpu_level(),
         }
     facts["backends"] = {
         kind: {"live": part.live, "reason": part.reason, "remedy": part.remedy}
         for kind, part in ((kind, library.part_of(kind)) for kind in library.PARTS)
     }
-    facts["operations answer with"] = {kind: library.backend(kind) for kind in library.PARTS}
+    facts["operations_answer_with"] = {kind: library.backend(kind) for kind in library.PARTS}
     facts["environment"] = {
         name: os.environ[name] for name in sorted(os.environ) if name.startswith(("POINTPEFT_", "TORCH_CUDA_ARCH"))
     }
-    facts["optional packages"] = {name: _version(name) for name in OPTIONAL}
+    facts["optional_packages"] = {name: _version(name) for name in OPTIONAL}
     return facts
 
 
@@ -76,10 +76,10 @@ def run(command: Info) -> int:
     for name, value in facts.items():
         if isinstance(value, dict):
             value = ", ".join(f"{key} {entry if entry else '-'}" for key, entry in value.items()) or "-"
-        print(f"{name:24} {value if value is not None else '-'}")
+        print(f"{name.replace('_', ' '):24} {value if value is not None else '-'}")
     for name, value in build.items():
         value = " ".join(value) if isinstance(value, list) else value
-        print(f"{'build: ' + name:24} {value or '-'}")
+        print(f"{'build: ' + name.replace('_', ' '):24} {value or '-'}")
     for kind, part in backends.items():
         print(f"{'backend: ' + kind:24} {'live' if part['live'] else 'missing'}: {part['reason']}")
         if part["remedy"]:

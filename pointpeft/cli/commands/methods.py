@@ -52,7 +52,7 @@ def collect(backbone: str, num_classes: int) -> list[dict[str, Any]]:
             row
             | {
                 "trained": model.trainable_parameters(),
-                "without head": model.trainable_parameters(head=False),
+                "trained_without_head": model.trainable_parameters(head=False),
                 "parameters": sum(p.numel() for p in model.parameters()),
             }
         )
@@ -66,7 +66,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         numbers = ("-", "-", "-")
         if "trained" in row:
             share = f"{100 * row['trained'] / row['parameters']:.1f} %"
-            numbers = (f"{row['trained']:,}", f"{row['without head']:,}", share)
+            numbers = (f"{row['trained']:,}", f"{row['trained_without_head']:,}", share)
         note = row.get("missing") or row.get("refused") or row["what"]
         lines.append(f"| `{row['method']}` | {' | '.join(numbers)} | {'yes' if row['merges'] else ''} | {note} |")
     return "\n".join(lines)

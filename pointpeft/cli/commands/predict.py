@@ -2,11 +2,14 @@
 
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
+
+if TYPE_CHECKING:
+    from pointpeft.runs.predict import StreamResult
 
 
 @dataclass(frozen=True)
@@ -75,16 +78,16 @@ def run(command: Predict) -> int:
         from pointpeft.runs.cluster import predict_on_cluster
 
         where = (command.batch_size, command.device, command.ray, command.ray_cpus)
-        facts = predict_on_cluster(command.run, list(command.files), output, *where)
-        print_rows(facts)
-        return 1 if facts["errors"] else 0
+        result = predict_on_cluster(command.run, list(command.files), output, *where)
+        print_rows(_printed(result))
+        return 1 if result.errors else 0
     if any(is_many(path) for path in command.files):
         if not task.streams:
             raise ValueError("folders and shards are streamed for classification only; name the files to segment")
         title = None if command.quiet else "predict"
-        facts = predict_stream(adapted, list(command.files), output, command.batch_size, title, drop_non_finite=drop)
-        print_rows(facts)
-        return 1 if facts["errors"] else 0
+        result = predict_stream(adapted, list(command.files), output, command.batch_size, title, drop_non_finite=drop)
+        print_rows(_printed(result))
+        return 1 if result.errors else 0
     if drop and not task.can_drop_non_finite:
         raise ValueError(f"drop_non_finite must not be given for {task.name}, which labels every point of a file")
     if task.streams:
@@ -95,8 +98,8 @@ def run(command: Predict) -> int:
     if command.json:
         print(json.dumps(results, indent=2))
     for result in results:
-        if "left out" in result:
-            print(f"{result['file']}: {result['left out']} points that are not finite are left out", file=sys.stderr)
+        if "left_out" in result:
+            print(f"{result['file']}: {result['left_out']} points that are not finite are left out", file=sys.stderr)
         if "error" in result:
             print(f"pointpeft: error: {result['error']}", file=sys.stderr)
         elif not command.json and "parts" in result:
@@ -105,3 +108,7 @@ def run(command: Predict) -> int:
         elif not command.json:
             print(f"{result['class']:24} {result['probability']:7.1%}  {result['file']}")
     return 1 if any("error" in result for result in results) else 0
+
+
+def _printed(result: "StreamResult") -> dict[str, Any]:
+    return {name: value for name, value in asdict(result).items() if value is not None}

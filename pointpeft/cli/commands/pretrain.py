@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from pointpeft.cli.table import print_rows
 from pointpeft.runs.config import PretrainConfig
 
 __all__ = ["PretrainConfig", "revise", "run"]
@@ -29,7 +30,6 @@ def run(command: PretrainConfig) -> int:
     result = pretrain(command)
     if rank_and_world()[0] > 0:
         return 0
-    for name in ("clouds", "epochs", "training minutes", "clouds per second", "first loss", "last loss"):
-        print(f"{name:20} {result.facts[name]}")
-    print(f"{'weights':20} {result.weights}")
+    names = ("clouds", "epochs", "training_minutes", "clouds_per_second", "first_loss", "last_loss", "weights")
+    print_rows({name: getattr(result, name) for name in names})
     return 0

@@ -3,29 +3,14 @@
 import multiprocessing
 import traceback
 from collections.abc import Callable
-from dataclasses import replace
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
-from pointpeft.runs.config import FinetuneConfig
+from pointpeft.runs.comparison.plan import PlannedRun
 from pointpeft.runs.finetune import finetune
 
 EXPECTED = (ValueError, OSError, ImportError)
 """Errors whose message is written for the user; any other is reported with its traceback."""
-
-
-def result_path(run: FinetuneConfig) -> Path:
-    """The file that a finished run leaves."""
-    if run.output is None:
-        raise ValueError("output must name the run's folder, got None")
-    return run.output / "result.json"
-
-
-def resumed(run: FinetuneConfig) -> FinetuneConfig:
-    """The same run, continued from its folder if it was started before."""
-    started = (result_path(run).parent / "config.json").exists()
-    return replace(run, resume=run.output, output=None) if started else run
 
 
 def failure_of(function: Callable[..., Any], *arguments: Any) -> str | None:
@@ -39,12 +24,12 @@ def failure_of(function: Callable[..., Any], *arguments: Any) -> str | None:
     return None
 
 
-def complete(run: FinetuneConfig) -> str | None:
+def complete(run: PlannedRun) -> str | None:
     """Makes sure, in this process, that the run has its result; returns what went wrong, None for nothing."""
-    return None if result_path(run).exists() else failure_of(finetune, resumed(run))
+    return None if run.result.exists() else failure_of(finetune, run.resumable())
 
 
-def complete_in_process(run: FinetuneConfig) -> str | None:
+def complete_in_process(run: PlannedRun) -> str | None:
     """As `complete`, in a process of its own: its peak memory is its own, and a crash takes nothing with it."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
@@ -60,5 +45,5 @@ def complete_in_process(run: FinetuneConfig) -> str | None:
     return failure
 
 
-def _send_failure(run: FinetuneConfig, sender: Connection) -> None:
+def _send_failure(run: PlannedRun, sender: Connection) -> None:
     sender.send(complete(run))

@@ -39,8 +39,8 @@ class Metrics:
     def summary(self) -> dict[str, float | int]:
         """The single numbers, rounded as results are printed."""
         return {
-            "overall accuracy": round(self.overall_accuracy, 4),
-            "mean class accuracy": round(self.mean_class_accuracy, 4),
+            "overall_accuracy": round(self.overall_accuracy, 4),
+            "mean_class_accuracy": round(self.mean_class_accuracy, 4),
             "loss": round(self.loss, 4),
             "clouds": self.clouds,
         }

@@ -24,8 +24,9 @@ class Classification(Task[Clouds, Metrics]):
     """One label per cloud."""
 
     name = "classification"
-    columns = {"overall accuracy": "test accuracy", "mean class accuracy": "class accuracy"}
-    numbers = ("overall accuracy", "mean class accuracy", "loss")
+    columns = {"overall_accuracy": "test accuracy", "mean_class_accuracy": "class accuracy"}
+    numbers = ("overall_accuracy", "mean_class_accuracy", "loss")
+    class_number = "accuracy"
     hub_tag = "point-cloud-classification"
     probed = True
     augment = "scale_translate"

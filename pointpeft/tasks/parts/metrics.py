@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pointpeft.tasks.base import heading
+
 
 @dataclass(frozen=True)
 class PartMetrics:
@@ -27,7 +29,7 @@ class PartMetrics:
     cloud_iou: Tensor
     labels: Tensor
 
-    NUMBERS = ("instance mIoU", "class mIoU", "point accuracy", "loss")
+    NUMBERS = ("instance_miou", "class_miou", "point_accuracy", "loss")
 
     @property
     def score(self) -> list[float]:
@@ -36,18 +38,21 @@ class PartMetrics:
 
     def logged(self) -> dict[str, float]:
         """Numbers for the log of every epoch."""
-        return dict(zip(self.NUMBERS, (self.instance_miou, self.class_miou, self.accuracy, self.loss), strict=True))
+        return {heading(name): value for name, value in self._numbers().items()}
 
     def summary(self) -> dict[str, float | int]:
         """The single numbers, rounded as results are printed."""
-        return {name: round(value, 4) for name, value in self.logged().items()} | {"clouds": len(self.labels)}
+        return {name: round(value, 4) for name, value in self._numbers().items()} | {"clouds": len(self.labels)}
+
+    def _numbers(self) -> dict[str, float]:
+        return dict(zip(self.NUMBERS, (self.instance_miou, self.class_miou, self.accuracy, self.loss), strict=True))
 
     def per_class(self, classes: tuple[str, ...]) -> dict[str, dict[str, Any]]:
         """Mean IoU and number of clouds by category; None where a category has no cloud."""
         found = {}
         for i, name in enumerate(classes):
             own = self.cloud_iou[self.labels == i]
-            found[name] = {"mIoU": round(float(own.mean()), 4) if len(own) else None, "clouds": len(own)}
+            found[name] = {"miou": round(float(own.mean()), 4) if len(own) else None, "clouds": len(own)}
         return found
 
 

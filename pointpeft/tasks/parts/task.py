@@ -29,7 +29,7 @@ class PartSegmentation(Task[PartClouds, PartMetrics]):
     """One part per point; a cloud's category is given, as papers on ShapeNetPart have it."""
 
     name = "part_segmentation"
-    columns = {"instance mIoU": "instance mIoU", "class mIoU": "class mIoU"}
+    columns = {"instance_miou": "instance mIoU", "class_miou": "class mIoU"}
     numbers = PartMetrics.NUMBERS
     page = "parts.png"
     double_step = True
@@ -54,7 +54,7 @@ class PartSegmentation(Task[PartClouds, PartMetrics]):
 
     def metadata(self, clouds: PartClouds) -> dict[str, Any]:
         """Names of the parts, and those of each category."""
-        return {"parts": list(clouds.parts), "parts of": [list(parts) for parts in clouds.parts_of]}
+        return {"parts": list(clouds.parts), "parts_of": [list(parts) for parts in clouds.parts_of]}
 
     def classes_of(self, points: Tensor, targets: Any) -> Tensor:
         """The category of each cloud of a batch. int64 [B]"""
@@ -118,7 +118,7 @@ class PartSegmentation(Task[PartClouds, PartMetrics]):
             if tuple(metadata[name]) != tuple(found):
                 strange = sorted(set(found) ^ set(metadata[name]))
                 raise ValueError(f"{data} has other {name} than the adapter: {', '.join(strange[:8]) or 'their order'}")
-        clouds.parts_of = tuple(tuple(parts) for parts in metadata["parts of"])
+        clouds.parts_of = tuple(tuple(parts) for parts in metadata["parts_of"])
 
     def label_names(self, adapted: Adapted) -> tuple[str, ...]:
         """Names of all parts."""
@@ -181,5 +181,5 @@ class PartSegmentation(Task[PartClouds, PartMetrics]):
 def _allowed(adapted: Adapted, category: int) -> Tensor:
     """Which parts each category has, filled in for one category. bool [categories, parts]"""
     allowed = torch.zeros(len(adapted.classes), len(adapted.metadata["parts"]), dtype=torch.bool)
-    allowed[category, adapted.metadata["parts of"][category]] = True
+    allowed[category, adapted.metadata["parts_of"][category]] = True
     return allowed

@@ -16,7 +16,7 @@ from pointpeft.escapes import figure_text
 from pointpeft.files import write_atomically
 from pointpeft.model import PointModel
 from pointpeft.tasks.adapted import Adapted
-from pointpeft.tasks.base import Observe, Task, register_task
+from pointpeft.tasks.base import Observe, Task, heading, register_task
 from pointpeft.tasks.classification.report import draw_curves
 from pointpeft.tasks.inference import Voting
 from pointpeft.tasks.parts.report import draw_cloud
@@ -45,7 +45,7 @@ class SceneMetrics:
     loss: float
     rooms: int
 
-    NUMBERS = ("mIoU", "mean class accuracy", "point accuracy", "loss")
+    NUMBERS = ("miou", "mean_class_accuracy", "point_accuracy", "loss")
 
     @property
     def iou(self) -> Tensor:
@@ -56,10 +56,10 @@ class SceneMetrics:
     @property
     def score(self) -> list[float]:
         """What selection maximises, in order."""
-        return [self.logged()["mIoU"], -self.loss]
+        return [self._numbers()["miou"], -self.loss]
 
-    def logged(self) -> dict[str, float]:
-        """Numbers for the log of every epoch: means over the classes that occur."""
+    def _numbers(self) -> dict[str, float]:
+        """Means over the classes that occur."""
         right, true = self.confusion.diagonal().double(), self.confusion.sum(1)
         numbers = (
             float(self.iou.nanmean()),
@@ -69,15 +69,19 @@ class SceneMetrics:
         )
         return dict(zip(self.NUMBERS, numbers, strict=True))
 
+    def logged(self) -> dict[str, float]:
+        """Numbers for the log of every epoch."""
+        return {heading(name): value for name, value in self._numbers().items()}
+
     def summary(self) -> dict[str, float | int]:
         """The single numbers, rounded as results are printed."""
-        return {name: round(value, 4) for name, value in self.logged().items()} | {"clouds": self.rooms}
+        return {name: round(value, 4) for name, value in self._numbers().items()} | {"clouds": self.rooms}
 
     def per_class(self, classes: tuple[str, ...]) -> dict[str, dict[str, Any]]:
         """IoU and number of points by class; None where a class does not occur."""
         iou, counts = self.iou.tolist(), self.confusion.sum(1).tolist()
         return {
-            name: {"mIoU": None if value != value else round(value, 4), "points": count}
+            name: {"miou": None if value != value else round(value, 4), "points": count}
             for name, value, count in zip(classes, iou, counts, strict=True)
         }
 
@@ -149,7 +153,7 @@ class SemanticSegmentation(Task[Rooms, SceneMetrics]):
     """
 
     name = "semantic_segmentation"
-    columns = {"mIoU": "mIoU", "mean class accuracy": "class accuracy"}
+    columns = {"miou": "mIoU", "mean_class_accuracy": "class accuracy"}
     numbers = SceneMetrics.NUMBERS
     test_augment = "none"
     page = "rooms.png"

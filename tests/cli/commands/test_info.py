@@ -14,6 +14,6 @@ def test_info_as_json(capsys):
     assert run(Info(json=True)) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["backends"]["cpu"]["live"] is True
-    assert facts["operations answer with"]["cpu"] == "compiled"
+    assert facts["operations_answer_with"]["cpu"] == "compiled"
     for part in facts["backends"].values():
         assert part["live"] or part["remedy"]

@@ -33,9 +33,9 @@ def test_training_fills_the_bank_with_the_training_clouds(clouds_folder, tmp_pat
     )
     result = finetune(config)
     bank = bank_of(result.folder)
-    assert bank.shape == (32, result.facts["clouds"]["train"]) == (32, 18)  # none of the clouds held out
+    assert bank.shape == (32, result.clouds["train"]) == (32, 18)  # none of the clouds held out
     torch.testing.assert_close(bank.norm(dim=0), torch.ones(18))
-    assert result.facts["model"]["method"]["fields"]["bank_size"] == 18
+    assert result.model["method"]["fields"]["bank_size"] == 18
 
 
 def test_an_empty_bank_is_asked_for(clouds_folder, tmp_path):
@@ -74,7 +74,7 @@ def test_compare_fills_the_bank(clouds_folder, tmp_path):
         checkpoint="none", device="cpu", quiet=True, output=tmp_path / "compare",
     )  # fmt: skip
     facts = compare(config)
-    assert not facts["failures"]
+    assert not facts.failures
     (folder,) = (tmp_path / "compare").glob("*/seed-0")
     assert bank_of(folder).shape[1] == json.loads((folder / "result.json").read_text())["clouds"]["train"] > 0
 

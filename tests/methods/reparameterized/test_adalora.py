@@ -96,6 +96,6 @@ def test_a_run_allocates_after_every_step(clouds_folder, tmp_path):
     )  # fmt: skip
     result = finetune(config)
     model = load_adapter(result.folder / "adapter")
-    batches = -(-result.facts["clouds"]["train"] // TINY["batch_size"])
+    batches = -(-result.clouds["train"] // TINY["batch_size"])
     assert model.backbone.steps == batches * TINY["epochs"]
     assert sum(int((layer.lam != 0).sum()) for layer in layers(model)) == 2 * len(layers(model))

@@ -69,7 +69,7 @@ def test_the_reference_answers_on_a_gpu_without_code(gpu):
     assert "Tesla T4 of compute capability 7.5" in part.reason
     assert part.remedy == "install again with TORCH_CUDA_ARCH_LIST=7.5"
     facts = info.collect()
-    assert facts["operations answer with"]["cuda"] == "reference"
+    assert facts["operations_answer_with"]["cuda"] == "reference"
     assert not facts["backends"]["cuda"]["live"]
 
 

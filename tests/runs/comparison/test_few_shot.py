@@ -27,15 +27,15 @@ def config(tmp_path):
 
 
 def test_every_method_sees_every_fold_and_the_table_is_their_mean(config):
-    facts = few_shot(config)
-    assert not facts["failures"]
-    assert [row["method"] for row in facts["rows"]] == ["linear", "dapt:rank=4"]
-    for row in facts["rows"]:
-        each = list(facts["accuracies"][row["method"]].values())
-        assert len(each) == row["folds"] == 2
-        assert row["overall accuracy"] == pytest.approx(sum(each) / 2, abs=1e-4)
-        assert row["std"] == pytest.approx(abs(each[0] - each[1]) / 2**0.5, abs=1e-4)
-    assert facts["protocol"]["test set used to select"] is False
+    result = few_shot(config)
+    assert not result.failures
+    assert [row.method for row in result.rows] == ["linear", "dapt:rank=4"]
+    for row in result.rows:
+        each = list(result.accuracies[row.method].values())
+        assert len(each) == row.folds == 2
+        assert row.overall_accuracy == pytest.approx(sum(each) / 2, abs=1e-4)
+        assert row.std == pytest.approx(abs(each[0] - each[1]) / 2**0.5, abs=1e-4)
+    assert result.protocol.test_set_used is False
     text = (config.output / "table.md").read_text()
     assert "2-way 3-shot accuracy" in text
     assert "TEST SET" not in text
@@ -46,23 +46,23 @@ def test_the_same_command_completes_and_another_recipe_is_refused(config):
     first = config.output / "linear" / "fold-0" / "result.json"
     written = first.stat().st_mtime_ns
     (config.output / "linear" / "fold-1").mkdir()
-    facts = few_shot(replace(config, methods=("linear",)))
-    assert facts["rows"][0]["folds"] == 2
+    result = few_shot(replace(config, methods=("linear",)))
+    assert result.rows[0].folds == 2
     assert first.stat().st_mtime_ns == written
     with pytest.raises(ValueError, match="holds a comparison with other options"):
         few_shot(replace(config, methods=("linear",), epochs=3))
 
 
 def test_selection_on_the_test_set_is_marked(config):
-    facts = few_shot(replace(config, methods=("linear",), folds=1, select="test-best"))
-    assert facts["protocol"]["test set used to select"] is True
+    result = few_shot(replace(config, methods=("linear",), folds=1, select="test-best"))
+    assert result.protocol.test_set_used is True
     assert "ON THE TEST SET" in (config.output / "table.md").read_text()
 
 
 def test_a_fold_that_fails_is_reported_and_the_others_count(config, capsys):
-    facts = few_shot(replace(config, methods=("linear", "nothing"), folds=1))
-    assert list(facts["failures"]) == ["nothing fold 0"]
-    assert [row["method"] for row in facts["rows"]] == ["linear"]
+    result = few_shot(replace(config, methods=("linear", "nothing"), folds=1))
+    assert list(result.failures) == ["nothing fold 0"]
+    assert [row.method for row in result.rows] == ["linear"]
 
 
 @pytest.mark.parametrize(

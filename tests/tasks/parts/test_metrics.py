@@ -15,7 +15,7 @@ def test_iou_by_hand():
     assert metrics.cloud_iou.tolist() == pytest.approx([first, second])
     assert metrics.instance_miou == pytest.approx((first + second) / 2)
     assert metrics.accuracy == pytest.approx(6 / 8)
-    assert metrics.per_class(("a", "b", "c"))["c"] == {"mIoU": None, "clouds": 0}
+    assert metrics.per_class(("a", "b", "c"))["c"] == {"miou": None, "clouds": 0}
 
 
 def test_categories_weigh_alike_in_the_class_mean():

@@ -82,14 +82,14 @@ def test_thinned_clouds_are_a_part_of_what_is_evaluated(config):
 def test_a_run_on_disk_ends_with_the_same_weights_and_numbers(config, tmp_path):
     found = []
     for where in ("memory", "disk"):
-        facts = finetune(replace(config, clouds_in=where, vote=2, output=tmp_path / where)).facts
-        assert facts["clouds in"] == where
+        facts = finetune(replace(config, clouds_in=where, vote=2, output=tmp_path / where))
+        assert facts.clouds_in == where
         tested = evaluate(
             EvaluateConfig(tmp_path / where, clouds_in=where, vote=2, device="cpu", quiet=True, densities=(16,))
         )
-        assert tested["clouds in"] == where
+        assert tested.clouds_in == where
         weights = load_file(tmp_path / where / "adapter" / "adapter_model.safetensors")
-        numbers = facts["test"], facts["validation"], tested["test"], tested["by points per cloud"]
+        numbers = facts.test, facts.validation, tested.test, tested.by_points_per_cloud
         found.append((numbers, weights))
     (numbers, weights), (others, values) = found
     assert others == numbers
@@ -105,20 +105,20 @@ def test_random_order_repeats_no_more_than_it_must(size, n):
 
 def test_a_run_learns_parts_and_can_be_evaluated(config, tmp_path):
     result = finetune(replace(config, epochs=30, lr=3e-3, method="full", set=TINY_MODEL[:-1]))
-    facts = result.facts
-    assert facts["test"]["instance mIoU"] > 0.7  # guessing one part of two everywhere gives 0.25
-    assert facts["parts of"] == [[0, 1], [2, 3]]
-    assert facts["linear probe"] is None
+    facts = result
+    assert facts.test["instance_miou"] > 0.7  # guessing one part of two everywhere gives 0.25
+    assert facts.labels["parts_of"] == [[0, 1], [2, 3]]
+    assert facts.linear_probe is None
     assert {"parts.png", "curves.png", "result.json", "log.csv", "adapter"} <= {p.name for p in result.folder.iterdir()}
     assert "val instance mIoU" in (result.folder / "log.csv").read_text().splitlines()[0]
 
     again = evaluate(EvaluateConfig(result.folder, device="cpu", quiet=True, densities=(64, 16)))
-    assert again["test"] == facts["test"]
-    assert again["by points per cloud"]["64"] == facts["test"]
-    assert again["by points per cloud"]["16"]["clouds"] == facts["test"]["clouds"]
+    assert again.test == facts.test
+    assert again.by_points_per_cloud["64"] == facts.test
+    assert again.by_points_per_cloud["16"]["clouds"] == facts.test["clouds"]
     voted = evaluate(EvaluateConfig(result.folder, device="cpu", quiet=True, vote=3, test_augment="isotropic"))
-    assert voted["test-time augmentation"] == "isotropic"
-    assert voted["test"]["loss"] != facts["test"]["loss"]
+    assert voted.test_augment == "isotropic"
+    assert voted.test["loss"] != facts.test["loss"]
     with pytest.raises(ValueError, match="densities must be between 8 and 64 points, got 65"):
         evaluate(EvaluateConfig(result.folder, device="cpu", quiet=True, densities=(65,)))
 
@@ -155,7 +155,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(config, tmp_path, monkeypatch
     monkeypatch.undo()
     assert torch.load(half / "checkpoint.pt", weights_only=True)["epoch"] == 2
     resumed = finetune(FinetuneConfig(resume=half, device="cpu"))
-    assert resumed.facts["test"] == whole.facts["test"]
+    assert resumed.test == whole.test
     ours, theirs = (load_file(f / "adapter" / "adapter_model.safetensors") for f in (whole.folder, resumed.folder))
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
@@ -173,7 +173,7 @@ def test_double_step_steps_twice(config):
         finetune(replace(config, epochs=1, warmup_epochs=0, double_step=double, output=config.output / str(double)))
         for double in (False, True)
     )
-    assert twice.facts["double step"] is True
+    assert twice.double_step is True
     state = [
         torch.load(r.folder / "checkpoint.pt", weights_only=True)["optimizer"]["state"][0]["step"]
         for r in (once, twice)

@@ -142,21 +142,21 @@ def test_metrics_by_hand():
     assert numbers["mIoU"] == pytest.approx((2 / 3 + 1 / 2 + 0) / 3)  # class 3 does not occur
     assert numbers["mean class accuracy"] == pytest.approx((2 / 3 + 1 + 0) / 3)
     assert numbers["point accuracy"] == pytest.approx(4 / 6)
-    assert metrics.per_class(("a", "b", "c", "d"))["d"] == {"mIoU": None, "points": 0}
+    assert metrics.per_class(("a", "b", "c", "d"))["d"] == {"miou": None, "points": 0}
 
 
 def test_a_run_learns_rooms_and_can_be_evaluated(config, tmp_path, capsys):
     result = finetune(replace(config, epochs=12, lr=3e-3, method="full", set=TINY_MODEL[:-1]))
-    facts = result.facts
-    assert facts["test"]["point accuracy"] > 0.6  # the largest class has 0.4
-    assert facts["clouds"] == {"train": 2, "val": 1, "test": 1}
-    assert facts["notes"] == ["test rooms: area 5"]
+    facts = result
+    assert facts.test["point_accuracy"] > 0.6  # the largest class has 0.4
+    assert facts.clouds == {"train": 2, "val": 1, "test": 1}
+    assert facts.notes == ("test rooms: area 5",)
     assert {"rooms.png", "curves.png", "result.json", "adapter"} <= {p.name for p in result.folder.iterdir()}
     again = evaluate(EvaluateConfig(result.folder, device="cpu", quiet=True))
-    for name in ("mIoU", "point accuracy"):
-        assert again["test"][name] == facts["test"][name]
+    for name in ("miou", "point_accuracy"):
+        assert again.test[name] == facts.test[name]
     voted = evaluate(EvaluateConfig(result.folder, device="cpu", quiet=True, vote=2))
-    assert (voted["vote"], voted["test-time augmentation"]) == (2, "none")
+    assert (voted.vote, voted.test_augment) == (2, "none")
     with pytest.raises(ValueError, match="densities must be empty for rooms"):
         evaluate(EvaluateConfig(result.folder, device="cpu", quiet=True, densities=(64,)))
 
@@ -166,7 +166,7 @@ def test_a_run_learns_rooms_and_can_be_evaluated(config, tmp_path, capsys):
     assert main(["predict", str(result.folder), str(tmp_path / "new.npy"), f"--output={output}", "--json"]) == 0
     (found,) = json.loads(capsys.readouterr().out)
     labels = np.load(found["labels"])
-    assert (labels == cloud[:, 6]).mean() == pytest.approx(facts["test"]["point accuracy"], abs=0.05)
+    assert (labels == cloud[:, 6]).mean() == pytest.approx(facts.test["point_accuracy"], abs=0.05)
 
     for given in ([], [str(tmp_path / "new.npy")]):
         assert main(["show", str(result.folder), *given, f"--output={output}"]) == 0
@@ -175,14 +175,14 @@ def test_a_run_learns_rooms_and_can_be_evaluated(config, tmp_path, capsys):
         (shown,) = json.loads(re.search(r"const clouds = (\[.*?\]);\n", page.read_text()).group(1))
         assert set(shown["layers"]) == {POINT_CLASS} | (set() if given else {TRUE_POINT_CLASS})
         if not given:
-            assert shown["sure"] == pytest.approx(facts["test"]["point accuracy"], abs=0.05)
+            assert shown["sure"] == pytest.approx(facts.test["point_accuracy"], abs=0.05)
     assert main(["show", str(result.folder), "--category=office"]) != 0
     assert "category must be left out" in capsys.readouterr().err
 
 
 def test_a_stopped_run_repeats_itself(config, tmp_path):
     first, second = (finetune(replace(config, output=tmp_path / name)) for name in ("a", "b"))
-    assert first.facts["test"] == second.facts["test"]
+    assert first.test == second.test
 
 
 def test_options_of_rooms_are_refused_elsewhere(config):
