@@ -91,7 +91,7 @@ def require_compiled(request: pytest.FixtureRequest, device: str) -> None:
     row = getattr(request.node, "callspec", None)
     if row is None or "pointpeft" not in row.params.values() or _library.backend(device) == "compiled":
         return
-    part = _library.PARTS[device]
+    part = _library.LIBRARIES[device]
     reason = f"{part.reason}; {part.remedy}" if not part.live else "POINTPEFT_BACKEND asks for the reference"
     pytest.fail(f"{request.node.name} would run on plain PyTorch: {reason}")
 

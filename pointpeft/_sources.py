@@ -52,7 +52,7 @@ def find_installed() -> ModuleSpec | None:
 
 
 def give_way() -> bool:
-    """Puts an installed package in the place of a checkout that was never built, and says so.
+    """Imports an installed package instead of a checkout that was never built, and reports it.
 
     Returns:
         Whether it did: `sys.modules` then holds the installed package.

@@ -60,16 +60,16 @@ def create_model(
     """
     config = backbone_config(backbone)
     backbone_fields = {f.name for f in fields(config)}
-    kind = type(method) if isinstance(method, Method) else method_class(method)
-    method_fields = {f.name for f in fields(kind)}
+    cls = type(method) if isinstance(method, Method) else method_class(method)
+    method_fields = {f.name for f in fields(cls)}
     for key in options:
         if key not in backbone_fields | method_fields:
             known = f"backbone {', '.join(sorted(backbone_fields))}; method {', '.join(sorted(method_fields))}"
-            raise ValueError(f"unknown option {key!r} for {backbone!r} with {kind.name!r}; known: {known}")
+            raise ValueError(f"unknown option {key!r} for {backbone!r} with {cls.name!r}; known: {known}")
     if isinstance(method, Method):
-        given = sorted(method_fields & set(options))
-        if given:
-            raise ValueError(f"set {', '.join(given)} on the method object itself, not as an option beside it")
+        method_options = sorted(method_fields & set(options))
+        if method_options:
+            raise ValueError(f"set {', '.join(method_options)} on the method object itself, not as an option beside it")
     else:
         method = create_method(method, **{key: options[key] for key in options if key in method_fields})
     config = backbone_config(backbone, **{key: options[key] for key in options if key in backbone_fields})

@@ -55,8 +55,8 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         lines = [line.strip() for line in str(error).splitlines()]
         blocked = [line for line in lines if "GLOBAL" in line]
         if not isinstance(error, pickle.UnpicklingError) or not blocked:
-            said = next((line for line in lines if "Unsupported" in line), lines[0] if lines else "")
-            reason = _first_sentence(said) or f"it ends early ({type(error).__name__})"
+            line_of_error = next((line for line in lines if "Unsupported" in line), lines[0] if lines else "")
+            reason = _first_sentence(line_of_error) or f"it ends early ({type(error).__name__})"
             raise ValueError(f"{path} is not a readable PyTorch file, or damaged: {reason}") from error
         raise ValueError(
             f"{path} is refused, because more than tensors and plain values would have to be unpickled, which can run "
@@ -146,7 +146,7 @@ def _digest(file: Any) -> str:  # Python 3.10
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     """Calls `write` with a temporary name beside `path`, makes it durable, renames it and makes that durable, too.
 
-    The temporary file is a new one of a name that nobody can foresee, so that no link can lead the write elsewhere.
+    The temporary file is a new one of a random name, so that no link can lead the write elsewhere.
 
     Raises:
         OSError: The disk is full, the folder cannot be written to, and the like; names `path`, which stays as it was.
@@ -190,7 +190,7 @@ def sync_folder(folder: Path) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # a file system that makes them durable by itself, and cannot be asked to
+        if error.errno != errno.EINVAL:  # a file system without this call, which makes renames durable by itself
             raise
     finally:
         os.close(descriptor)
@@ -221,8 +221,8 @@ def _os_error(error: BaseException | None) -> OSError | None:
     while error is not None:
         if isinstance(error, OSError) and error.errno is not None:
             return error
-        if told := re.search(r"\(os error (\d+)\)", str(error)):  # as safetensors tells it
-            return OSError(int(told[1]), os.strerror(int(told[1])))
+        if match := re.search(r"\(os error (\d+)\)", str(error)):  # as safetensors reports it
+            return OSError(int(match[1]), os.strerror(int(match[1])))
         error = error.__cause__ or error.__context__
     return None
 

@@ -50,7 +50,10 @@ class Lock:
                 os.close(descriptor)
                 if error.errno not in _WITHOUT_LOCKS:
                     raise OSError(error.errno, f"cannot be locked, {error.strerror}", str(path)) from error
-                print(f"{path.parent} has no locks: let nobody else write there", file=sys.stderr)
+                print(
+                    f"{path.parent} does not support locks: make sure that no other process writes there",
+                    file=sys.stderr,
+                )
                 return
             if _is_at(descriptor, path):
                 break

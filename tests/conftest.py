@@ -76,7 +76,7 @@ def pytest_itemcollected(item):
         item.add_marker(pytest.mark.slow)
 
 
-def missing_kernels(has_gpu: bool, part: library.Part) -> str | None:
+def missing_kernels(has_gpu: bool, part: library.LibraryStatus) -> str | None:
     """Why a test marked `gpu` fails, or None: on a machine with a GPU it is not skipped for want of the kernels."""
     if not has_gpu or part.live:
         return None
@@ -89,7 +89,7 @@ def is_marked(item, name):
 
 
 def pytest_runtest_setup(item):
-    reason = missing_kernels(torch.cuda.is_available(), library.part_of("cuda"))
+    reason = missing_kernels(torch.cuda.is_available(), library.status_of("cuda"))
     if is_marked(item, "gpu") and reason is not None:
         pytest.fail(reason, pytrace=False)
 

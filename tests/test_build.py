@@ -22,13 +22,13 @@ needs_cuda_library = pytest.mark.skipif(not CUDA_LIBRARY.is_file(), reason="no n
 
 
 def test_the_cpu_library_is_live():
-    assert _library.PARTS["cpu"].live
+    assert _library.LIBRARIES["cpu"].live
     assert _library.backend("cpu") == "compiled"
 
 
 @pytest.mark.skipif(torch.version.cuda is not None, reason="this torch has CUDA")
 def test_the_cuda_library_is_refused_with_a_reason_on_a_cpu_only_torch():
-    part = _library.PARTS["cuda"]
+    part = _library.LIBRARIES["cuda"]
     assert not part.live
     assert "built without CUDA" in part.reason
     assert "install" in part.remedy

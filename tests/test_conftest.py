@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pointpeft.ops.core import library
-from pointpeft.ops.core.library import Part
+from pointpeft.ops.core.library import LibraryStatus
 from tests import conftest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -37,7 +37,7 @@ for name in sys.argv[1:]:
 """
 
 
-LOADED, MISSING = Part(True, "loaded", ""), Part(False, "_cuda.so was not built", "install again")
+LOADED, MISSING = LibraryStatus(True, "loaded", ""), LibraryStatus(False, "_cuda.so was not built", "install again")
 
 
 def item(*marks, folder="tests"):
@@ -59,7 +59,7 @@ def test_a_gpu_without_kernels_is_a_failure():
 
 
 def test_a_test_that_needs_a_gpu_fails_where_its_kernels_are_missing(monkeypatch):
-    monkeypatch.setitem(library.PARTS, "cuda", MISSING)
+    monkeypatch.setitem(library.LIBRARIES, "cuda", MISSING)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     on_gpu, elsewhere = item("gpu"), item()
     with pytest.raises(pytest.fail.Exception, match="there is a GPU, but no CUDA kernels for it"):

@@ -87,7 +87,7 @@ def faults(device: str) -> list[str]:
 
     found = []
     if backend(device) != "compiled":
-        found.append(f"operations on {device} run on plain PyTorch: {library.part_of(device).reason}")
+        found.append(f"operations on {device} run on plain PyTorch: {library.status_of(device).reason}")
     if device == "cuda":
         if not triton_launch.available():
             found.append("Triton is not installed")

@@ -28,7 +28,7 @@ class Context:
         taps: Which block outputs to keep, by block index.
         hidden: Patch tokens after the blocks named in `taps`. [B, G, C] each
         whole: What a dense head reads of the whole cloud beside them, where the backbone has it. [B, C]
-        pooled: Two tokens after blocks named in `taps` that a method puts in the place of the maximum and the mean over
+        pooled: Two tokens after blocks named in `taps` that a method puts instead of the maximum and the mean over
             the patches there. [B, 1, C] each
         attended: What the attention of the last block has read, for a branch beside the blocks. [B, T, C]
     """
@@ -114,11 +114,11 @@ class Context:
 
     def drop_suffix(self, x: Tensor) -> Tensor:
         """Takes all tokens behind the patches out, and their positions. [B, T, C] -> [B, T - P, C]"""
-        kept = x.shape[1] - self.num_suffix
+        length = x.shape[1] - self.num_suffix
         self.num_suffix = 0
         if self.pos is not None:
-            self.pos = self.pos[:, :kept]
-        return x[:, :kept]
+            self.pos = self.pos[:, :length]
+        return x[:, :length]
 
     def cached(self, key: Any, compute: Callable[[], Any]) -> Any:
         """The value under `key`, computed by the first block that asks: neighbour indices, spectral bases."""
@@ -127,6 +127,8 @@ class Context:
         return self.cache[key]
 
 
-def _insert(x: Tensor, tokens: Tensor, at: int) -> Tensor:
-    before, behind = x.split([at, x.shape[1] - at], 1)  # one pass in the backward, where two slices fill x with zeros
+def _insert(x: Tensor, tokens: Tensor, position: int) -> Tensor:
+    before, behind = x.split(
+        [position, x.shape[1] - position], 1
+    )  # one pass in the backward, where two slices fill x with zeros
     return torch.cat([before, tokens.expand(x.shape[0], -1, -1).to(x.dtype), behind], 1)

@@ -51,8 +51,8 @@ class _FrozenEnd(torch.autograd.Function):
         half = x.shape[1]
         dx = frozen_linear(d_wide, w3[:, half:].t())
         d_top = frozen_linear(d_wide.view(groups, size, -1).sum(1), w3[:, :half].t())
-        at = dx.view_as(points)
-        at.scatter_(1, at_top, at.gather(1, at_top) + d_top[:, None])
+        dx_at_points = dx.view_as(points)
+        dx_at_points.scatter_(1, at_top, dx_at_points.gather(1, at_top) + d_top[:, None])
         return dx, *[None] * 11
 
 

@@ -96,8 +96,8 @@ class Attention(nn.Module):
     @property
     def sees_all(self) -> bool:
         """Whether `attend` without a mask is `pointpeft.ops.attention`: nothing has taken its or `visible`'s place."""
-        own = "attend" not in self.__dict__ and "visible" not in self.__dict__
-        return own and type(self).attend is Attention.attend and type(self).visible is Attention.visible
+        is_plain = "attend" not in self.__dict__ and "visible" not in self.__dict__
+        return is_plain and type(self).attend is Attention.attend and type(self).visible is Attention.visible
 
     def forward(
         self,
@@ -236,8 +236,8 @@ class Block(nn.Module):
         """Takes over the parts of `block` under their names, and its `normed_skips`, instead of `Block.__init__`."""
         nn.Module.__init__(self)
         self.normed_skips = block.normed_skips
-        for name, part in block.named_children():
-            self.add_module(name, part)
+        for name, child in block.named_children():
+            self.add_module(name, child)
         self.train(block.training)
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
@@ -282,11 +282,11 @@ def init_weights(module: nn.Module) -> None:
 
     Source: the published code of Point-MAE.
     """
-    for part in module.modules():
-        if isinstance(part, nn.Linear | nn.Conv1d):
-            nn.init.trunc_normal_(part.weight, std=0.02)
-            if part.bias is not None:
-                nn.init.zeros_(part.bias)
-        elif isinstance(part, nn.LayerNorm):
-            nn.init.ones_(part.weight)
-            nn.init.zeros_(part.bias)
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear | nn.Conv1d):
+            nn.init.trunc_normal_(layer.weight, std=0.02)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+        elif isinstance(layer, nn.LayerNorm):
+            nn.init.ones_(layer.weight)
+            nn.init.zeros_(layer.bias)

@@ -69,14 +69,14 @@ class MaskedAutoencoder(nn.Module):
         )
         self.decoder = Decoder(width, decoder_depth, config.num_heads, config.drop_path, **factory)
         self.increase_dim = nn.Sequential(nn.Conv1d(width, 3 * config.group_size, 1, **factory))
-        for part in (self.decoder_pos_embed, self.decoder, self.increase_dim):
-            init_weights(part)
+        for module in (self.decoder_pos_embed, self.decoder, self.increase_dim):
+            init_weights(module)
         nn.init.trunc_normal_(self.mask_token, std=0.02)
         for name in self._unused():
             backbone.get_parameter(name).requires_grad_(False)
 
     def _unused(self) -> list[str]:
-        return [f"{name}_{part}" for name in self.backbone.prefix for part in ("token", "pos")]
+        return [f"{name}_{suffix}" for name in self.backbone.prefix for suffix in ("token", "pos")]
 
     def rebuild(self, xyz: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """Rebuilt and true points of the hidden patches, M per cloud, relative to their centres. [B, M, S, 3] each"""

@@ -162,11 +162,11 @@ def greedy_order(centers: Tensor) -> Tensor:
     distance = (centers[:, :, None] - centers[:, None]).square().sum(-1)  # [B, G, G]
     rows = torch.arange(batch, device=centers.device)
     last = torch.zeros(batch, dtype=torch.int64, device=centers.device)
-    taken = torch.zeros(batch, groups, dtype=torch.bool, device=centers.device)
+    is_taken = torch.zeros(batch, groups, dtype=torch.bool, device=centers.device)
     order = [last]
     for _ in range(groups - 1):
-        taken[rows, last] = True
-        last = distance[rows, last].masked_fill(taken, float("inf")).argmin(-1)
+        is_taken[rows, last] = True
+        last = distance[rows, last].masked_fill(is_taken, float("inf")).argmin(-1)
         order.append(last)
     return torch.stack(order, 1)
 
@@ -241,12 +241,12 @@ class PointGPT(PointMAE):
 
         The pre-training's last norm leads to the generator alone there, and is kept with it.
         """
-        parts: Any = self
-        last = parts.norm[0]
+        model: Any = self
+        last = model.norm[0]
         self.norm = nn.LayerNorm(self.config.width, device=last.weight.device, dtype=last.weight.dtype)
-        if parts.config.generator_depth:
-            del parts.generator.norm
-            parts.generator.extractor_norm = last
+        if model.config.generator_depth:
+            del model.generator.norm
+            model.generator.extractor_norm = last
 
     @property
     def dense_blocks(self) -> tuple[int, ...]:

@@ -28,8 +28,8 @@ def adapter_state(model: PointModel) -> dict[str, Tensor]:
     That is: what trains; what was fresh and does not train; and every buffer, since the statistics of the frozen
     tokenizer's BatchNorms move while training.
     """
-    given = model.origin.parameters if model.origin is not None else frozenset()
-    frozen = {name for name, p in model.named_parameters() if not p.requires_grad and name in given}
+    pretrained = model.origin.parameters if model.origin is not None else frozenset()
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad and name in pretrained}
     return {name: tensor.detach() for name, tensor in model.state_dict().items() if name not in frozen}
 
 
@@ -131,10 +131,10 @@ def load_adapter(
 
 
 def _train_the_same(model: PointModel, saved: set[str]) -> None:
-    """Frees and freezes the pre-trained parameters that somebody freed or froze in the model that was saved."""
-    given = model.origin.parameters if model.origin is not None else frozenset()
+    """Freezes and unfreezes pre-trained parameters as they were in the saved model."""
+    pretrained = model.origin.parameters if model.origin is not None else frozenset()
     for name, parameter in model.named_parameters():
-        if name in given:
+        if name in pretrained:
             parameter.requires_grad_(name in saved)
 
 
@@ -168,10 +168,10 @@ def _require_entries(config: dict[str, Any]) -> None:
         if not isinstance(entry.get("fields"), dict):
             raise ValueError(f"{name}.fields must be options by name, got {reprlib.repr(entry.get('fields'))}")
         require_small_numbers(entry["fields"], f"{name}.fields")
-    for name, least in (("num_classes", 1), ("num_categories", 0), ("num_support", 0)):
-        count = config.get(name, least)
-        if isinstance(count, bool) or not isinstance(count, int) or not least <= count <= MAX_CLASSES:
-            raise ValueError(f"{name} must be an int from {least} to {MAX_CLASSES}, got {reprlib.repr(count)}")
+    for name, bound in (("num_classes", 1), ("num_categories", 0), ("num_support", 0)):
+        count = config.get(name, bound)
+        if isinstance(count, bool) or not isinstance(count, int) or not bound <= count <= MAX_CLASSES:
+            raise ValueError(f"{name} must be an int from {bound} to {MAX_CLASSES}, got {reprlib.repr(count)}")
     for name in ("base_model_name_or_path", "base_model_sha256", "weights_sha256"):
         if name not in config or not isinstance(config[name], str | None):
             raise ValueError(f"{name} must be a text or null, got {reprlib.repr(config.get(name, 'nothing'))}")

@@ -35,7 +35,7 @@ def export(
         model: In evaluation mode, on the CPU, without inputs beside the coordinates.
         path: Ends in .onnx or .pt2, which decides the format; replaced if it exists.
         num_points: N of the clouds that it will get.
-        fused: For .pt2: keep the compiled operations. Faster, but whoever loads the file must import `pointpeft.ops`.
+        fused: For .pt2: keep the compiled operations: faster, but a program that loads it must import `pointpeft.ops`.
         facts: Ready for JSON; kept in the file.
 
     Returns:
@@ -46,23 +46,23 @@ def export(
         ImportError: onnx, onnxscript or onnxruntime is missing.
     """
     path = Path(path)
-    kind = path.suffix.removeprefix(".")
-    if kind not in FORMATS:
+    suffix = path.suffix.removeprefix(".")
+    if suffix not in FORMATS:
         raise ValueError(f"path must end in {' or '.join('.' + name for name in FORMATS)}, got {path}")
-    if fused and kind != "pt2":
+    if fused and suffix != "pt2":
         raise ValueError("fused is for .pt2: other runtimes do not know the compiled operations")
     if model.training:
         raise ValueError("model must be in evaluation mode; call eval()")
     if model.inputs:
         raise ValueError(f"a model with the inputs {', '.join(model.inputs)} beside xyz cannot be exported")
-    if kind == "onnx" and any(find_spec(name) is None for name in ("onnx", "onnxscript", "onnxruntime")):
+    if suffix == "onnx" and any(find_spec(name) is None for name in ("onnx", "onnxscript", "onnxruntime")):
         raise ImportError(REMEDY)
     generator = torch.Generator().manual_seed(0)
     clouds = [torch.rand(batch, num_points, 3, generator=generator) * 2 - 1 for batch in CHECKED_BATCHES]
     with torch.no_grad():
         expected = [model(xyz) for xyz in clouds]
         program = _trace(folded(model), clouds[-1], fused)
-    write = _write_onnx if kind == "onnx" else _write_pt2
+    write = _write_onnx if suffix == "onnx" else _write_pt2
     worst = 0.0
 
     def write_and_check(temporary: Path) -> None:
@@ -92,12 +92,12 @@ def folded(model: PointModel) -> PointModel:
 
 def _trace(model: PointModel, xyz: Tensor, fused: bool) -> torch.export.ExportedProgram:
     batch = torch.export.Dim("batch")
-    with library.answered_by("auto" if fused else "reference"):
+    with library.force_backend("auto" if fused else "reference"):
         return torch.export.export(model.eval(), (xyz,), dynamic_shapes={"xyz": {0: batch}}, strict=False)
 
 
-def _share(found: Tensor, expected: Tensor) -> float:
-    return float((found.detach() - expected).abs().max() / expected.abs().max())
+def _share(actual: Tensor, expected: Tensor) -> float:
+    return float((actual.detach() - expected).abs().max() / expected.abs().max())
 
 
 def _write_pt2(

@@ -14,7 +14,12 @@ REMEDY = "the hub needs its client, which is not installed: pip install 'pointpe
 
 
 def from_pretrained(
-    name: str | Path, checkpoint: str | Path | None = None, *, device: Any = None, dtype: Any = None, **where: Any
+    name: str | Path,
+    checkpoint: str | Path | None = None,
+    *,
+    device: Any = None,
+    dtype: Any = None,
+    **options: Any,
 ) -> PointModel:
     """The model of an adapter in a folder or on the hub, in evaluation mode.
 
@@ -23,7 +28,7 @@ def from_pretrained(
         checkpoint: The backbone's pre-training, where the adapter names one that is not found.
         device: Where the weights live.
         dtype: Of the weights.
-        where: Of the hub's client: revision, token, cache_dir, force_download, local_files_only.
+        options: Of the hub's client: revision, token, cache_dir, force_download, local_files_only.
 
     Raises:
         ValueError: No adapter there, or one that does not fit its pre-training.
@@ -34,7 +39,7 @@ def from_pretrained(
         return load_adapter(Path(name), **options)
     if str(name).count("/") != 1 or str(name).startswith((".", "/")):
         raise ValueError(f"name must be a folder or 'owner/name' on the hub, got {str(name)!r}, which is neither")
-    folder = _hub().snapshot_download(str(name), allow_patterns=[WEIGHTS, CONFIG], **where)
+    folder = _hub().snapshot_download(str(name), allow_patterns=[WEIGHTS, CONFIG], **options)
     return load_adapter(folder, **options)
 
 

@@ -40,17 +40,19 @@ def infer_family(state: dict[str, Tensor], name: str | None = None) -> tuple[str
     Raises:
         ValueError: None or several fit; the message says what was seen.
     """
-    seen = f"it has {len(state)} tensors such as {', '.join(list(state)[:4])}"
+    sample = f"it has {len(state)} tensors such as {', '.join(list(state)[:4])}"
     plain = _without_prefixes(state)
     if TOKENIZER not in plain:
-        raise ValueError(f"unknown layout: no {TOKENIZER}; {seen}")
+        raise ValueError(f"unknown layout: no {TOKENIZER}; {sample}")
     shown = {name: _shown(family.published_markers, state) for name, family in backbone_families().items()}
     backbones = [family for family, marker in shown.items() if marker]
     if len(backbones) > 1:
         raise ValueError(f"ambiguous backbone: {', '.join(f'{b} by {shown[b]}' for b in backbones)}; name the family")
     backbone = backbones[0] if backbones else PointMAE.family
     if not backbones and "blocks.blocks.0.attn.qkv.weight" not in plain:
-        raise ValueError(f"unknown layout: no blocks.blocks.0.attn.qkv.weight and no sign of another backbone; {seen}")
+        raise ValueError(
+            f"unknown layout: no blocks.blocks.0.attn.qkv.weight and no sign of another backbone; {sample}"
+        )
     publications = {method: method_class(method).publication for method in method_names()}
     shown = {method: _shown(publication.markers, state) for method, publication in publications.items()}
     methods = [method for method, marker in shown.items() if marker]
@@ -79,11 +81,11 @@ def parse_family(family: str) -> tuple[str | None, str | None]:
         ValueError: A part is neither.
     """
     backbone = method = None
-    for part in family.split("+"):
-        if part in backbone_families():
-            backbone = part
-        elif part in method_names():
-            method = part
+    for word in family.split("+"):
+        if word in backbone_families():
+            backbone = word
+        elif word in method_names():
+            method = word
         else:
             known = ", ".join([*sorted(backbone_families()), *method_names()])
             raise ValueError(f"family must be a backbone, a method or backbone+method of {known}, got {family!r}")

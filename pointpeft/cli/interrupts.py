@@ -36,10 +36,10 @@ def answered(handler: Any, last_answer: Callable[[], float], end: Callable[[], A
                 break
             if signal.SIGINT not in numbers or signal.getsignal(signal.SIGINT) is not handler:
                 continue
-            asked = time.monotonic()
+            arrived = time.monotonic()
             if finished.wait(PATIENCE) or signal.getsignal(signal.SIGINT) is not handler:
                 continue
-            if last_answer() < asked - 1:  # it may have run before this thread did
+            if last_answer() < arrived - 1:  # it may have run before this thread did
                 end()
 
     watcher = threading.Thread(target=watch, name="pointpeft interrupts", daemon=True)

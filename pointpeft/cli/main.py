@@ -152,24 +152,24 @@ def _parse(arguments: list[str]) -> tuple[Any, Any]:
         hint = f"did you mean {near[0]}?" if near else f"commands: {', '.join(COMMANDS)}"
         print(f"pointpeft: error: unknown command {arguments[0]!r}; {hint}", file=sys.stderr)
         raise SystemExit(USAGE)
-    # Only the module of the command asked for is imported; for the overview all are, and they are light.
+    # Only the module of the given command is imported; for the overview all are, and they are light.
     named = next((argument for argument in arguments if not argument.startswith("-")), None)
     chosen = {named: COMMANDS[named]} if named in COMMANDS else COMMANDS
     modules = {name: import_module(module) for name, (module, _) in chosen.items()}
-    kinds = {name: getattr(modules[name], kind) for name, (_, kind) in chosen.items()}
+    classes = {name: getattr(modules[name], cls) for name, (_, cls) in chosen.items()}
     if named in COMMANDS and arguments[0] == named:
 
         def parse(**default: Any) -> Any:
             config = (tyro.conf.OmitArgPrefixes,)
-            return tyro.cli(kinds[named], args=arguments[1:], prog=f"pointpeft {named}", config=config, **default)
+            return tyro.cli(classes[named], args=arguments[1:], prog=f"pointpeft {named}", config=config, **default)
 
         command = parse()
         if hasattr(modules[named], "revise"):  # an option of the command may stand for defaults of others
             command = modules[named].revise(command, parse)
         return command, modules[named].run
     subcommands = tuple(
-        Annotated[kind, tyro.conf.subcommand(name, description=(kind.__doc__ or "").split("\n")[0])]
-        for name, kind in kinds.items()
+        Annotated[cls, tyro.conf.subcommand(name, description=(cls.__doc__ or "").split("\n")[0])]
+        for name, cls in classes.items()
     )
     command = tyro.cli(
         Union[subcommands],  # noqa: UP007  # pyrefly: ignore[not-a-type]
@@ -178,4 +178,4 @@ def _parse(arguments: list[str]) -> tuple[Any, Any]:
         description=DESCRIPTION,
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
     )
-    return command, next(modules[name].run for name, kind in kinds.items() if type(command) is kind)
+    return command, next(modules[name].run for name, cls in classes.items() if type(command) is cls)

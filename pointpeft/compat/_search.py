@@ -34,25 +34,25 @@ def first_within(query: Tensor, support: Tensor, radius: float, k: int) -> tuple
         Indices [B, M, k], and which of them were found: the rest repeat the first found one, or are 0.
     """
     query, support = _wide(query.detach()), _wide(support.detach())
-    taken = min(k, support.shape[1])
+    count = min(k, support.shape[1])
     if query.shape[-1] <= 3:
-        idx = ops.ball_query(in_space(query), in_space(support), radius, taken)
+        idx = ops.ball_query(in_space(query), in_space(support), radius, count)
         # Indices ascend, so the first that does not is padding; the first one is padding where it is not within.
         offset = ops.gather(support, idx[..., :1]).squeeze(2) - query
         any_found = _sq_norm(offset) < _squared(radius, offset)
-        found = torch.cat([any_found.unsqueeze(-1), idx[..., 1:] > idx[..., :-1]], -1)
-        found = found.cumprod(-1).bool()
+        is_within = torch.cat([any_found.unsqueeze(-1), idx[..., 1:] > idx[..., :-1]], -1)
+        is_within = is_within.cumprod(-1).bool()
     else:
         offset = query.unsqueeze(2) - support.unsqueeze(1)
         inside = _sq_norm(offset) < _squared(radius, offset)
         n = support.shape[1]
-        idx = torch.where(inside, torch.arange(n, device=query.device), n).sort(-1).values[..., :taken]
-        found = idx < n
-        idx = torch.where(found, idx, torch.where(found[..., :1], idx[..., :1], 0))
-    if taken < k:
-        idx = torch.cat([idx, idx[..., :1].expand(*idx.shape[:2], k - taken)], -1)
-        found = F.pad(found, (0, k - taken))
-    return idx, found
+        idx = torch.where(inside, torch.arange(n, device=query.device), n).sort(-1).values[..., :count]
+        is_within = idx < n
+        idx = torch.where(is_within, idx, torch.where(is_within[..., :1], idx[..., :1], 0))
+    if count < k:
+        idx = torch.cat([idx, idx[..., :1].expand(*idx.shape[:2], k - count)], -1)
+        is_within = F.pad(is_within, (0, k - count))
+    return idx, is_within
 
 
 def in_space(points: Tensor) -> Tensor:

@@ -40,8 +40,8 @@ class ChamferDistanceL2_split(_Chamfer):
 
     def forward(self, xyz1: Tensor, xyz2: Tensor) -> tuple[Tensor, Tensor]:
         """(B, N, 3) and (B, M, 3) to two scalars."""
-        one, two = ChamferFunction.apply(*_without_zeros(xyz1, xyz2, self.ignore_zeros))
-        return one.mean(), two.mean()
+        first, second = ChamferFunction.apply(*_without_zeros(xyz1, xyz2, self.ignore_zeros))
+        return first.mean(), second.mean()
 
 
 class ChamferDistanceL1(_Chamfer):

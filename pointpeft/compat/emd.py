@@ -20,7 +20,7 @@ def auction(xyz1: Tensor, xyz2: Tensor, eps: float, iters: int) -> Tensor:
     In every round each point without a partner bids for the one where distance plus price is least, by as much more
     than the second best as it is better, plus `eps`; the highest bid wins, of equal ones the lowest index, ousts who
     held the point, and becomes its price. In the last round every bid is granted, so that points may be shared then.
-    Where nobody had to share, the mean distance is within `eps` of the least possible.
+    Where no point is shared, the mean distance is within `eps` of the least possible.
 
     Args:
         xyz1: Bidders. [B, N, 3]
@@ -61,7 +61,7 @@ def _auction(a: Tensor, b: Tensor, eps: float, iters: int) -> Tensor:
         if not len(bidders):
             break
         best = [(-torch.cdist(a[rows], b, compute_mode=EXACT) - price).topk(2, 1) for rows in bidders.split(ROWS)]
-        value, wish = (torch.cat(parts) for parts in zip(*best, strict=True))
+        value, wish = (torch.cat(columns) for columns in zip(*best, strict=True))
         wish, raised = wish[:, 0], value[:, 0] - value[:, 1] + eps
         if round_ == iters - 1:
             held[bidders] = wish
@@ -109,17 +109,17 @@ def approximate_match(xyz1: Tensor, xyz2: Tensor) -> Tensor:
     batch = xyz1.shape[0]
     sq_distance = torch.cdist(xyz2, xyz1, compute_mode=EXACT).square()  # (B, M, N)
     offered = xyz1.new_full((batch, 1, n), max(m // n, 1))
-    wanted = xyz1.new_full((batch, m, 1), max(n // m, 1))
+    demand = xyz1.new_full((batch, m, 1), max(n // m, 1))
     match = torch.zeros_like(sq_distance)
     for exponent in range(7, -3, -1):
         level = 4.0**exponent if exponent > -2 else 0.0
         near = (-level * sq_distance).exp()
-        share = near * (offered / ((near * wanted).sum(1, keepdim=True) + MASS))
-        received = share.sum(2, keepdim=True) * wanted
-        taken = (wanted / (received + MASS)).clamp(max=1) * wanted
-        sent = share * taken
+        share = near * (offered / ((near * demand).sum(1, keepdim=True) + MASS))
+        received = share.sum(2, keepdim=True) * demand
+        accepted = (demand / (received + MASS)).clamp(max=1) * demand
+        sent = share * accepted
         match += sent
-        wanted = (wanted - received).clamp(min=0)
+        demand = (demand - received).clamp(min=0)
         offered = (offered - sent.sum(1, keepdim=True)).clamp(min=0)
     return match
 

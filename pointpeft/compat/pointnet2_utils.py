@@ -15,13 +15,13 @@ def furthest_point_sample(xyz: Tensor, npoint: int) -> Tensor:
 
     Beyond N picks the lowest index that may be selected is picked again, as it is whenever all distances are zero.
     """
-    taken = min(npoint, xyz.shape[1])
-    idx = ops.furthest_point_sample(xyz, taken, min_sq_norm=ORIGIN_RULE)
-    if taken < npoint:
+    count = min(npoint, xyz.shape[1])
+    idx = ops.furthest_point_sample(xyz, count, min_sq_norm=ORIGIN_RULE)
+    if count < npoint:
         p = xyz.detach() if xyz.dtype == torch.float64 else xyz.detach().float()
         may = p[..., 0] * p[..., 0] + p[..., 1] * p[..., 1] + p[..., 2] * p[..., 2] > ORIGIN_RULE
         again = may.int().argmax(1)  # the first; 0 where there is none
-        idx = torch.cat([idx, again[:, None].expand(-1, npoint - taken)], 1)
+        idx = torch.cat([idx, again[:, None].expand(-1, npoint - count)], 1)
     return idx.int()
 
 
@@ -40,11 +40,11 @@ def three_nn(unknown: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
 
     Where m < 3 the missing ones are index 0 at an infinite distance. Not differentiable, as there.
     """
-    taken = min(3, known.shape[1])
-    sq_distance, idx = ops.knn(unknown.detach(), known.detach(), taken)
-    if taken < 3:
-        sq_distance = F.pad(sq_distance, (0, 3 - taken), value=torch.inf)
-        idx = F.pad(idx, (0, 3 - taken))
+    count = min(3, known.shape[1])
+    sq_distance, idx = ops.knn(unknown.detach(), known.detach(), count)
+    if count < 3:
+        sq_distance = F.pad(sq_distance, (0, 3 - count), value=torch.inf)
+        idx = F.pad(idx, (0, 3 - count))
     return sq_distance.sqrt(), idx.int()
 
 

@@ -31,23 +31,23 @@ def sample_farthest_points(
     """Farthest points (N, max K, D) and their indices, padded with 0 and -1 where K or the cloud is smaller."""
     batch = points.shape[0]
     valid = _valid(lengths, points)
-    wanted = torch.as_tensor(K, dtype=torch.int64, device=points.device).expand(batch)
-    most = int(wanted.max())
+    counts = torch.as_tensor(K, dtype=torch.int64, device=points.device).expand(batch)
+    max_count = int(counts.max())
     start: int | Tensor = 0
     if random_start_point:
         start = (torch.rand(batch, device=points.device) * valid).long()
     # Asking a short cloud for more than it has picks points again; those picks are padding here.
-    taken = min(most, points.shape[1])
-    ragged = torch.where(valid < taken, points.shape[1], valid)
+    available = min(max_count, points.shape[1])
+    ragged = torch.where(valid < available, points.shape[1], valid)
     padded = points
-    if bool((valid < taken).any()):
+    if bool((valid < available).any()):
         rows = torch.arange(points.shape[1], device=points.device)
         repeated = rows.expand(batch, -1).where(rows < valid[:, None], torch.zeros_like(rows))
         padded = ops.gather(points, repeated)
-    idx = farthest(padded, taken, start, ragged)
-    idx = idx.masked_fill(torch.arange(taken, device=idx.device) >= torch.minimum(wanted, valid)[:, None], -1)
-    if taken < most:
-        idx = torch.nn.functional.pad(idx, (0, most - taken), value=-1)
+    idx = farthest(padded, available, start, ragged)
+    idx = idx.masked_fill(torch.arange(available, device=idx.device) >= torch.minimum(counts, valid)[:, None], -1)
+    if available < max_count:
+        idx = torch.nn.functional.pad(idx, (0, max_count - available), value=-1)
     return masked_gather(points, idx), idx
 
 
@@ -62,20 +62,20 @@ def knn_points(
     return_nn: bool = False,
     return_sorted: bool = True,
 ) -> _KNN:
-    """K nearest of `p2` for each of `p1`: distances, int64 indices, and the points if asked; zeros as padding.
+    """K nearest of `p2` for each of `p1`: distances, int64 indices, and the points where `return_nn`; zeros as padding.
 
     Distances are squared for `norm` 2 and sums of absolute differences for 1. They always ascend.
     """
     if norm not in (1, 2):
         raise ValueError(f"norm must be 1 or 2, got {norm}")
-    taken = min(K, p2.shape[1])
+    count = min(K, p2.shape[1])
     valid = _valid(lengths2, p2)
-    # A cloud with fewer than `taken` points has its padding moved behind every point, whichever the query.
-    least = torch.where(valid < taken, p2.shape[1], valid)
-    support = _moved_away(p1, p2, valid) if bool((valid < taken).any()) else p2
-    dists, idx = ops.knn(p1, support, taken, lengths=least) if norm == 2 else _manhattan(p1, support, taken, least)
-    if taken < K:
-        dists, idx = (torch.nn.functional.pad(t, (0, K - taken)) for t in (dists, idx))
+    # A cloud with fewer than `count` points has its padding moved behind every point, whichever the query.
+    lengths = torch.where(valid < count, p2.shape[1], valid)
+    support = _moved_away(p1, p2, valid) if bool((valid < count).any()) else p2
+    dists, idx = ops.knn(p1, support, count, lengths=lengths) if norm == 2 else _manhattan(p1, support, count, lengths)
+    if count < K:
+        dists, idx = (torch.nn.functional.pad(t, (0, K - count)) for t in (dists, idx))
     missing = torch.arange(K, device=idx.device) >= valid[:, None, None]
     if lengths1 is not None:
         missing = missing | (torch.arange(p1.shape[1], device=idx.device) >= lengths1[:, None])[..., None]
@@ -102,11 +102,11 @@ def ball_query(
 ) -> _KNN:
     """The first K of `p2` within `radius` of each of `p1`; indices padded with -1, distances and points with 0."""
     support = p2 if lengths2 is None else _moved_away(p1, p2, _valid(lengths2, p2), beyond=radius)
-    idx, found = first_within(p1, support, radius, K)
+    idx, is_within = first_within(p1, support, radius, K)
     if lengths1 is not None:
-        found = found & (torch.arange(p1.shape[1], device=p1.device) < lengths1[:, None]).unsqueeze(2)
-    dists = (p1.unsqueeze(2) - ops.gather(p2, idx)).square().sum(-1).masked_fill(~found, 0.0)
-    idx = idx.masked_fill(~found, -1)
+        is_within = is_within & (torch.arange(p1.shape[1], device=p1.device) < lengths1[:, None]).unsqueeze(2)
+    dists = (p1.unsqueeze(2) - ops.gather(p2, idx)).square().sum(-1).masked_fill(~is_within, 0.0)
+    idx = idx.masked_fill(~is_within, -1)
     return _KNN(dists, idx, masked_gather(p2, idx) if return_nn else None)
 
 

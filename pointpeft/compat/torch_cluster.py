@@ -70,10 +70,10 @@ def knn(
     pairs, at_x, at_y = [], 0, 0
     for size_x, size_y in zip(sizes_x, sizes_y, strict=True):
         if size_x and size_y:
-            taken = min(k, size_x)
+            count = min(k, size_x)
             query, support = y[at_y : at_y + size_y].detach(), x[at_x : at_x + size_x].detach()
-            idx = ops.knn(query.unsqueeze(0), support.unsqueeze(0), taken)[1][0]
-            rows = torch.arange(at_y, at_y + size_y, device=x.device).repeat_interleave(taken)
+            idx = ops.knn(query.unsqueeze(0), support.unsqueeze(0), count)[1][0]
+            rows = torch.arange(at_y, at_y + size_y, device=x.device).repeat_interleave(count)
             pairs.append(torch.stack([rows, idx.flatten() + at_x]))
         at_x, at_y = at_x + size_x, at_y + size_y
     return torch.cat(pairs, 1) if pairs else torch.empty(2, 0, dtype=torch.int64, device=x.device)
@@ -118,12 +118,12 @@ def radius(
         if size_x and size_y:
             query, support = y[at_y : at_y + size_y], x[at_x : at_x + size_x]
             # One more, in case that the point of the same index is to be left out.
-            idx, found = first_within(query[None], support[None], r, min(max_num_neighbors + 1, size_x))
-            idx, found = idx[0] + at_x, found[0]
+            idx, is_within = first_within(query[None], support[None], r, min(max_num_neighbors + 1, size_x))
+            idx, is_within = idx[0] + at_x, is_within[0]
             if ignore_same_index:
-                found = found & (idx != torch.arange(at_y, at_y + size_y, device=x.device)[:, None])
-            found = found & (found.cumsum(1) <= max_num_neighbors)
-            rows, columns = found.nonzero(as_tuple=True)
+                is_within = is_within & (idx != torch.arange(at_y, at_y + size_y, device=x.device)[:, None])
+            is_within = is_within & (is_within.cumsum(1) <= max_num_neighbors)
+            rows, columns = is_within.nonzero(as_tuple=True)
             pairs.append(torch.stack([rows + at_y, idx[rows, columns]]))
         at_x, at_y = at_x + size_x, at_y + size_y
     return torch.cat(pairs, 1) if pairs else torch.empty(2, 0, dtype=torch.int64, device=x.device)

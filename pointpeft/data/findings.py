@@ -48,8 +48,8 @@ class Findings:
         """All of it in lines."""
         lines = list(self.lines)
         if self.sizes:
-            least, most = min(self.sizes, key=lambda s: s[1]), max(self.sizes, key=lambda s: s[1])
-            lines.append(f"points per cloud: {least[1]} ({least[0]}) to {most[1]} ({most[0]})")
+            smallest, largest = min(self.sizes, key=lambda s: s[1]), max(self.sizes, key=lambda s: s[1])
+            lines.append(f"points per cloud: {smallest[1]} ({smallest[0]}) to {largest[1]} ({largest[0]})")
             few = [name for name, size in self.sizes if size < FEW_POINTS]
             if few:
                 lines.append(f"note: {len(few)} clouds have fewer than {FEW_POINTS} points, the first is {few[0]}")
@@ -120,11 +120,11 @@ class Findings:
         for path in files:
             try:
                 if dropped is None:
-                    points, own, names = read_h5(path, len(classes), as_is=True)
+                    points, cloud_labels, names = read_h5(path, len(classes), as_is=True)
                     count, size = points.shape[:2]
                     clouds: Iterable[Tensor] = points
                 else:
-                    (count, size), own, names = list_h5(path, len(classes))
+                    (count, size), cloud_labels, names = list_h5(path, len(classes))
                     rows = H5Rows([path], [count], as_is=True, dropped=dropped)
                     clouds = [rows(row) for row in range(count)]
             except DataError as error:
@@ -132,7 +132,7 @@ class Findings:
                 continue
             self.lines.append(f"{path.name}: {count} clouds of {size} points")
             self.clouds([f"{path.name}: {name}" for name in names], clouds)
-            labels.append(own)
+            labels.append(cloud_labels)
             sizes.add(size)
         if len(sizes) > 1:
             self.problems.append(f"{split}: the files have different numbers of points per cloud: {sorted(sizes)}")

@@ -24,12 +24,12 @@ def load_dataset(
             "scanobjectnn:PATH:obj_bg"; or a path, whose layout is found out: one of these, a folder with one sub-folder
             per class, a CSV file, or shards (see `shards`). A folder of the name furniture is "./furniture".
             "few_shot:SOURCE:5way10shot:FOLD" is a fold of few clouds, see `few_shot.load`. Any registered data set can
-            be asked for as NAME:PATH, see `registry`.
+            be given as NAME:PATH, see `registry`.
         split: "train" or "test".
         num_points: Points drawn on surfaces, and the most that are kept of a cloud. None: 8192, and all.
         up_axis: The axis that points up, for augmentations and pictures; no cloud is turned. None: "y" for ModelNet40
             and ScanObjectNN, "z" for folders, CSV files and shards, the embedded data set's own.
-        lazy: Leave the clouds on disk and read each as it is asked for: HDF5 files and shards, which are read into
+        lazy: Leave the clouds on disk and read each when it is needed: HDF5 files and shards, which are read into
             memory otherwise. Folders and CSV files are always read so; the embedded set and pickles never.
         drop_non_finite: Leave points out that are not finite, as depth cameras mark what they did not see; `notes` say
             how many, of the clouds read so far. The embedded set has none.

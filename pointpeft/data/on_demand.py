@@ -1,4 +1,4 @@
-"""Tensors that are read or computed as they are asked for, for data larger than memory."""
+"""Tensors that are read or computed on demand, for data larger than memory."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -18,7 +18,7 @@ class OnDemand(Sequence[Tensor]):
 
     Args:
         row: Gives one of them by its index; a function that can be pickled where workers are to call it.
-        indices: Those that `row` is asked for, in order.
+        indices: Arguments of `row`, in order.
     """
 
     def __init__(self, row: Callable[[int], Tensor], indices: Sequence[int]) -> None:
@@ -41,7 +41,7 @@ class OnDemand(Sequence[Tensor]):
         return OnDemand(self.row, [self.indices[i] for i in chosen])
 
     def split(self, size: int) -> "_Stacks":
-        """As `Tensor.split`, of tensors of one shape: a sequence of batches, each made as it is asked for."""
+        """As `Tensor.split`, of tensors of one shape: a sequence of batches, each made on demand."""
         return _Stacks(self, size)
 
 
@@ -58,7 +58,7 @@ class _Stacks(Sequence[Tensor]):
         return torch.stack(list(self.rows[index * self.size : (index + 1) * self.size]))
 
 
-# Rows of one batch, and the points of each that are wanted, int64 [B, N].
+# Rows of one batch, and the points to take of each, int64 [B, N].
 Job = tuple[list[int], Tensor]
 
 
@@ -106,7 +106,7 @@ def read_ahead(points: OnDemand, jobs: Iterable[Job], workers: int, context: str
     batches = iter(loader)
     while True:
         try:
-            found = next(batches)
+            batch = next(batches)
         except StopIteration:
             return
         except RuntimeError as error:
@@ -116,13 +116,13 @@ def read_ahead(points: OnDemand, jobs: Iterable[Job], workers: int, context: str
                 f"{workers} workers have read no batch for {WAIT:g} s, and none of them has died; --workers 0 reads "
                 "without them"
             ) from error
-        if isinstance(found, DataError):
-            raise found
-        yield torch.from_numpy(found)
+        if isinstance(batch, DataError):
+            raise batch
+        yield torch.from_numpy(batch)
 
 
 def _start_method() -> str:
-    """How workers start where nobody says it: never by a fork of this process.
+    """How workers start by default: never by a fork of this process.
 
     A fork copies the locks of a process as they are, but of its threads only one. This process has threads: OpenMP's,
     those of trackers and progress bars. A lock that one of them holds at that moment stays locked in the worker for

@@ -20,7 +20,7 @@ def load_segments(
         source: ShapeNetPart's folder, or a file or folder as `part_files` reads them.
         split: "train" or "test".
         up_axis: The axis that points up, for augmentations and pictures. None: "y".
-        lazy: Leave the clouds on disk, and read each as it is asked for.
+        lazy: Leave the clouds on disk, and read each when it is needed.
         drop_non_finite: Leave points out that are not finite, with their parts; `notes` say how many, of the clouds
             read so far.
 
@@ -36,7 +36,7 @@ def load_segments(
 def load_scenes(
     source: str | Path, split: str = "train", *, up_axis: str | None = None, drop_non_finite: bool = False
 ) -> SceneDataset:
-    """Gives one split of a data set of scenes, which are read one by one as they are asked for.
+    """Gives one split of a data set of scenes, which are read one by one when they are needed.
 
     Args:
         source: S3DIS's folder of rooms, PATH or PATH:AREA.

@@ -27,7 +27,7 @@ _NEEDS: dict[str, str] = {
     "scenes": "semantic segmentation needs",
 }
 
-# Precedence of a data set: published layouts are asked first whether a path is theirs, then formats that a published
+# Precedence of a data set: published layouts are tried first, then formats that a published
 # layout may be made of, then what takes any folder.
 PUBLISHED, FORMAT, ANY_FOLDER = range(3)
 
@@ -40,7 +40,7 @@ class LoadOptions:
         num_points: Points drawn on surfaces, and the most that are kept of a cloud; None for 8192, and all. Sets whose
             points are labelled keep all.
         up_axis: The axis that points up; None for the data set's own.
-        lazy: Leave the clouds on disk where the data set can, and read each as it is asked for.
+        lazy: Leave the clouds on disk where the data set can, and read each when it is needed.
         drop_non_finite: Leave points out that are not finite, and count them in the `notes`.
     """
 
@@ -87,9 +87,9 @@ class DataSource:
         drop = drop_non_finite and self.data_set.can_drop_non_finite(self)
         self.data_set.check(self, findings, drop_non_finite=drop)
 
-    def can_stay_on_disk(self) -> bool:
+    def can_read_lazily(self) -> bool:
         """Whether its clouds can be read one by one."""
-        return self.data_set.can_stay_on_disk(self)
+        return self.data_set.can_read_lazily(self)
 
 
 class DataSet(ABC):
@@ -103,12 +103,12 @@ class DataSet(ABC):
         title: As the check calls it.
         layout: What is on disk, in the words of an error that lists all layouts.
         labels: What has a label: whole "clouds", points of "parts", or points of "scenes".
-        up_axis: The axis that points up where nobody says another one.
+        up_axis: The axis that points up by default.
         place_is: What its place must be; "nothing" for a data set that is its name alone, "source" for one that is
             made of another.
         variant_pattern: Regular expression of what may follow a place and a colon; empty for data sets of one form.
         variants: All variants, where there are a few; another one is refused.
-        precedence: When it is asked whether a path is its own: `PUBLISHED` first, then `FORMAT`, then `ANY_FOLDER`.
+        precedence: When its `matches` is tried: `PUBLISHED` first, then `FORMAT`, then `ANY_FOLDER`.
     """
 
     name: ClassVar[str]
@@ -139,14 +139,14 @@ class DataSet(ABC):
         Raises:
             DataError: A fault that keeps it from being listed; it is added to the findings.
         """
-        options = LoadOptions(lazy=self.can_stay_on_disk(source), drop_non_finite=drop_non_finite)
+        options = LoadOptions(lazy=self.can_read_lazily(source), drop_non_finite=drop_non_finite)
         for split in SPLITS:
             dataset = self.load(source, split, options)
             if split == SPLITS[0]:
                 findings.lines.append(f"{self.title}, up axis {dataset.up_axis}")
             findings.dataset(split, dataset, by_class=self.labels != "scenes")
 
-    def can_stay_on_disk(self, source: DataSource) -> bool:
+    def can_read_lazily(self, source: DataSource) -> bool:
         """Whether its clouds can be read one by one, so that a set larger than the memory is usable."""
         return True
 
@@ -177,15 +177,15 @@ def register_data_set(data_set: Registered) -> Registered:
 
 
 def data_sets(labels: Labels = "clouds") -> list[DataSet]:
-    """The registered data sets in the order in which they are asked whether a path is their own."""
-    found = [data_set for data_set in DATA_SETS.values() if data_set.labels == labels]
-    return sorted(found, key=lambda data_set: (data_set.precedence, data_set.name))
+    """The registered data sets in the order in which their `matches` is tried."""
+    sets = [data_set for data_set in DATA_SETS.values() if data_set.labels == labels]
+    return sorted(sets, key=lambda data_set: (data_set.precedence, data_set.name))
 
 
 def layouts(labels: Labels = "clouds") -> str:
     """All layouts in words, the one of one's own folders first."""
-    found = sorted(data_sets(labels), key=lambda data_set: data_set.precedence != ANY_FOLDER)
-    *first, last = [data_set.layout for data_set in found]
+    sets = sorted(data_sets(labels), key=lambda data_set: data_set.precedence != ANY_FOLDER)
+    *first, last = [data_set.layout for data_set in sets]
     return f"{', '.join(first)} or {last}" if first else last
 
 
@@ -213,7 +213,7 @@ def parse_source(source: str | Path | None, labels: Labels = "clouds") -> DataSo
 
 
 def _named(text: str, data_set: DataSet, rest: str) -> DataSource:
-    """The source of a data set that is asked for by its name.
+    """The source of a data set that is given by its name.
 
     Raises:
         DataError: Nothing is there, or no such variant.

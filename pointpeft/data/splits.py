@@ -29,16 +29,16 @@ def split_validation(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(labels), generator=generator)
     members = [order[labels[order] == label] for label in labels.unique()]
-    wanted = [fraction * len(clouds) for clouds in members]
-    counts = [min(int(share), len(clouds) - 1) for share, clouds in zip(wanted, members, strict=True)]
+    exact = [fraction * len(clouds) for clouds in members]
+    counts = [min(int(share), len(clouds) - 1) for share, clouds in zip(exact, members, strict=True)]
     missing = round(fraction * len(labels)) - sum(counts)
     # Sorting is stable, so among equal rests the order of this draw decides and no class is favoured by its number.
     turn = torch.randperm(len(members), generator=generator).tolist()
-    for i in sorted(turn, key=lambda i: counts[i] - wanted[i]):
+    for i in sorted(turn, key=lambda i: counts[i] - exact[i]):
         if missing > 0 and counts[i] < len(members[i]) - 1:
             counts[i] += 1
             missing -= 1
     held = [clouds[:count] for clouds, count in zip(members, counts, strict=True)]
-    kept = [clouds[count:] for clouds, count in zip(members, counts, strict=True)]
+    training = [clouds[count:] for clouds, count in zip(members, counts, strict=True)]
     none = torch.empty(0, dtype=torch.int64)
-    return torch.cat([none, *kept]).sort().values, torch.cat([none, *held]).sort().values
+    return torch.cat([none, *training]).sort().values, torch.cat([none, *held]).sort().values

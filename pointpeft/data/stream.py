@@ -1,4 +1,4 @@
-"""Clouds one after another from files, folders, tar and HDF5 shards: never more of them in memory than asked for."""
+"""Clouds one after another from files, folders, tar and HDF5 shards: never more than a batch of them in memory."""
 
 import os
 import tarfile

@@ -196,8 +196,8 @@ class PointDropout:
 
     def __call__(self, points: Tensor, generator: Generator) -> Tensor:
         """Drops points. [B, N, 3]"""
-        part = self.most * _uniform((len(points), 1), points, generator, torch.float32)
-        dropped = _uniform(points.shape[:2], points, generator, torch.float32) < part
+        share = self.most * _uniform((len(points), 1), points, generator, torch.float32)
+        dropped = _uniform(points.shape[:2], points, generator, torch.float32) < share
         return torch.where(dropped[..., None], points[:, :1], points)
 
 
@@ -244,11 +244,11 @@ def named(name: str, up_axis: str) -> Transform:
     Raises:
         ValueError: An unknown name or axis.
     """
-    unknown = [part for part in name.split("+") if part not in _NAMED]
+    unknown = [word for word in name.split("+") if word not in _NAMED]
     if unknown:
         raise ValueError(f"augmentation must be among {', '.join(_NAMED)} (joined by +), got {name!r}")
     require_axis(up_axis)
-    transforms = [_NAMED[part](up_axis) for part in name.split("+")]
+    transforms = [_NAMED[word](up_axis) for word in name.split("+")]
     return transforms[0] if len(transforms) == 1 else Compose(*transforms)
 
 

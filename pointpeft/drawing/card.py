@@ -16,7 +16,7 @@ class Card:
     Attributes:
         name: Of the file or cloud.
         xyz: [N, 3]
-        said: Class or category; of a room, how many points it has.
+        said: Class or category; of a scene, how many points it has.
         sure: Probability of `said`; the share of points of the right part or class where those are known; else None.
         true: The true class, where it is known.
         labels: By name the layers of names: class or part of each point, int64 [N], and the names by index.

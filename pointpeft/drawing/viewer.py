@@ -136,8 +136,8 @@ def amounts(values: Tensor) -> dict[str, Any]:
 
 def classes(labels: Tensor, names: Sequence[str]) -> dict[str, Any]:
     """A layer that colours points by class, of which there may be 256. int64, [n]"""
-    found = {name: i for i, name in enumerate(names) if bool((labels == i).any())}
-    return {"values": _base64(labels.to(torch.uint8)), "classes": True, "names": found}
+    present = {name: i for i, name in enumerate(names) if bool((labels == i).any())}
+    return {"values": _base64(labels.to(torch.uint8)), "classes": True, "names": present}
 
 
 def up_options(axis: str) -> str:

@@ -20,7 +20,7 @@ class DenseFeatures(NamedTuple):
         centers: Centre of each patch. [B, G, 3]
         levels: Patch tokens after each of `tapped_blocks`, normalised, side by side. [B, G, 3C]
         whole: What a backbone says of the whole cloud beside its patches, None for most. [B, C]
-        pooled: What a method puts in the place of the maximum and the mean of `levels`, None for most. [B, 3C] each
+        pooled: What a method puts instead of the maximum and the mean of `levels`, None for most. [B, 3C] each
         cloud: The points that the tokens are made of, for heads that sample some of them. [B, N, 3]
     """
 
@@ -97,8 +97,8 @@ class DenseHead(nn.Module):
             conv = nn.Conv1d(num_categories, CATEGORY_WIDTH, 1, bias=False, **factory)
             self.category: Any = nn.Sequential(conv, nn.BatchNorm1d(CATEGORY_WIDTH, **factory))
         self.propagation = Propagation(levels, (4 * width, local), **factory)
-        seen = local + 2 * levels + whole + (CATEGORY_WIDTH if num_categories else 0)
-        self.convs: Any = convolutions((seen, first, last, num_classes), factory)
+        in_channels = local + 2 * levels + whole + (CATEGORY_WIDTH if num_categories else 0)
+        self.convs: Any = convolutions((in_channels, first, last, num_classes), factory)
         self.norms: Any = norms((first, last), factory)
         self.dropout = nn.Dropout(dropout)
 

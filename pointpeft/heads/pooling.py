@@ -37,8 +37,8 @@ class Pool(nn.Module):
             if part in ctx.prefix:
                 features.append(x[:, ctx.prefix.index(part)])
                 continue
-            kind, reduce = part.split("_")
-            tokens = prompts if kind == "prompt" else patches
+            source, reduce = part.split("_")
+            tokens = prompts if source == "prompt" else patches
             if tokens.shape[1] == 0:
                 raise ValueError(f"head part {part!r} needs prompts, but the method inserts none")
             features.append(tokens.mean(1) if reduce == "mean" else tokens.amax(1))

@@ -24,7 +24,7 @@ class TrainingClouds:
 
     Attributes:
         labelled: Begins a pass over points [B, N, 3] and the class of each cloud, int64 [B]: of a part task its
-            category, of rooms 0.
+            category, of scenes 0.
     """
 
     labelled: Callable[[], Iterable[tuple[Tensor, Tensor]]]
@@ -94,7 +94,7 @@ class Method:
                 raise ImportError(
                     f"method {self.name!r} needs the package {package}: pip install 'pointpeft[{package}]'"
                 )
-        missing = [part for part in self.needs if not hasattr(model.backbone, part)]
+        missing = [attribute for attribute in self.needs if not hasattr(model.backbone, attribute)]
         if missing:
             raise ValueError(f"method {self.name!r} needs a backbone with {', '.join(missing)}")
         model.backbone.requires_grad_(False)

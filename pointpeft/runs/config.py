@@ -1,8 +1,9 @@
-"""What a run can be asked for: each field is an argument of the command line and an entry of `config.json`.
+"""Options of the commands: each field is an argument of the command line and an entry of `config.json`.
 
 Nothing heavy is imported here, so that `--help` answers at once.
 """
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,6 +17,17 @@ Precision = Literal["float32", "bf16"]
 Task = Literal["classification", "part_segmentation", "semantic_segmentation"]
 Track = Literal["none", "wandb", "trackio"]
 CloudsIn = Literal["auto", "memory", "disk"]
+
+
+def registered_backbones() -> list[str]:
+    """Names of the registered backbones, read from their source files: an import of the models takes seconds."""
+    files = sorted(Path(__file__).parent.parent.joinpath("backbones").glob("*.py"))
+    return [name for file in files for name in re.findall(r"@register_backbone\ndef (\w+)", file.read_text("utf-8"))]
+
+
+Backbone = Annotated[
+    str, arg(metavar="NAME", help=f"Architecture; NAME_tiny are small ones: {', '.join(registered_backbones())}.")
+]
 Options = Annotated[tuple[str, ...], UseAppendAction, arg(metavar="NAME=VALUE")]
 
 
@@ -25,25 +37,24 @@ class FinetuneConfig:
 
     Without arguments it adapts the shipped `point_mae_tiny` to the embedded furniture data set, in minutes on a CPU.
     DATA may be a folder with one sub-folder of clouds per class, optionally below `train/` and `test/`, or shards.
-    The run folder receives the adapter (the part of the model that was trained), the log, the plots and `result.json`.
+    The run folder receives the adapter (the parameters that were trained), the log, the plots and `result.json`.
     """
 
     data: Annotated[str, Positional, arg(metavar="DATA")] = "furniture"
     """Folder or file of labelled clouds; `furniture` is embedded; `modelnet40:PATH`, `scanobjectnn:PATH[:variant]`."""
     task: Task = "classification"
     """What is labelled: clouds, or their points (`part_segmentation`: ShapeNetPart, .h5 or .npz with a part per
-    point; `semantic_segmentation`: rooms of S3DIS, PATH or PATH:AREA, where area 5 is tested by default)."""
+    point; `semantic_segmentation`: scenes, as rooms of S3DIS, PATH or PATH:AREA; area 5 is tested by default)."""
     preset: Annotated[str | None, arg(metavar="NAME")] = None
     """Published recipe, such as `dapt/scanobjectnn_hardest`; other options overrule it. `pointpeft presets` lists them.
-    The command line fills in what it sets; from Python: `pointpeft.recipes.find_preset(NAME).config(data=...)`."""
+    The command line fills in its options; from Python: `pointpeft.recipes.find_preset(NAME).config(data=...)`."""
     config: Annotated[Path | None, arg(metavar="FILE")] = None
     """The same from a file: published YAML, YAML of these options (`epochs: 20`), or the `config.json` of a run."""
-    backbone: str = "point_mae_tiny"
-    """Architecture: point_mae_tiny, point_mae_small, point_mae (published size)."""
+    backbone: Backbone = "point_mae_tiny"
     checkpoint: Annotated[str | None, arg(metavar="FILE|NAME")] = None
     """Pre-trained weights, .pth or .safetensors, or a shipped name. None: the one shipped for the backbone."""
     method: str = "dapt"
-    """Adaptation method; `full` trains everything, `linear` the head alone."""
+    """Adaptation method; `full` trains everything, `linear` the head alone. `pointpeft methods` lists all of them."""
     set: Options = ()
     """Option of the method or the backbone, NAME=VALUE, may be repeated: `--set rank=32 --set dropout=0.1`."""
     epochs: int = 60
@@ -63,59 +74,60 @@ class FinetuneConfig:
     num_points: int = 1024
     """Points per cloud that the model sees. Evaluation uses the same number: accuracy falls when densities differ."""
     blocks: int | None = None
-    """Columns of rooms per epoch, for `semantic_segmentation`. None: as many as have room for all points."""
+    """Columns of scenes per epoch, for `semantic_segmentation`. None: as many as have room for all points."""
     augment: TaskAugmentation = "auto"
-    """Of training clouds. `auto` is the published recipe: `scale_translate`, for points `isotropic`. `rotate` turns
-    about the up axis: for clouds whose heading is arbitrary; `scale_rotate` scales a little too."""
+    """Augmentation of training clouds. `auto` is the published recipe: `scale_translate`, for points `isotropic`.
+    `rotate` turns about the up axis, for clouds whose heading is arbitrary; `scale_rotate` scales a little too."""
     up_axis: Literal["x", "y", "z"] | None = None
     """Axis that points up, for `rotate` and the pictures. None: z for folders, as the data set says for others."""
     drop_non_finite: bool = False
-    """Leave points out that are not finite, as depth cameras mark what they did not see: they are counted in the notes.
+    """Drop points that are not finite, as depth cameras mark missing measurements; the notes count them.
     For classification."""
     clouds_in: CloudsIn = "auto"
-    """Where training clouds wait, for the same results: in `memory`, or on `disk`, each read when a batch wants it.
+    """Where training clouds are kept: in `memory`, or on `disk`, each read when a batch needs it. Results are the same.
     `auto` leaves them on disk when they would take more than half of the free memory."""
     workers: int = 0
     """Processes that read clouds on disk ahead of their use."""
     val_fraction: float = 0.15
-    """Part of the training clouds held out to select the epoch, stratified; used by `--select val-best` alone."""
+    """Share of the training clouds held out to select the epoch, stratified; used by `--select val-best` alone."""
     select: Selection = "val-best"
-    """Which epoch is kept. `test-best` is the habit of published numbers, looks at the test set, and is reported so."""
+    """Which epoch is kept. `test-best`, common in published code, selects on the test set, and results say so."""
     vote: Annotated[int, arg(aliases=["--votes"])] = 1
     """Passes per test cloud: 1 is a clean pass; more add augmented ones and average the logits."""
     probe: bool = True
-    """Train a head on the frozen features too, with the same budget: what the adapter is worth."""
+    """Also train a linear probe, a head on the frozen features with the same budget, to compare the adapter with."""
     repeats: int = 1
     """Runs with seeds seed, seed+1, …: the result is their mean and standard deviation."""
     seed: int = 0
-    """Of the split, the initial weights, the order and the augmentation."""
+    """Seed of the split, the initial weights, the order and the augmentation."""
     device: Annotated[str, arg(metavar="cpu|cuda|cuda:N")] = "auto"
     """Where to compute; `auto` takes a GPU where there is one."""
     precision: Precision = "float32"
     """`bf16` computes the transformer in bfloat16; weights stay float32."""
     deterministic: bool = False
-    """Repeat to the bit on CUDA too, at a cost in speed; refused where something cannot. The CPU always does."""
+    """Use deterministic CUDA kernels only, at a cost in speed; an operation without one is an error. Runs on the CPU
+    are always reproducible to the bit."""
     ema: Annotated[float | None, arg(metavar="DECAY")] = None
     """Measure and keep an exponential moving average of the trained weights, with this decay per step: `0.99`."""
     patience: Annotated[int | None, arg(metavar="EPOCHS")] = None
-    """Stop when so many epochs were no better than the selected one; the learning rate keeps to its cosine."""
+    """Stop after this many epochs without a better one; the learning rate still follows its cosine over all epochs."""
     checkpoint_blocks: bool = False
-    """Compute the insides of blocks again in the backward pass instead of keeping them: less memory, more time."""
+    """Recompute activations of blocks in the backward pass instead of storing them: less memory, more time."""
     compile: bool = False
     """Compile the training step by `torch.compile`: minutes at the start, and on a CPU no faster. Needs g++."""
     cuda_graph: bool = False
-    """Compile it, and replay it as CUDA graphs: for small batches, whose kernels wait for Python. CUDA alone."""
+    """Compile it, and replay it as CUDA graphs: for small batches, where launches from Python dominate. CUDA only."""
     sync_batchnorm: bool = False
-    """Of several processes: BatchNorm measures the batch of all, as one process would, and not each its own part."""
+    """With several processes: BatchNorm uses statistics of the whole batch, as one process would, not of its share."""
     double_step: bool = False
     """Step twice per batch with one gradient, as published segmentation code does by mistake."""
     track: Track = "none"
-    """Send the log to a tracker as well, `wandb` or `trackio` (`pip install 'pointpeft[track]'`); `WANDB_MODE=offline`
+    """Also send the log to a tracker, `wandb` or `trackio` (`pip install 'pointpeft[track]'`); `WANDB_MODE=offline`
     keeps it here. TensorBoard's file is in the run folder wherever TensorBoard is installed."""
     output: Annotated[Path | None, arg(metavar="FOLDER")] = None
     """Run folder; None: `runs/finetune-DATA-METHOD`, numbered if it exists."""
     resume: Annotated[Path | None, arg(metavar="RUN")] = None
-    """Run folder of a stopped run: goes on with its own options; those that would change its result are refused."""
+    """Run folder of a stopped run: continues with its own options; one that its result depends on cannot be changed."""
     quiet: bool = False
     """No progress bar."""
 
@@ -144,7 +156,7 @@ class PretrainConfig:
     epochs: int = 300
     """Passes over the clouds, and the length of the learning rate's cosine."""
     time_limit_minutes: Annotated[float | None, arg(metavar="MINUTES")] = None
-    """Finish within this time: the cosine follows the part of the time used where that is ahead of the epochs."""
+    """Finish within this time: the cosine follows the share of the time used where that is ahead of the epochs."""
     batch_size: int = 128
     """Clouds per step, of all processes together, at most."""
     accumulate: int = 1
@@ -154,49 +166,49 @@ class PretrainConfig:
     weight_decay: float = 0.05
     """Decay of matrices; biases, norms and tokens have none."""
     warmup: float = 0.04
-    """Part of the schedule over which the learning rate rises linearly."""
+    """Share of the schedule over which the learning rate rises linearly."""
     clip: float = 10.0
     """Largest norm of the gradient."""
     num_points: int = 1024
     """Points per cloud that the model sees."""
     mask_ratio: float = 0.6
-    """Part of the patches hidden and rebuilt."""
+    """Share of the patches that is hidden and rebuilt."""
     augment: Augmentation = "scale_translate"
-    """Of the clouds."""
+    """Augmentation of the clouds."""
     max_clouds: Annotated[int | None, arg(metavar="COUNT")] = None
     """Use this many clouds at most, drawn once; None for all."""
     drop_non_finite: bool = False
-    """Leave points out that are not finite, as depth cameras mark what they did not see; they are counted."""
+    """Drop points that are not finite, as depth cameras mark missing measurements; they are counted."""
     clouds_in: CloudsIn = "auto"
-    """Where clouds wait, for the same results: in `memory`, or on `disk`, each read when a batch wants it.
+    """Where clouds are kept: in `memory`, or on `disk`, each read when a batch needs it. Results are the same.
     `auto` leaves them on disk when they would take more than half of the free memory."""
     workers: int = 0
     """Processes that read clouds on disk ahead of their use."""
     seed: int = 0
-    """Of the initial weights, the order, the masks and the augmentation."""
+    """Seed of the initial weights, the order, the masks and the augmentation."""
     device: Annotated[str, arg(metavar="cpu|cuda|cuda:N")] = "auto"
     """Where to compute; `auto` takes a GPU where there is one."""
     precision: Precision = "float32"
     """`bf16` computes the transformer in bfloat16; weights stay float32."""
     deterministic: bool = False
-    """Repeat to the bit on CUDA too, at a cost in speed; refused where something cannot. The CPU always does."""
+    """Use deterministic CUDA kernels only, at a cost in speed; an operation without one is an error. Runs on the CPU
+    are always reproducible to the bit."""
     track: Track = "none"
-    """Send the log to a tracker as well, `wandb` or `trackio` (`pip install 'pointpeft[track]'`); `WANDB_MODE=offline`
+    """Also send the log to a tracker, `wandb` or `trackio` (`pip install 'pointpeft[track]'`); `WANDB_MODE=offline`
     keeps it here. TensorBoard's file is in the run folder wherever TensorBoard is installed."""
     output: Annotated[Path | None, arg(metavar="FOLDER")] = None
     """Run folder; None: `runs/pretrain-BACKBONE`, numbered if it exists."""
     resume: Annotated[Path | None, arg(metavar="RUN")] = None
-    """Run folder of a stopped run: goes on with its own options; those that would change its result are refused."""
+    """Run folder of a stopped run: continues with its own options; one that its result depends on cannot be changed."""
     quiet: bool = False
     """No progress bar."""
 
 
 @dataclass(frozen=True)
 class SharedRecipe:
-    """What all runs of a command that makes many have in common."""
+    """Options that all runs of a comparison share."""
 
-    backbone: str = "point_mae_tiny"
-    """Architecture of all runs."""
+    backbone: Backbone = "point_mae_tiny"
     checkpoint: Annotated[str | None, arg(metavar="FILE|NAME")] = None
     """Pre-trained weights of all runs. None: the one shipped for the backbone; `none`: random weights."""
     set: Options = ()
@@ -210,9 +222,9 @@ class SharedRecipe:
     num_points: int = 1024
     """Points per cloud."""
     augment: TaskAugmentation = "auto"
-    """Of training clouds."""
+    """Augmentation of training clouds."""
     drop_non_finite: bool = False
-    """Leave points out that are not finite, as depth cameras mark what they did not see; for classification."""
+    """Drop points that are not finite, as depth cameras mark missing measurements; for classification."""
     select: Selection = "val-best"
     """Which epoch is kept."""
     seed: int = 0
@@ -264,11 +276,10 @@ class MemoryBankConfig:
     """
 
     data: Annotated[str, Positional, arg(metavar="DATA")] = "furniture"
-    """Clouds, as for `finetune`; its training part is remembered, labels are not used."""
+    """Clouds, as for `finetune`; its training split goes into the bank, labels are not used."""
     output: Annotated[Path, arg(metavar="FILE")] = Path("memory_bank.safetensors")
-    """The bank."""
-    backbone: str = "point_mae_tiny"
-    """Architecture: point_mae_tiny, point_mae_small, point_mae (published size)."""
+    """File for the bank."""
+    backbone: Backbone = "point_mae_tiny"
     checkpoint: Annotated[str | None, arg(metavar="FILE|NAME")] = None
     """Pre-trained weights, .pth or .safetensors, or a shipped name. None: the one shipped for the backbone."""
     set: Options = ()
@@ -276,7 +287,7 @@ class MemoryBankConfig:
     num_points: int = 1024
     """Points per cloud."""
     drop_non_finite: bool = False
-    """Leave points out that are not finite, as depth cameras mark what they did not see; they are counted."""
+    """Drop points that are not finite, as depth cameras mark missing measurements; they are counted."""
     batch_size: int = 64
     """Clouds per step."""
     device: Annotated[str, arg(metavar="cpu|cuda|cuda:N")] = "auto"
@@ -294,7 +305,7 @@ class _Folds:
     shots: int = 10
     """S, training clouds per class; 20 clouds of each class, where it has them, are tested."""
     folds: int = 10
-    """Folds, numbered from 0."""
+    """How many folds, numbered from 0."""
     methods: Annotated[tuple[str, ...], arg(metavar="METHOD[:NAME=VALUE,...]")] = ("linear", "dapt")
     """Methods with their own options, as for `compare`."""
 
@@ -310,9 +321,9 @@ class FewShotConfig(SharedRecipe, _Folds):
     epochs: int = 60
     """Passes over the training clouds of a fold."""
     select: Selection = "last"
-    """Which epoch is kept. `test-best` is what published tables show, looks at the test clouds, and is reported so."""
+    """Which epoch is kept. `test-best`, common in published tables, selects on the test clouds, and results say so."""
     seed: int = 0
-    """Of drawn folds, of initial weights and augmentation."""
+    """Seed of drawn folds, of initial weights and augmentation."""
     output: Annotated[Path | None, arg(metavar="FOLDER")] = None
     """Folder of the runs; None: `runs/few-shot-DATA-5way10shot`."""
     quiet: bool = False
@@ -324,30 +335,30 @@ class EvaluateConfig:
     """Test the adapter of a run: overall and per-class accuracy, confusion matrix, a page of the misclassified clouds;
     for segmentation the mean IoU and a picture of the predicted parts.
 
-    Without DATA the test clouds of the run's own data set are used, seen as the run saw them.
+    Without DATA the test clouds of the run's own data set are used, prepared as the run prepared them.
     """
 
     run: Annotated[Path, Positional, arg(metavar="RUN")]
     """Run folder of `pointpeft finetune`."""
     data: Annotated[str | None, Positional, arg(metavar="DATA")] = None
-    """Labelled clouds; their class names must be among the run's. None: the test part of the run's own data."""
+    """Labelled clouds; their class names must be among the run's. None: the test split of the run's own data."""
     vote: Annotated[int, arg(aliases=["--votes"])] = 1
     """Passes per cloud: 1 is a clean pass; more add augmented ones and average the logits."""
     test_augment: TaskAugmentation = "auto"
-    """Of the passes beyond the first: test-time augmentation. `auto`: `scale_translate`; for parts `isotropic`; for
-    rooms `none`, their passes differ in which points are seen together."""
+    """Test-time augmentation, of the passes beyond the first. `auto`: `scale_translate`; for parts `isotropic`; for
+    scenes `none`, whose passes differ in which points are classified together."""
     densities: Annotated[tuple[int, ...], arg(metavar="POINTS")] = ()
     """Also test with fewer points per cloud, drawn at random, as of a sparser sensor: `--densities 1024 512 256`."""
     drop_non_finite: bool = False
-    """Leave points out that are not finite, as depth cameras mark what they did not see: they are counted in the notes.
+    """Drop points that are not finite, as depth cameras mark missing measurements; the notes count them.
     For classification."""
     clouds_in: CloudsIn = "auto"
-    """Where clouds wait, for the same results: in `memory`, or on `disk`, each read when a batch wants it.
+    """Where clouds are kept: in `memory`, or on `disk`, each read when a batch needs it. Results are the same.
     `auto` leaves them on disk when they would take more than half of the free memory."""
     batch_size: int = 64
     """Clouds per step."""
     seed: int = 0
-    """Of the voting passes."""
+    """Seed of the voting passes."""
     device: Annotated[str, arg(metavar="cpu|cuda|cuda:N")] = "auto"
     """Where to compute; `auto` takes a GPU where there is one."""
     output: Annotated[Path | None, arg(metavar="FOLDER")] = None

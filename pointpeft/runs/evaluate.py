@@ -167,8 +167,10 @@ def predict(
         ranked = [
             (adapted.classes[i], round(p, 4)) for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)
         ]
-        lost = {"left_out": sum(dropped.values())} if dropped else {}
-        results.append({"file": str(path), "class": ranked[0][0], "probability": ranked[0][1], "top": ranked, **lost})
+        left_out = {"left_out": sum(dropped.values())} if dropped else {}
+        results.append(
+            {"file": str(path), "class": ranked[0][0], "probability": ranked[0][1], "top": ranked, **left_out}
+        )
     return results
 
 
@@ -178,7 +180,7 @@ def predict_points(
     """Labels every point of files, and draws them.
 
     In part segmentation the tokens are made of as many points as the model was trained with, and every point of the
-    file is labelled. Rooms are classified by a sliding window; their coordinates are in metres, z up.
+    file is labelled. Scenes are classified by a sliding window; their coordinates are in metres, z up.
 
     Args:
         adapted: A model of part or semantic segmentation.

@@ -7,20 +7,20 @@ from dataclasses import fields
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 
-def parse_options(pairs: Sequence[str], kinds: Sequence[type]) -> dict[str, Any]:
+def parse_options(pairs: Sequence[str], classes: Sequence[type]) -> dict[str, Any]:
     """Turns `rank=32` into {"rank": 32}.
 
     Args:
         pairs: NAME=VALUE each; of a repeated name the last one counts.
-        kinds: Dataclasses whose fields are the known names and types.
+        classes: Dataclasses whose fields are the known names and types.
 
     Raises:
         ValueError: Not of that form, an unknown name (lists the known ones), or a value of another type.
     """
     types_of: dict[str, Any] = {}
-    for kind in kinds:
-        hints = get_type_hints(kind)
-        types_of |= {field.name: hints[field.name] for field in fields(kind) if field.init}
+    for cls in classes:
+        hints = get_type_hints(cls)
+        types_of |= {field.name: hints[field.name] for field in fields(cls) if field.init}
     options = {}
     for pair in pairs:
         name, equals, text = pair.partition("=")
@@ -33,20 +33,20 @@ def parse_options(pairs: Sequence[str], kinds: Sequence[type]) -> dict[str, Any]
     return options
 
 
-def parse_value(name: str, text: str, kind: Any) -> Any:
+def parse_value(name: str, text: str, annotation: Any) -> Any:
     """One value from its text by its type: bool, int, float, str, None, a Literal, a union, a tuple or list of them.
 
     Raises:
         ValueError: The text is no such value.
     """
-    origin, inner = get_origin(kind), get_args(kind)
+    origin, inner = get_origin(annotation), get_args(annotation)
     if origin in (Union, types.UnionType):
         for member in sorted(inner, key=lambda m: m is str):  # str takes any text, so it is tried last
             try:
                 return parse_value(name, text, member)
             except ValueError:
                 continue
-    elif kind is type(None):
+    elif annotation is type(None):
         if text.lower() in ("none", "null"):
             return None
     elif origin is Literal:
@@ -54,7 +54,7 @@ def parse_value(name: str, text: str, kind: Any) -> Any:
             if text == str(choice):
                 return choice
     elif origin in (tuple, list):
-        texts = [part.strip() for part in text.strip("()[]").split(",") if part.strip()]
+        texts = [word.strip() for word in text.strip("()[]").split(",") if word.strip()]
         variadic = origin is list or (len(inner) == 2 and inner[1] is Ellipsis)
         if variadic or len(texts) == len(inner):
             parsed = [parse_value(name, t, inner[0] if variadic else inner[i]) for i, t in enumerate(texts)]
@@ -66,15 +66,15 @@ def parse_value(name: str, text: str, kind: Any) -> Any:
             value = None
         if isinstance(value, dict):
             return value
-    elif kind is bool:
+    elif annotation is bool:
         if text.lower() in ("true", "1", "yes", "on", "false", "0", "no", "off"):
             return text.lower() in ("true", "1", "yes", "on")
-    elif kind in (int, float):
+    elif annotation in (int, float):
         try:
-            return kind(text)
+            return annotation(text)
         except ValueError:
             pass
-    elif kind is str or kind is Any:
+    elif annotation is str or annotation is Any:
         return text
-    shown = getattr(kind, "__name__", str(kind)) if not inner else str(kind).replace("typing.", "")
+    shown = getattr(annotation, "__name__", str(annotation)) if not inner else str(annotation).replace("typing.", "")
     raise ValueError(f"option {name} must be {shown}, got {text!r}")

@@ -158,15 +158,15 @@ class Origin:
 
 def _facts(file: Path) -> dict[str, Any]:
     try:
-        found = file.stat()
+        status = file.stat()
     except OSError as error:  # its cloud's line is an error, too
         return {"file": str(file), "error": error.strerror}
-    return {"file": str(file), "size": found.st_size, "changed": found.st_mtime_ns}
+    return {"file": str(file), "size": status.st_size, "changed": status.st_mtime_ns}
 
 
-def joined_origin(parts: list[Path]) -> bytes:
+def joined_origin(pieces: list[Path]) -> bytes:
     """The origin of the parts' lines put together, each of which begins with the line of the same model."""
-    lines = [origin_of(part).read_bytes().splitlines(keepends=True) for part in parts]
+    lines = [origin_of(piece).read_bytes().splitlines(keepends=True) for piece in pieces]
     return b"".join([lines[0][0], *(line for each in lines for line in each[1:])])
 
 
@@ -232,8 +232,8 @@ def _predict_locked(
         for batch in _batches(adapted, sources, batch_size, origin):
             lines = _answers(adapted, batch)
             for line in lines:
-                if lost := dropped.pop(line["cloud"], 0):
-                    line["left_out"] = lost
+                if left_out := dropped.pop(line["cloud"], 0):
+                    line["left_out"] = left_out
             file.writelines(json.dumps(line) + "\n" for line in lines)
             file.flush()
             now += len(lines)
@@ -257,21 +257,21 @@ def units(paths: list[Path]) -> list[list[Path]]:
     return work + [loose[i : i + BLOCK] for i in range(0, len(loose), BLOCK)]
 
 
-def join_parts(parts: list[Path], output: Path, counts: list[dict[str, Any]], seconds: float) -> StreamResult:
+def join_parts(pieces: list[Path], output: Path, counts: list[dict[str, Any]], seconds: float) -> StreamResult:
     """Puts the lines of parts together in order, removes them, and adds up the counts of each."""
 
     def write(temporary: Path) -> None:
         with open(temporary, "wb") as file:
-            for part in parts:
-                with open(part, "rb") as lines:
+            for piece in pieces:
+                with open(piece, "rb") as lines:
                     shutil.copyfileobj(lines, file)
 
-    write_atomically(origin_of(output), lambda temporary: temporary.write_bytes(joined_origin(parts)))
+    write_atomically(origin_of(output), lambda temporary: temporary.write_bytes(joined_origin(pieces)))
     write_atomically(output, write)
-    for part in parts:
-        part.unlink()
-        origin_of(part).unlink()
-    parts[0].parent.rmdir()
+    for piece in pieces:
+        piece.unlink()
+        origin_of(piece).unlink()
+    pieces[0].parent.rmdir()
     clouds, errors, now = (sum(each[name] for each in counts) for name in COUNTS)
     return StreamResult(clouds, errors, now, round(seconds, 1), round(now / max(seconds, 1e-9), 1), output)
 
@@ -282,9 +282,9 @@ def _pass_over(sources: Iterator[tuple[Path, Source]], output: Path, done: int, 
         for line in itertools.islice(lines, done):
             expected, (path, source) = json.loads(line)["cloud"], next(sources, (None, None))
             if path is None or source is None or source.name != expected:
-                found = None if source is None else source.name
+                name = None if source is None else source.name
                 raise ValueError(
-                    f"{output} has a line of {expected}, but the clouds given now have {found} in that place; give the "
+                    f"{output} has a line of {expected}, but the clouds given now have {name} in that place; give the "
                     "same clouds, or another --output"
                 )
             origin.require_same(path)

@@ -79,12 +79,12 @@ def _require_same(folder: RunFolder, stored: Any, given: Any, names: Sequence[st
     different = [name for name in names if _plain(given, name) != _plain(stored, name)]
     if not different:
         return
-    told = "; ".join(
+    differences = "; ".join(
         f"{name} is {getattr(stored, name)!r} there and {getattr(given, name)!r} here" for name in different
     )
     raise ValueError(
-        f"a resumed run keeps the options it was begun with, on which its result depends: of {folder.path}, {told}. "
-        f"Leave them out, or begin a new run without --resume; only {', '.join(free)} may change"
+        f"a resumed run keeps the options it was begun with, on which its result depends: of {folder.path}, "
+        f"{differences}. Leave them out, or begin a new run without --resume; only {', '.join(free)} may change"
     )
 
 
@@ -108,13 +108,13 @@ def clouds_fingerprint(clouds: Any, source: str) -> dict[str, Any]:
     for number, (name, label, size) in enumerate(zip(clouds.names, clouds.labels.tolist(), clouds.sizes, strict=True)):
         key = name if name not in entries else f"{name} (cloud {number})"
         entries[key] = [int(label), size]
-    found = {"classes": list(clouds.classes), "clouds": entries, "files": files_fingerprint(source, clouds.names)}
+    fingerprint = {"classes": list(clouds.classes), "clouds": entries, "files": files_fingerprint(source, clouds.names)}
     if clouds.on_disk:
-        return found
+        return fingerprint
     rows = clouds.labelled if hasattr(clouds, "labelled") else clouds.points
     labels = getattr(clouds, "point_labels", None)
     content = [[row] if labels is None else [row, labels[number]] for number, row in enumerate(rows)]
-    return found | {"points": dict(zip(entries, map(_checksum, content), strict=True))}
+    return fingerprint | {"points": dict(zip(entries, map(_checksum, content), strict=True))}
 
 
 def files_fingerprint(source: str, names: Iterable[str] = ()) -> dict[str, list[int]]:
@@ -128,16 +128,16 @@ def files_fingerprint(source: str, names: Iterable[str] = ()) -> dict[str, list[
     if path is None:
         return {}
     if path.is_dir():
-        files = [Path(place, name) for place, _, found in os.walk(path) for name in found if not name.startswith(".")]
+        files = [Path(place, name) for place, _, stamps in os.walk(path) for name in stamps if not name.startswith(".")]
         root = path
     else:
         root = path.parent
         files = [path, *(file for name in names if (file := root / name) != path and file.is_file())]
-    found = {}
+    stamps = {}
     for file in sorted(files):
         facts = file.stat()
-        found[os.path.relpath(file, root)] = [facts.st_size, facts.st_mtime_ns]
-    return found
+        stamps[os.path.relpath(file, root)] = [facts.st_size, facts.st_mtime_ns]
+    return stamps
 
 
 def checkpoint_fingerprint(checkpoint: str | None) -> str | None:
@@ -145,9 +145,9 @@ def checkpoint_fingerprint(checkpoint: str | None) -> str | None:
     return sha256(checkpoint) if checkpoint is not None and Path(checkpoint).is_file() else None
 
 
-def weights_fingerprint(weights: Mapping[str, Tensor], more: str = "") -> str:
+def weights_fingerprint(weights: Mapping[str, Tensor], text: str = "") -> str:
     """SHA-256 of tensors, their names and a text."""
-    digest = hashlib.sha256(more.encode())
+    digest = hashlib.sha256(text.encode())
     for name, tensor in sorted(weights.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(_bytes(tensor))
@@ -189,16 +189,16 @@ def _differences(before: Any, now: Any) -> list[str]:
     if not isinstance(before, dict) or not isinstance(now, dict):
         return [] if before == now else ["it is another one"]
     left_out = ("files",) if "points" in before and "points" in now else ("points",)
-    found = []
-    for part in dict.fromkeys([*before, *now]):
-        if part in left_out:
+    differences = []
+    for entry in dict.fromkeys([*before, *now]):
+        if entry in left_out:
             continue
-        old, new = before.get(part), now.get(part)
+        old, new = before.get(entry), now.get(entry)
         if isinstance(old, dict) and isinstance(new, dict):
-            found += _changed_entries(part, old, new)
+            differences += _changed_entries(entry, old, new)
         elif old != new:
-            found.append(f"{part} were {_shown(old)}, and are {_shown(new)}")
-    return found
+            differences.append(f"{entry} were {_shown(old)}, and are {_shown(new)}")
+    return differences
 
 
 def _changed_entries(what: str, old: dict[str, Any], new: dict[str, Any]) -> list[str]:
@@ -207,14 +207,14 @@ def _changed_entries(what: str, old: dict[str, Any], new: dict[str, Any]) -> lis
         "are gone": [name for name in old if name not in new],
         _VERDICTS.get(what, "changed"): [name for name in new if name in old and old[name] != new[name]],
     }
-    found = [
+    changes = [
         f"{len(names)} {_NOUNS.get(what, what)} {verdict}, such as {names[0]}"
         for verdict, names in verdicts.items()
         if names
     ]
-    if not found and list(old) != list(new):
-        found = [f"the {what} are in another order"]
-    return found
+    if not changes and list(old) != list(new):
+        changes = [f"the {what} are in another order"]
+    return changes
 
 
 def _shown(value: Any) -> str:

@@ -1,1 +1,1 @@
-"""What is asked of a model: of a whole cloud, of its parts, of a scene."""
+"""What models are used for: classification, part segmentation and semantic segmentation."""

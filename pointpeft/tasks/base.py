@@ -1,4 +1,4 @@
-"""The interface of a task: what is asked of a model, from the data that it loads to the answers that people see."""
+"""The interface of a task: what a model is used for, from loading the data to presenting the answers."""
 
 import importlib
 import pkgutil
@@ -96,7 +96,7 @@ class GatheredClouds(Protocol):
         """The clouds seen by fewer points, drawn at random."""
         ...
 
-    def require_points(self, least: int, reason: str) -> None:
+    def require_points(self, count: int, reason: str) -> None:
         """Refuses clouds too small for the model."""
         ...
 
@@ -118,9 +118,9 @@ Observe = Callable[..., Observation]
 
 
 class Task(ABC, Generic[Gathered, Measured]):
-    """What is asked of a model, of clouds that it gathers, with metrics of its own.
+    """What a model is used for: the labels it predicts, how clouds are batched, and the metrics.
 
-    A task is registered by `register_task`; nobody else asks for it by its name.
+    A task is registered by `register_task`: no other code names it.
 
     Attributes:
         name: As `create_model` and `--task` take it.
@@ -133,7 +133,7 @@ class Task(ABC, Generic[Gathered, Measured]):
         test_augment: The augmentation of a vote's passes beyond the first.
         page: What a person is to look at first in a run folder.
         double_step: Whether the published training code steps twice per batch.
-        can_stay_on_disk: Whether clouds need not be in memory.
+        can_read_lazily: Whether clouds need not be in memory.
         can_drop_non_finite: Whether points that are not finite may be left out.
         streams: Whether folders and shards of clouds are predicted one after another.
         served: Whether `pointpeft serve` answers for it.
@@ -152,7 +152,7 @@ class Task(ABC, Generic[Gathered, Measured]):
     test_augment: ClassVar[str] = "isotropic"
     page: ClassVar[str] = "report.html"
     double_step: ClassVar[bool] = False
-    can_stay_on_disk: ClassVar[bool] = True
+    can_read_lazily: ClassVar[bool] = True
     can_drop_non_finite: ClassVar[bool] = False
     streams: ClassVar[bool] = False
     served: ClassVar[bool] = True
@@ -164,15 +164,15 @@ class Task(ABC, Generic[Gathered, Measured]):
 
     @abstractmethod
     def load(self, source: str, split: str, up_axis: str | None, lazy: bool = False, **options: Any) -> Any:
-        """One part of a data set; `lazy` leaves its clouds on disk where the task `can_stay_on_disk`."""
+        """One part of a data set; `lazy` leaves its clouds on disk where the task `can_read_lazily`."""
 
     @abstractmethod
     def gather(self, dataset: Any, num_points: int, on_disk: bool = False, workers: int = 0) -> Gathered:
         """The clouds of a data set, ready to be dealt out in batches."""
 
-    def can_be_left(self, source: str) -> bool:
+    def can_read_source_lazily(self, source: str) -> bool:
         """Whether the form of a data set allows its clouds to be read one by one."""
-        return self.can_stay_on_disk
+        return self.can_read_lazily
 
     @abstractmethod
     def bytes_in_memory(self, dataset: Any, num_points: int) -> int:
@@ -233,7 +233,7 @@ class Task(ABC, Generic[Gathered, Measured]):
         return adapted.classes
 
     def categories(self, adapted: Adapted) -> tuple[str, ...]:
-        """Categories among which whoever asks must choose; none for most tasks."""
+        """Categories among which the user must choose; none for most tasks."""
         return ()
 
     def category_index(self, adapted: Adapted, category: str | None) -> int:
@@ -261,9 +261,9 @@ class Task(ABC, Generic[Gathered, Measured]):
             near_origin=not adapted.normalized,
             drop_non_finite=drop,
         )
-        least = adapted.fewest_points
-        if len(points) < least:
-            raise DataError(f"{path} has {len(points)} points, at least group_size = {least} are needed")
+        fewest = adapted.fewest_points
+        if len(points) < fewest:
+            raise DataError(f"{path} has {len(points)} points, at least group_size = {fewest} are needed")
         return points
 
     def label_points(self, adapted: Adapted, points: Tensor, category: int = 0, seed: int = 0) -> Tensor:
@@ -318,9 +318,9 @@ def task_class(name: str) -> type[AnyTask]:
         ValueError: An unknown name.
     """
     package = importlib.import_module("pointpeft.tasks")
-    for found in pkgutil.iter_modules(package.__path__):
-        if found.ispkg:
-            importlib.import_module(f"pointpeft.tasks.{found.name}.task")
+    for module in pkgutil.iter_modules(package.__path__):
+        if module.ispkg:
+            importlib.import_module(f"pointpeft.tasks.{module.name}.task")
     if name not in _TASKS:
         raise ValueError(f"task must be one of {', '.join(sorted(_TASKS))}, got {name!r}")
     return _TASKS[name]

@@ -78,33 +78,33 @@ class Clouds:
 
     def subset(self, indices: Sequence[int] | Tensor) -> "Clouds":
         """The same clouds, fewer of them; nothing is copied."""
-        part = object.__new__(Clouds)
-        part.__dict__ |= self.__dict__
+        subset = object.__new__(Clouds)
+        subset.__dict__ |= self.__dict__
         chosen = [int(i) for i in indices]
         for name in ("names", "sizes", "lengths"):
-            setattr(part, name, [getattr(self, name)[i] for i in chosen])
+            setattr(subset, name, [getattr(self, name)[i] for i in chosen])
         points = self.points
-        part.points = points.subset(chosen) if isinstance(points, OnDemand) else [points[i] for i in chosen]
-        part.labels = self.labels[chosen]
-        return part
+        subset.points = points.subset(chosen) if isinstance(points, OnDemand) else [points[i] for i in chosen]
+        subset.labels = self.labels[chosen]
+        return subset
 
-    def require_points(self, least: int, reason: str) -> None:
+    def require_points(self, count: int, reason: str) -> None:
         """Refuses clouds too small for the model.
 
         Raises:
-            ValueError: A cloud has fewer than `least` points; says which one.
+            ValueError: A cloud has fewer than `count` points; says which one.
         """
         for name, size in zip(self.names, self.sizes, strict=True):
-            if size < least:
+            if size < count:
                 raise ValueError(
-                    f"{name} has {size} points, at least {least} are needed ({reason}); "
+                    f"{name} has {size} points, at least {count} are needed ({reason}); "
                     f"leave that cloud out, or ask for smaller groups: --set group_size={max(1, size)}"
                 )
 
     def rows(self, row: Callable[[int], Tensor]) -> "Tensor | OnDemand":
         """What a function gives for each cloud by its index, all of one shape. [M, ...]
 
-        Where the clouds are on disk it is called when a row is asked for, else now.
+        Where the clouds are on disk it is called when a row is read, else at once.
         """
         return OnDemand(row, range(len(self))) if self.on_disk else torch.stack([row(i) for i in range(len(self))])
 
@@ -114,16 +114,16 @@ class Clouds:
 
     def thinned(self, num_points: int, seed: int) -> "Clouds":
         """The clouds seen by fewer points: a random part of those in `fixed`, not spread over the cloud."""
-        part = self.subset(range(len(self)))
+        thinner = self.subset(range(len(self)))
 
         def row(index: int) -> Tensor:
             pick = torch.randperm(self.num_points, generator=thinning(seed, index))[:num_points].sort().values
             return fit(self.points[index], self.num_points)[pick]
 
-        part.points = self.rows(row)  # pyrefly: ignore[bad-assignment]  # a tensor is a sequence of its rows
-        part.lengths = [num_points] * len(part)
-        part.num_points = num_points
-        return part
+        thinner.points = self.rows(row)  # pyrefly: ignore[bad-assignment]  # a tensor is a sequence of its rows
+        thinner.lengths = [num_points] * len(thinner)
+        thinner.num_points = num_points
+        return thinner
 
     def batches(self, batch_size: int, generator: torch.Generator, rank: int = 0, world: int = 1) -> "Batches":
         """One epoch: every cloud once in random order, with a random part of its points.
@@ -189,8 +189,8 @@ class Batches:
         return torch.stack([drawn(length, n, self.generator) for length in lengths])
 
 
-def _spread_cloud(dataset: Any, most: int, index: int) -> Tensor:
-    return spread(dataset[index][0], most)
+def _spread_cloud(dataset: Any, count: int, index: int) -> Tensor:
+    return spread(dataset[index][0], count)
 
 
 def draw(points: Tensor, n: int, generator: torch.Generator) -> Tensor:
@@ -212,12 +212,12 @@ def thinning(seed: int, index: int) -> torch.Generator:
     return torch.Generator().manual_seed(derive_seed(seed, "thinned", index))
 
 
-def spread(points: Tensor, most: int) -> Tensor:
-    """At most `most` points, chosen by farthest point sampling. [n, 3] -> [min(n, most), 3]"""
+def spread(points: Tensor, count: int) -> Tensor:
+    """At most `count` points, chosen by farthest point sampling. [n, 3] -> [min(n, most), 3]"""
     points = points.float()
-    if len(points) <= most:
+    if len(points) <= count:
         return points
-    return points[furthest_point_sample(points[None], most)[0]]
+    return points[furthest_point_sample(points[None], count)[0]]
 
 
 def fit(points: Tensor, n: int) -> Tensor:

@@ -22,19 +22,19 @@ def should_read_lazily(source: str, clouds_in: CloudsIn, num_points: int, splits
         source: The data set; it is listed, not read.
         clouds_in: As a command's option.
         num_points: N, points per cloud that the model sees.
-        splits: Those that are wanted.
+        splits: Those that are read.
         task: What the clouds are for.
 
     Raises:
         ValueError: Clouds on disk for a task that needs them in memory.
     """
-    if not task.can_stay_on_disk:
+    if not task.can_read_lazily:
         if clouds_in == "disk":
             raise ValueError(f"clouds_in must be auto or memory for {task.name}, which keeps its points in memory")
         return False
     if clouds_in != "auto":
         return clouds_in == "disk"
-    if not task.can_be_left(source):
+    if not task.can_read_source_lazily(source):
         return False
     count, needed = 0, 0
     for split in splits:
@@ -54,9 +54,9 @@ def should_read_lazily(source: str, clouds_in: CloudsIn, num_points: int, splits
     return True
 
 
-def can_be_left(source: str) -> bool:
+def can_read_source_lazily(source: str) -> bool:
     """Whether the form of a data set allows its clouds to be read one by one."""
-    return parse_source(source).can_stay_on_disk()
+    return parse_source(source).can_read_lazily()
 
 
 def bytes_in_memory(dataset: Any, num_points: int) -> int:

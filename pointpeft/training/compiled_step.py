@@ -12,7 +12,7 @@ def check_compiled(cuda_graph: bool, device: torch.device) -> None:
     """Says what is missing before anything is compiled.
 
     Raises:
-        ValueError: CUDA graphs are wanted elsewhere than on CUDA, or without Triton, which their kernels come from.
+        ValueError: CUDA graphs on a device other than CUDA, or without Triton, which generates their kernels.
     """
     if not cuda_graph:
         return

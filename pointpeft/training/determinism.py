@@ -8,8 +8,8 @@ import torch
 
 
 @contextmanager
-def determinism(wanted: bool) -> Iterator[None]:
-    """Inside, PyTorch takes deterministic algorithms alone, where `wanted`.
+def determinism(enabled: bool) -> Iterator[None]:
+    """Within it PyTorch uses deterministic algorithms alone, if `enabled`.
 
     The CPU's are so in any case. On CUDA this costs speed: sums over indices are sorted, and matrix products keep to
     one workspace, which must be known before the first of them.
@@ -17,7 +17,7 @@ def determinism(wanted: bool) -> Iterator[None]:
     Raises:
         ValueError: Something in the run has no deterministic algorithm; says what.
     """
-    if not wanted:
+    if not enabled:
         yield
         return
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()

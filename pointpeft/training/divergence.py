@@ -26,10 +26,10 @@ def not_finite(content: Any, name: str = "") -> str | None:
         pairs = [(f"{name}.{number}", value) for number, value in enumerate(content)]
     else:
         return None
-    return next((found for key, value in pairs if (found := not_finite(value, key)) is not None), None)
+    return next((culprit for key, value in pairs if (culprit := not_finite(value, key)) is not None), None)
 
 
-def require_finite_weights(weights: Mapping[str, Tensor], where: str) -> None:
+def require_finite_weights(weights: Mapping[str, Tensor], owner: str) -> None:
     """Refuses weights that no training can go on from and no cloud can be classified with.
 
     Raises:
@@ -37,14 +37,14 @@ def require_finite_weights(weights: Mapping[str, Tensor], where: str) -> None:
     """
     name = not_finite(weights)
     if name is not None:
-        raise NotFiniteError(f"{where} holds numbers that are not finite, in {name}: it comes from a run that diverged")
+        raise NotFiniteError(f"{owner} holds numbers that are not finite, in {name}: it comes from a run that diverged")
 
 
 def require_finite_logits(logits: Tensor, rows: str = "clouds") -> Tensor:
     """Gives the logits back. [M, ...]
 
     Raises:
-        NotFiniteError: Some are NaN or Inf, so that no class can be told; says of how many clouds.
+        NotFiniteError: Some are NaN or Inf, so that no class can be predicted; says for how many clouds.
     """
     bad = ~logits.isfinite().flatten(1).all(1)
     if bool(bad.any()):
@@ -138,10 +138,10 @@ class Divergence:
         """The error that ends the run."""
         if step is None and self.steps:
             step, lr, _ = self.steps[-1]
-        kept = f"The checkpoint of epoch {self.epoch} is kept" if self.epoch else "No checkpoint was written"
-        where = "" if step is None else f", step {step + 1}, at the learning rate {lr:.3g}"
+        checkpoint = f"The checkpoint of epoch {self.epoch} is kept" if self.epoch else "No checkpoint was written"
+        position = "" if step is None else f", step {step + 1}, at the learning rate {lr:.3g}"
         return NotFiniteError(
-            f"training diverged in epoch {self.epoch + 1}{where}: {what}. {kept}; a run resumed from it would diverge "
-            f"again. Begin a new run with a smaller lr than {self.recipe.lr:g}, a longer warm-up, or a smaller clip "
-            f"than {self.recipe.clip:g}"
+            f"training diverged in epoch {self.epoch + 1}{position}: {what}. {checkpoint}; a run resumed from it "
+            f"would diverge again. Begin a new run with a smaller lr than {self.recipe.lr:g}, a longer warm-up, or a "
+            f"smaller clip than {self.recipe.clip:g}"
         )

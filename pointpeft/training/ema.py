@@ -27,12 +27,12 @@ def follow(average: dict[str, Tensor], model: nn.Module, decay: float) -> None:
 @contextmanager
 def averaged(average: dict[str, Tensor], model: nn.Module) -> Iterator[None]:
     """Puts the average into the model, and the model's own weights back at the end; nothing where it is empty."""
-    own = {name: p.detach().clone() for name, p in model.named_parameters() if name in average}
+    trained = {name: p.detach().clone() for name, p in model.named_parameters() if name in average}
     load(average, model)
     try:
         yield
     finally:
-        load(own, model)
+        load(trained, model)
 
 
 @torch.no_grad()

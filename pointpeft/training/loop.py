@@ -55,9 +55,9 @@ class Recipe:
     patience: int | None = None
 
     def __post_init__(self) -> None:
-        for name, least in (("epochs", 1), ("accumulate", 1), ("lr", 0), ("weight_decay", 0), ("warmup", 0)):
-            if not getattr(self, name) >= least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        for name, bound in (("epochs", 1), ("accumulate", 1), ("lr", 0), ("weight_decay", 0), ("warmup", 0)):
+            if not getattr(self, name) >= bound:
+                raise ValueError(f"{name} must be at least {bound}, got {getattr(self, name)}")
         for name in ("lr", "weight_decay"):
             if math.isinf(getattr(self, name)):
                 raise ValueError(f"{name} must be finite, got {getattr(self, name)}")
@@ -156,7 +156,7 @@ def train(
             torch.manual_seed(derive_seed(recipe.seed, state.epoch, accelerator.process_index))
         epoch_batches = batches(state.epoch)
         divergence.begin(state.epoch)
-        started, totals, seen = time.perf_counter(), {}, 0
+        started, totals, clouds = time.perf_counter(), {}, 0
         wrapped.train()
         for step, (points, labels) in enumerate(epoch_batches):
             within = (step + 1) / len(epoch_batches)
@@ -190,16 +190,16 @@ def train(
                 optimizer.zero_grad()
             for name, value in losses.items():
                 totals[name] = totals.get(name, 0.0) + value.detach() * len(labels)
-            seen += total
+            clouds += total
             bar.set_postfix_str(f"step {step + 1}/{len(epoch_batches)}", refresh=False)
             bar.update(0)
             if recipe.time_limit is not None and progress >= 1.0:
                 break
         row = {"epoch": state.epoch + 1, "lr": recipe.rate(progress)}
-        row |= {name: float(total_of(value)) / seen for name, value in totals.items()}
+        row |= {name: float(total_of(value)) / clouds for name, value in totals.items()}
         divergence.end(row, _snapshot(model, optimizer, state))
         state.epoch += 1
-        state.samples += seen
+        state.samples += clouds
         state.busy += time.perf_counter() - started
         state.peak_memory = max(state.peak_memory, peak_memory(device))
         if world > 1:
@@ -286,9 +286,9 @@ def _restore(folder: RunFolder, model: nn.Module, optimizer: torch.optim.Optimiz
     return State(**saved)
 
 
-def seed_everything(device: torch.device, *parts: int | str) -> torch.Generator:
-    """Seeds torch's own generators by a hash of `parts`, and returns another one on the device, seeded likewise."""
-    seed = derive_seed(*parts)
+def seed_everything(device: torch.device, *keys: int | str) -> torch.Generator:
+    """Seeds torch's own generators by a hash of `keys`, and returns another one on the device, seeded likewise."""
+    seed = derive_seed(*keys)
     torch.manual_seed(seed)
     return torch.Generator(device=device).manual_seed(derive_seed(seed, "augmentation"))
 
@@ -301,10 +301,10 @@ def make_accelerator(device: str, precision: str = "float32") -> Accelerator:
     """
     if device != "auto":
         try:
-            wanted = torch.device(device)
+            chosen = torch.device(device)
         except RuntimeError as error:
             raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {device!r}") from error
-        if wanted.type == "cuda" and (wanted.index or 0) >= torch.cuda.device_count():
+        if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
             raise ValueError(f"device {device!r} is not here: {torch.cuda.device_count()} CUDA devices are visible")
     if "WORLD_SIZE" not in os.environ:  # accelerate keeps the first choice of a process; a later run may want another
         AcceleratorState._reset_state(reset_partial_state=True)

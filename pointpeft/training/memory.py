@@ -19,7 +19,7 @@ def keep_freed_memory() -> bool:
     system, page by page. That costs more than the arithmetic of a small model. Other C libraries are left as they are.
 
     Returns:
-        Whether this C library was told.
+        Whether this C library supports it.
     """
     if platform.libc_ver()[0] != "glibc":
         return False

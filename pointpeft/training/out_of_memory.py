@@ -11,7 +11,7 @@ _NO_STATISTICS = "Expected more than 1 value per channel"  # as PyTorch tells it
 
 @contextmanager
 def named_out_of_memory(what: str, batch_size: int, remedies: str) -> Iterator[None]:
-    """Inside, an end of the memory is told with what asked for it.
+    """Turns an out-of-memory error into one that names the run, its batch size and cheaper options.
 
     Args:
         what: The backbone and the method.
@@ -36,7 +36,7 @@ def named_out_of_memory(what: str, batch_size: int, remedies: str) -> Iterator[N
 
 @contextmanager
 def named_single_cloud(batch_size: int) -> Iterator[None]:
-    """Inside, BatchNorm's refusal of a single cloud is told with the option that it is about.
+    """Turns BatchNorm's refusal of a single cloud into an error that names `batch_size`.
 
     Raises:
         ValueError: A step of training had one cloud for a BatchNorm over clouds.

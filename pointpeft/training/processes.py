@@ -129,6 +129,6 @@ def deal(
     else:
         mine, total = ((number, item) for number, item in enumerate(items) if number % world == rank), None
     bar = make_bar(mine, title if rank == 0 else None, total=total, unit=unit, leave=False)
-    own: list[tuple[int, Any]] = [(number, answer(item)) for number, item in bar]
-    every = own if world == 1 else sorted(gather_object(own), key=lambda pair: pair[0])
+    answers_here: list[tuple[int, Any]] = [(number, answer(item)) for number, item in bar]
+    every = answers_here if world == 1 else sorted(gather_object(answers_here), key=lambda pair: pair[0])
     return [value for _, value in every]

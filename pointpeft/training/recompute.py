@@ -48,8 +48,8 @@ def _recomputing(block: nn.Module, forward: Any) -> Any:
 def _copied(ctx: Context) -> Context:
     """A context that a block can change without changing the other; values in the cache may be lists."""
     cache = {key: copy(value) for key, value in ctx.cache.items() if not isinstance(value, Tensor)}
-    own = {"aux_losses": dict(ctx.aux_losses), "hidden": dict(ctx.hidden), "pooled": dict(ctx.pooled)}
-    return replace(ctx, cache={**ctx.cache, **cache}, **own)
+    copies = {"aux_losses": dict(ctx.aux_losses), "hidden": dict(ctx.hidden), "pooled": dict(ctx.pooled)}
+    return replace(ctx, cache={**ctx.cache, **cache}, **copies)
 
 
 @contextmanager

@@ -81,19 +81,19 @@ class RunFolder:
         if self.main:
             write_json(self.path / "config.json", {"command": command, **_plain(config)})
 
-    def read_config(self, kind: type[Config], command: str) -> Config:
+    def read_config(self, cls: type[Config], command: str) -> Config:
         """The configuration of the run in this folder.
 
         Raises:
             ValueError: No such run, or one of another command.
         """
         entries = read_json(self.path / "config.json", f"{self.path} holds no run")
-        found = entries.pop("command", None)
-        if found != command:
-            raise ValueError(f"{self.path} holds a run of `{found}`; a run of `{command}` is needed")
-        if hasattr(kind, "upgraded"):  # names of earlier versions
-            entries = kind.upgraded(entries)
-        known = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]
+        command_of_run = entries.pop("command", None)
+        if command_of_run != command:
+            raise ValueError(f"{self.path} holds a run of `{command_of_run}`; a run of `{command}` is needed")
+        if hasattr(cls, "upgraded"):  # names of earlier versions
+            entries = cls.upgraded(entries)
+        known = {field.name: field for field in fields(cls)}  # type: ignore[arg-type]
         unknown = sorted(set(entries) - set(known))
         if unknown:
             raise ValueError(f"{self.path / 'config.json'} has the unknown entries {', '.join(unknown)}")
@@ -102,7 +102,7 @@ class RunFolder:
                 entries[name] = tuple(value)
             elif isinstance(value, str) and "Path" in str(known[name].type):
                 entries[name] = Path(value)
-        return kind(**entries)
+        return cls(**entries)
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         """Replaces the checkpoint: tensors and plain values alone, so that it loads without unpickling code.
@@ -196,9 +196,9 @@ def _seal_holds(path: Path) -> bool:
         return False
     digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while length and (part := file.read(min(length, 1 << 20))):
-            digest.update(part)
-            length -= len(part)
+        while length and (chunk := file.read(min(length, 1 << 20))):
+            digest.update(chunk)
+            length -= len(chunk)
         return file.read() == _SEAL + digest.hexdigest().encode()
 
 

@@ -3,7 +3,7 @@
 import hashlib
 
 
-def derive_seed(*parts: int | str) -> int:
+def derive_seed(*keys: int | str) -> int:
     """A 62-bit seed that depends on all parts; the same on every machine."""
-    digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
+    digest = hashlib.blake2b("/".join(map(str, keys)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 2

@@ -28,7 +28,7 @@ class SyncedBatchNorm1d(nn.BatchNorm1d):
     Two messages forward and, where x needs a gradient, two backward. All processes must run it equally often.
     """
 
-    takes_rows = True  # rows [B L, C] in the place of [B, C, L] give it the same statistics
+    takes_rows = True  # rows [B L, C] instead of [B, C, L] give it the same statistics
 
     def forward(self, x: Tensor) -> Tensor:  # pyrefly: ignore[bad-override-param-name]  # x, as everywhere
         """Normalises channels. [B, C] or [B, C, L]"""
@@ -83,9 +83,9 @@ def sync_batch_norm(model: nn.Module) -> int:
     Raises:
         ValueError: A BatchNorm of another kind, which would stay as it is.
     """
-    found = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    for module in found:
+    layers = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    for module in layers:
         if type(module) not in (nn.BatchNorm1d, SyncedBatchNorm1d):
             raise ValueError(f"sync_batchnorm knows nn.BatchNorm1d alone, got a {type(module).__name__}")
         module.__class__ = SyncedBatchNorm1d
-    return len(found)
+    return len(layers)

@@ -10,7 +10,7 @@ PROJECT, NONE = "pointpeft", "none"
 
 
 class Board:
-    """TensorBoard's file in a run folder; where it is not installed, that is said once.
+    """TensorBoard's file in a run folder; where it is not installed, a note is printed once.
 
     Args:
         folder: Of the run.
@@ -68,7 +68,7 @@ class Tracker:
     Args:
         name: wandb or trackio.
         folder: Of the run, whose name the tracked one has.
-        config: What the run was asked for.
+        config: The run's options.
     """
 
     def __init__(self, name: str, folder: Path, config: dict[str, Any]) -> None:

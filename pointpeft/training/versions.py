@@ -13,15 +13,15 @@ def versions() -> dict[str, str]:
     from pointpeft import __version__
     from pointpeft.ops import backend
 
-    found = {"pointpeft": __version__, "python": platform.python_version(), "torch": torch.__version__}
+    installed = {"pointpeft": __version__, "python": platform.python_version(), "torch": torch.__version__}
     for package in PACKAGES:
         try:
-            found[package] = version(package)
+            installed[package] = version(package)
         except PackageNotFoundError:
-            found[package] = "missing"
+            installed[package] = "missing"
     cuda = torch.cuda.is_available()
-    found["device"] = (
+    installed["device"] = (
         torch.cuda.get_device_name() if cuda else f"{platform.machine()}, {torch.get_num_threads()} threads"
     )
-    found["operations"] = backend("cuda" if cuda else "cpu")
-    return found
+    installed["operations"] = backend("cuda" if cuda else "cpu")
+    return installed

@@ -24,13 +24,13 @@ def features(model: PointModel, xyz: Tensor | OnDemand, batch_size: int = 16) ->
     return forward_all(model.forward_features, xyz, batch_size, next(model.parameters()).device)
 
 
-def embed(values: Tensor, kind: str = "auto", seed: int = 0) -> tuple[Tensor, str]:
+def embed(values: Tensor, technique: str = "auto", seed: int = 0) -> tuple[Tensor, str]:
     """Places rows in a plane.
 
     Args:
         values: At least 3 rows. [M, F]
-        kind: "tsne" (scikit-learn), "umap" (umap-learn), "pca" (nothing but torch), or "auto": t-SNE where scikit-learn
-            is installed, else PCA.
+        technique: "tsne" (scikit-learn), "umap" (umap-learn), "pca" (nothing but torch), or "auto": t-SNE where
+            scikit-learn is installed, else PCA.
         seed: Of t-SNE and UMAP.
 
     Returns:
@@ -40,18 +40,18 @@ def embed(values: Tensor, kind: str = "auto", seed: int = 0) -> tuple[Tensor, st
         ValueError: Another kind, or too few rows.
         ImportError: The package is not installed.
     """
-    if kind not in KINDS:
-        raise ValueError(f"features must be one of {', '.join(KINDS)}, got {kind!r}")
+    if technique not in KINDS:
+        raise ValueError(f"features must be one of {', '.join(KINDS)}, got {technique!r}")
     if values.dim() != 2 or len(values) < 3:
         raise ValueError(f"values must be (M, F) with at least 3 rows, got {tuple(values.shape)}")
-    if kind == "auto":
-        kind = "tsne" if find_spec("sklearn") is not None else "pca"
-    if kind == "pca":
+    if technique == "auto":
+        technique = "tsne" if find_spec("sklearn") is not None else "pca"
+    if technique == "pca":
         return _principal(values.double())
-    if find_spec(PACKAGES[kind]) is None:
-        raise ImportError(f"features {kind!r} needs a package that is not installed: pip install 'pointpeft[viz]'")
+    if find_spec(PACKAGES[technique]) is None:
+        raise ImportError(f"features {technique!r} needs a package that is not installed: pip install 'pointpeft[viz]'")
     rows = values.float().numpy()
-    if kind == "tsne":
+    if technique == "tsne":
         from sklearn.manifold import TSNE
 
         perplexity = min(30.0, (len(values) - 1) / 3)
@@ -79,10 +79,14 @@ def write_embedding(path: Path, places: Tensor, labels: Tensor, classes: Sequenc
     figure = Figure(figsize=(8, 6), layout="constrained")
     axes = figure.add_subplot()
     for number, label in enumerate(labels.unique().tolist()):
-        own = places[labels == label]
+        members = places[labels == label]
         marker = "os^vD"[number // palette.N % 5]  # tab20 comes round after 20 classes, the marker then changes
         axes.scatter(
-            *own.unbind(1), s=14, color=palette(number % palette.N), marker=marker, label=figure_text(classes[label])
+            *members.unbind(1),
+            s=14,
+            color=palette(number % palette.N),
+            marker=marker,
+            label=figure_text(classes[label]),
         )
     axes.set_xticks([])
     axes.set_yticks([])

@@ -133,12 +133,12 @@ def server_config(app: Any, limits: Limits, host: str, port: int) -> Any:
         from pointpeft.view.service_connections import connection_limits, guarded
     except ImportError as error:
         raise ImportError(REMEDY) from error
-    most, waiting = connection_limits(limits.connections)
+    connections, waiting = connection_limits(limits.connections)
     return uvicorn.Config(
         app,
         host=host,
         port=port,
-        http=guarded(limits.header_seconds, most),
+        http=guarded(limits.header_seconds, connections),
         ws="none",
         loop="asyncio",  # another one accepts more connections at once than may wait
         backlog=waiting,
@@ -169,7 +169,7 @@ def create_app(
         drop_non_finite: Leave points out that are not finite; an answer says how many as "left_out".
 
     Raises:
-        ValueError: A model of rooms, or one that needs inputs beside the coordinates and the category.
+        ValueError: A model of scenes, or one that needs inputs beside the coordinates and the category.
         ImportError: FastAPI is not installed.
     """
     try:
@@ -277,7 +277,7 @@ def create_app(
             cloud = await loop.run_in_executor(
                 readers, _read_bounded, largest, read, task, adapted, path, Path(name).name
             )
-        lost = {"left_out": sum(dropped.values())} if dropped else {}
+        left_out = {"left_out": sum(dropped.values())} if dropped else {}
         name = Path(name).name
         if not task.streams:  # its answer is of the points, and is drawn
             card = await batcher.alone(task.card, adapted, cloud, name, observe, index)
@@ -291,7 +291,7 @@ def create_app(
                 "parts": shares,
                 "points": viewer.quantised(cloud),
                 "layers": layers,
-                **lost,
+                **left_out,
             }
         probabilities = await batcher.classify(cloud)
         best = probabilities.topk(min(3, len(adapted.classes)))
@@ -299,10 +299,10 @@ def create_app(
             {"class": adapted.classes[i], "probability": round(p, 4)}
             for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)
         ]
-        answer = {"name": name, **top[0], "top": top, "points": viewer.quantised(cloud), **lost}
+        answer = {"name": name, **top[0], "top": top, "points": viewer.quantised(cloud), **left_out}
         if looks:
-            seen = await batcher.alone(observe, adapted.model, cloud)
-            answer["layers"] = {layer: viewer.amounts(values) for layer, values in seen.layers.items()}
+            observation = await batcher.alone(observe, adapted.model, cloud)
+            answer["layers"] = {layer: viewer.amounts(values) for layer, values in observation.layers.items()}
         return answer
 
     return app

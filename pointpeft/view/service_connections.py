@@ -15,18 +15,18 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 _RESERVE = 32  # open files for what answers: each request has one, and a reader a few
 _TOO_LATE = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 _TOO_MANY = b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
-_LINGER_SECONDS = 1.0  # for a client to read its answer while its body, which nobody wants, arrives
+_LINGER_SECONDS = 1.0  # for a client to read its answer while its body, which is discarded, arrives
 _LINGER_BYTES = 1 << 20
 
 
-def connection_limits(wanted: int) -> tuple[int, int]:
+def connection_limits(connections: int) -> tuple[int, int]:
     """How many connections may be open, and how many may wait to be accepted, so that files are left to be opened.
 
     A connection that is closed for a newer one keeps its file until the event loop comes to it, and a loop accepts all
     that wait at once: up to three times as many as may wait are open beyond the limit.
 
     Args:
-        wanted: Most connections where the system allows for them.
+        connections: Most connections where the system allows for them.
 
     Raises:
         ValueError: The process may open too few files for any connection.
@@ -34,10 +34,10 @@ def connection_limits(wanted: int) -> tuple[int, int]:
     try:
         import resource
     except ImportError:  # a system without such a limit
-        return wanted, 128
+        return connections, 128
     allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if allowed == resource.RLIM_INFINITY:
-        return wanted, 128
+        return connections, 128
     used = len(os.listdir("/dev/fd")) if os.path.isdir("/dev/fd") else 64
     room = allowed - used - _RESERVE
     waiting = max(1, min(128, room // 8))
@@ -45,10 +45,10 @@ def connection_limits(wanted: int) -> tuple[int, int]:
         raise ValueError(
             f"the service needs at least {used + _RESERVE + 8} open files, {allowed} are allowed: ulimit -n"
         )
-    return min(wanted, room - 3 * waiting), waiting
+    return min(connections, room - 3 * waiting), waiting
 
 
-def guarded(header_seconds: float, most: int) -> type[H11Protocol]:
+def guarded(header_seconds: float, limit: int) -> type[H11Protocol]:
     """A protocol for uvicorn that bounds the time of a request's header and the number of open connections.
 
     At the limit the connection that has waited longest for its header is closed for a new one; where all are being
@@ -57,7 +57,7 @@ def guarded(header_seconds: float, most: int) -> type[H11Protocol]:
 
     Args:
         header_seconds: From the opening of a connection, or the answer before, to the end of a header.
-        most: Open connections.
+        limit: Open connections.
     """
     idle: OrderedDict[Any, None] = OrderedDict()  # those without a request, the oldest first
     opened: set[Any] = set()
@@ -69,11 +69,11 @@ def guarded(header_seconds: float, most: int) -> type[H11Protocol]:
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
-            while len(opened) >= most and idle:
+            while len(opened) >= limit and idle:
                 oldest, _ = idle.popitem(last=False)
                 opened.discard(oldest)
                 oldest.transport.abort()
-            if len(opened) >= most:
+            if len(opened) >= limit:
                 transport.write(_TOO_MANY)
                 transport.close()  # at once: one that lingers would keep a file open
                 return

@@ -16,7 +16,7 @@ def page_of(adapted: Adapted, megabytes: float) -> str:
     if not task.streams:
         facts += f", {len(task.label_names(adapted))} parts"
     categories = task.categories(adapted)
-    told = {"facts": facts, "categories": categories, "meanings": layer_meanings(), "plain": DEPTH}
+    values = {"facts": facts, "categories": categories, "meanings": layer_meanings(), "plain": DEPTH}
     return (
         PAGE.replace("@UP@", viewer.up_options("z"))
         .replace("@STYLE@", viewer.STYLE)
@@ -24,7 +24,7 @@ def page_of(adapted: Adapted, megabytes: float) -> str:
         .replace("@LAYERS@", viewer.LAYERS)
         .replace("@TITLE@", task.question)
         .replace("@LIMIT@", f"{megabytes:g}")
-        .replace("@TOLD@", json.dumps(told).replace("<", "\\u003c"))
+        .replace("@TOLD@", json.dumps(values).replace("<", "\\u003c"))
     )
 
 

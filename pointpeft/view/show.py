@@ -16,10 +16,10 @@ LARGE_DOTS = 4000  # clouds of more points are drawn with small ones
 MEANINGS = {
     DEPTH: "nearer points are lighter",
     CLASS: "the class that the cloud is taken for",
-    PART: "the part that each point is taken for",
-    TRUE_PART: "the part that each point is",
-    POINT_CLASS: "the class that each point of the room is taken for; without the ceiling, which hides the room",
-    TRUE_POINT_CLASS: "the class that each point of the room is; without the ceiling",
+    PART: "the predicted part of each point",
+    TRUE_PART: "the true part of each point",
+    POINT_CLASS: "the predicted class of each point of the scene; without the ceiling, which hides it",
+    TRUE_POINT_CLASS: "the true class of each point of the scene; without the ceiling",
 }
 
 
@@ -45,7 +45,7 @@ def entry(card: Card) -> dict[str, Any]:
 def page(cards: Sequence[Card], up_axis: str) -> str:
     """One HTML page without any outside reference: the clouds, and a choice of what colours them."""
     entries = [entry(card) for card in cards]
-    known = [DEPTH, *dict.fromkeys(name for told in entries for name in told["layers"])]
+    known = [DEPTH, *dict.fromkeys(name for card in entries for name in card["layers"])]
     explained = layer_meanings()
     values = {
         "UP": viewer.up_options(up_axis),
@@ -75,10 +75,10 @@ def picture(cards: Sequence[Card], up_axis: str) -> Any:
                 labels, names = card.labels[name]
                 handles = draw_cloud(axes, card.xyz, labels, range(len(names)), up_axis, size=size)
                 if name != CLASS:
-                    own = labels.unique().tolist()
+                    present = labels.unique().tolist()
                     axes.legend(
-                        [handles[part] for part in own],
-                        [figure_text(names[part]) for part in own],
+                        [handles[part] for part in present],
+                        [figure_text(names[part]) for part in present],
                         fontsize=6,
                         markerscale=3,
                     )

@@ -63,7 +63,7 @@ def observe(model: PointModel, xyz: Tensor, **inputs: Tensor) -> Observation:
     xyz, inputs = xyz.to(device), {name: value.to(device) for name, value in inputs.items()}
     contexts: list[Context] = []
     with ExitStack() as stack:
-        hook = model.backbone.register_forward_hook(lambda module, given, result: contexts.append(result[1]))
+        hook = model.backbone.register_forward_hook(lambda module, arguments, result: contexts.append(result[1]))
         stack.callback(hook.remove)
         tables = _record(stack, model, CallReader(Attention, "attend", lambda m, args, _: _attention(m, *args)))
         tables = _record(

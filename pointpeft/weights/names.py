@@ -80,9 +80,9 @@ def load(
         if names[ours] in state and state[names[ours]].shape != tensor.shape
     ]
     problems = [
-        f"{len(found)} {kind}: {', '.join(found[:SHOWN])}{' ...' if len(found) > SHOWN else ''}"
-        for kind, found in (("missing", lacking), ("unexpected", unexpected), ("of another shape", shapes))
-        if found
+        f"{len(affected)} {problem}: {', '.join(affected[:SHOWN])}{' ...' if len(affected) > SHOWN else ''}"
+        for problem, affected in (("missing", lacking), ("unexpected", unexpected), ("of another shape", shapes))
+        if affected
     ]
     if problems:
         raise ValueError(f"{what} does not fit the model. {'; '.join(problems)}")

@@ -17,7 +17,7 @@ from pointpeft.data.findings import Findings
 from pointpeft.data.part_loading import load_scenes, load_segments
 from pointpeft.data.registry import DATA_SETS, DataSet, data_sets, layouts, parse_source, register_data_set
 from pointpeft.tasks.base import create_task
-from pointpeft.tasks.storage import can_be_left, should_read_lazily
+from pointpeft.tasks.storage import can_read_source_lazily, should_read_lazily
 from tests.data.conftest import clouds, write_folder
 from tests.data.sets.test_part_files import arrays
 from tests.data.sets.test_part_files import write as write_part_file
@@ -74,7 +74,7 @@ def test_a_registered_class_is_found_by_everything(source, pairs, capsys):
     assert detect(pairs) == "pairs"
     assert main(["data", "check", source]) == 0
     assert capsys.readouterr().out.splitlines()[:2] == ["pairs of files, up axis x", "train: 2 clouds: a 1, b 1"]
-    assert can_be_left(source)
+    assert can_read_source_lazily(source)
     assert should_read_lazily(source, "disk", 16, ("train",), create_task("classification"))
     assert load_dataset(f"few_shot:{source}:2way1shot:0").classes == ("a", "b")
 

@@ -18,13 +18,13 @@ class Convert:
     config: Path | None = None
     """YAML file whose `model:` section the published file was trained with."""
     family: str | None = None
-    """Backbone, method or backbone+method of the published file; told from its names if not given."""
+    """Backbone, method or backbone+method of the published file; by default inferred from its names."""
     beside: Path | None = None
     """File with tensors that published files of the method lack, such as Point-PEFT's memory bank."""
 
 
 def run(command: Convert) -> int:
-    """Converts, and says what was found."""
+    """Converts, and prints the backbone and method."""
     from pointpeft.checkpoints.convert import convert
     from pointpeft.runs.evaluate import adapter_folder
 

@@ -22,7 +22,7 @@ class Data:
     labels: Literal["clouds", "parts", "scenes"] = "clouds"
     """What has a label: whole clouds, points that are `parts` of objects, or points of `scenes`."""
     drop_non_finite: bool = False
-    """Leave points out that are not finite, as depth cameras mark what they did not see; they are counted."""
+    """Drop points that are not finite, as depth cameras mark missing measurements; they are counted."""
     json: bool = False
     """Print one JSON object instead of lines."""
 

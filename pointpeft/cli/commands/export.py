@@ -25,7 +25,7 @@ class Export:
 
 
 def run(command: Export) -> int:
-    """Exports, and says where and how near to the model."""
+    """Exports, and prints the file and its difference from the model."""
     import torch
 
     from pointpeft.checkpoints.export import export

@@ -47,10 +47,10 @@ def collect() -> dict[str, Any]:
             "cpu_level_supported": _C.supported_cpu_level(),
         }
     facts["backends"] = {
-        kind: {"live": part.live, "reason": part.reason, "remedy": part.remedy}
-        for kind, part in ((kind, library.part_of(kind)) for kind in library.PARTS)
+        device: {"live": status.live, "reason": status.reason, "remedy": status.remedy}
+        for device, status in ((device, library.status_of(device)) for device in library.LIBRARIES)
     }
-    facts["operations_answer_with"] = {kind: library.backend(kind) for kind in library.PARTS}
+    facts["operations_answer_with"] = {device: library.backend(device) for device in library.LIBRARIES}
     facts["environment"] = {
         name: os.environ[name] for name in sorted(os.environ) if name.startswith(("POINTPEFT_", "TORCH_CUDA_ARCH"))
     }
@@ -80,8 +80,8 @@ def run(command: Info) -> int:
     for name, value in build.items():
         value = " ".join(value) if isinstance(value, list) else value
         print(f"{'build: ' + name.replace('_', ' '):24} {value or '-'}")
-    for kind, part in backends.items():
-        print(f"{'backend: ' + kind:24} {'live' if part['live'] else 'missing'}: {part['reason']}")
-        if part["remedy"]:
-            print(f"{'':24} -> {part['remedy']}")
+    for device, status in backends.items():
+        print(f"{'backend: ' + device:24} {'live' if status['live'] else 'missing'}: {status['reason']}")
+        if status["remedy"]:
+            print(f"{'':24} -> {status['remedy']}")
     return 0

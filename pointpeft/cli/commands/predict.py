@@ -38,7 +38,7 @@ class Predict:
     batch_size: int = 32
     """Clouds per step of a stream."""
     drop_non_finite: bool = False
-    """Leave points out that are not finite, as depth cameras mark what they did not see; how many is said."""
+    """Drop points that are not finite, as depth cameras mark missing measurements; their number is printed."""
     quiet: bool = False
     """No progress bar."""
     ray: Annotated[str | None, arg(metavar="local|auto|ADDRESS")] = None
@@ -77,8 +77,8 @@ def run(command: Predict) -> int:
             raise ValueError("ray must not be given for segmentation, whose files are named one by one")
         from pointpeft.runs.cluster import predict_on_cluster
 
-        where = (command.batch_size, command.device, command.ray, command.ray_cpus)
-        result = predict_on_cluster(command.run, list(command.files), output, *where)
+        options = (command.batch_size, command.device, command.ray, command.ray_cpus)
+        result = predict_on_cluster(command.run, list(command.files), output, *options)
         print_rows(_printed(result))
         return 1 if result.errors else 0
     if any(is_many(path) for path in command.files):

@@ -63,14 +63,14 @@ def run(command: Presets) -> int:
         print(f"\nRead from {chosen[0].published}.")
     print("\nAll presets leave the published procedure so:")
     print("\n".join(f"- {difference}" for difference in DIFFERENCES))
-    own: dict[str, list[str]] = {}
+    presets_of: dict[str, list[str]] = {}
     for preset in chosen:
         for note in preset.notes:
-            names = own.setdefault(note, [])
+            names = presets_of.setdefault(note, [])
             of = preset.name if note in preset.differences else preset.method
             if of not in names:
                 names.append(of)
-    if own:
+    if presets_of:
         print("\nAnd some of them:")
-        print("\n".join(f"- {note} ({', '.join(names)})" for note, names in own.items()))
+        print("\n".join(f"- {note} ({', '.join(names)})" for note, names in presets_of.items()))
     return 0

@@ -26,9 +26,9 @@ class Serve:
     seconds: float = 30.0
     """Longest time for a request."""
     batch: int = 16
-    """Most clouds in one pass of the model."""
+    """Largest batch of clouds."""
     drop_non_finite: bool = False
-    """Leave points out that are not finite, as depth cameras mark what they did not see; answers say how many."""
+    """Drop points that are not finite, as depth cameras mark missing measurements; answers say how many."""
     device: Annotated[str, arg(metavar="cpu|cuda|cuda:N")] = "auto"
     """Where to compute; `auto` takes a GPU where there is one."""
 

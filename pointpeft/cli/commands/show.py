@@ -13,7 +13,7 @@ class Show:
     """Write a page and pictures of clouds, coloured by class or part, attention, and what the method does with patches.
 
     That is the influence of prompts and what the method shows of itself, such as dynamic scales, dispatched patches or
-    what a memory recalls; of rooms the class of each point. The page is one file that needs no network: clouds are
+    what a memory recalls; of scenes the class of each point. The page is one file that needs no network: clouds are
     turned with the mouse. Without files a classifier's test clouds are also placed in a plane by its features.
     """
 
@@ -30,7 +30,7 @@ class Show:
     output: Path | None = None
     """Folder for show.html, show.png and features.png; RUN/show if not given."""
     drop_non_finite: bool = False
-    """Leave points out that are not finite, as depth cameras mark what they did not see; how many is said."""
+    """Drop points that are not finite, as depth cameras mark missing measurements; their number is printed."""
     up_axis: Annotated[Literal["x", "y", "z"], arg(metavar="x|y|z")] = "z"
     """Which axis of the files points up."""
 

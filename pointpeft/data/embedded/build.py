@@ -144,15 +144,15 @@ def build(source: Path, folder: Path, items: list[Item]) -> None:
     groups, test = [], []
     for class_name in classes:
         of_class = [i for i, item in enumerate(items) if item.class_name == class_name]
-        own = group_variants(clouds[of_class], [items[i] for i in of_class])
-        groups += [of_class[group] for group in own]
+        variants = group_variants(clouds[of_class], [items[i] for i in of_class])
+        groups += [of_class[group] for group in variants]
         # A draw of its own for each class: an item more in one leaves the split of the others as it was.
-        test += draw_test(own, TEST_SHARE, torch.Generator().manual_seed(SEED))
-    kept = torch.randperm(clouds.shape[1], generator=torch.Generator().manual_seed(SEED))[:NUM_POINTS]
+        test += draw_test(variants, TEST_SHARE, torch.Generator().manual_seed(SEED))
+    order = torch.randperm(clouds.shape[1], generator=torch.Generator().manual_seed(SEED))[:NUM_POINTS]
 
     partial = folder / "furniture.h5.partial"
     with h5py.File(partial, "w") as file:
-        integers = (normalize(clouds[:, kept]) * SCALE).round().to(torch.int16).numpy()
+        integers = (normalize(clouds[:, order]) * SCALE).round().to(torch.int16).numpy()
         file.create_dataset(
             "points", data=integers, chunks=integers.shape, compression="gzip", compression_opts=9, shuffle=True
         )

@@ -41,14 +41,14 @@ def resampling_ratio(clouds: Tensor) -> Tensor:
     clouds = normalize(clouds)
     half = clouds.shape[1] // 2
     first, second = clouds[:, :half], clouds[:, half : 2 * half]
-    own = chamfer_distance(first, second)
+    resampled = chamfer_distance(first, second)
     mirror = torch.tensor([-1.0, 1.0, 1.0], dtype=clouds.dtype)
     ratios = torch.ones(len(clouds), len(clouds), dtype=clouds.dtype)
     for i in range(len(clouds) - 1):
         others = second[i + 1 :]
-        one = first[i : i + 1].expand(len(others), -1, -1)
-        apart = torch.minimum(chamfer_distance(one, others), chamfer_distance(one * mirror, others))
-        ratios[i, i + 1 :] = ratios[i + 1 :, i] = apart / ((own[i] + own[i + 1 :]) / 2)
+        repeated = first[i : i + 1].expand(len(others), -1, -1)
+        apart = torch.minimum(chamfer_distance(repeated, others), chamfer_distance(repeated * mirror, others))
+        ratios[i, i + 1 :] = ratios[i + 1 :, i] = apart / ((resampled[i] + resampled[i + 1 :]) / 2)
     return ratios
 
 

@@ -178,12 +178,12 @@ def _require_stored(key: str, item: h5py.Dataset, count: int) -> None:
 
 def _other_file(file: h5py.File, path: str) -> str | None:
     """The file that a path inside an HDF5 file leads to; None where it stays inside. It opens no other file."""
-    group, parts, links = file, path.split("/")[::-1], 0
-    while parts and isinstance(group, h5py.Group):
-        part = parts.pop()
-        if part in ("", "."):
+    group, components, links = file, path.split("/")[::-1], 0
+    while components and isinstance(group, h5py.Group):
+        component = components.pop()
+        if component in ("", "."):
             continue
-        link: Any = group.get(part, getlink=True) if part in group else None
+        link: Any = group.get(component, getlink=True) if component in group else None
         if link is None:
             return None
         if isinstance(link, h5py.ExternalLink):
@@ -194,9 +194,9 @@ def _other_file(file: h5py.File, path: str) -> str | None:
                 raise DataError(f"refused: {path} is a chain of more than {_MAX_LINKS} links")
             if link.path.startswith("/"):
                 group = file
-            parts += link.path.split("/")[::-1]
+            components += link.path.split("/")[::-1]
         else:
-            group = group[part]
+            group = group[component]
     return None
 
 

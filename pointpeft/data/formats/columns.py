@@ -51,18 +51,18 @@ def coordinate_columns(names: Sequence[str]) -> tuple[int, int, int] | None:
     if all(len(spelt) == 1 for spelt in mixed):  # x_utm, y_utm, z
         return _positions(plain, [spelt[0] for spelt in mixed])
     families = (_EASTING, _NORTHING, _HEIGHT)
-    found = [[name for name in dict.fromkeys(plain) if name in family] for family in families]
-    if all(found):
+    matches = [[name for name in dict.fromkeys(plain) if name in family] for family in families]
+    if all(matches):
         # East, north and up may be called so, or x, y and z; of two columns of one axis none is the right one.
-        for family, spelt in zip(families, found, strict=True):
+        for family, spelt in zip(families, matches, strict=True):
             if len(spelt) > 1:
                 spelt.sort(key=family.index)
-        return _positions(plain, [spelt[0] for spelt in found])
+        return _positions(plain, [spelt[0] for spelt in matches])
     if degrees := [name for name, simple in zip(names, plain, strict=True) if _DEGREES.match(simple)]:
         raise DataError(
             f"its columns {', '.join(degrees)} are angles on the globe: project them to metres (x, y, z) first"
         )
-    some = [axis for axis in "xyz" if axis in plain] or [spelt[0] for spelt in found if spelt and len(spelt[0]) > 1]
+    some = [axis for axis in "xyz" if axis in plain] or [spelt[0] for spelt in matches if spelt and len(spelt[0]) > 1]
     if some and not set(some) <= set(_HEIGHT):
         raise DataError(f"it has no x, y and z, only {shown(names)}: of the coordinates {', '.join(some)} alone")
     return None

@@ -39,15 +39,17 @@ def keep_finite(
         DataError: Some are not finite and must not be left out, or none is.
     """
     finite = np.atleast_1d(np.isfinite(points).all(1))
-    lost = len(points) - int(finite.sum())
-    if not lost:
+    count = len(points) - int(finite.sum())
+    if not count:
         return points, None
     if drop is False:
-        raise DataError(f"{lost} of {len(points)} points are not finite, the first is point {finite.argmin()}{way_out}")
-    if lost == len(points):
-        raise DataError(f"none of its {lost} points is finite")
+        raise DataError(
+            f"{count} of {len(points)} points are not finite, the first is point {finite.argmin()}{way_out}"
+        )
+    if count == len(points):
+        raise DataError(f"none of its {count} points is finite")
     if isinstance(drop, dict):
-        drop[name] = lost
+        drop[name] = count
     return points[finite], finite
 
 
@@ -78,9 +80,9 @@ def require_in_range(points: np.ndarray) -> None:
     Raises:
         DataError: They are larger than `LARGEST`.
     """
-    most = max(float(points.max(initial=0)), -float(points.min(initial=0)))
-    if not most <= LARGEST:
-        raise DataError(f"coordinates up to {most:.3g} are too large for float32: its squares end at {LARGEST:g}²")
+    largest = max(float(points.max(initial=0)), -float(points.min(initial=0)))
+    if not largest <= LARGEST:
+        raise DataError(f"coordinates up to {largest:.3g} are too large for float32: its squares end at {LARGEST:g}²")
 
 
 def coordinates(table: np.ndarray, *, finite: bool = True) -> np.ndarray:

@@ -64,7 +64,7 @@ def list_h5(path: Path, num_classes: int | None) -> tuple[tuple[int, int], Tenso
 
 
 class H5Rows:
-    """Clouds of several files, read one by one as they are asked for.
+    """Clouds of several files, read one by one when they are needed.
 
     A data set may send this to the workers of a loader, by fork or by spawn: every process opens files of its own.
 
@@ -117,7 +117,7 @@ class H5Rows:
 
 
 class OpenFiles:
-    """HDF5 files that are opened as they are asked for; few stay open, and every process has handles of its own.
+    """HDF5 files that are opened on demand; few stay open, and every process has handles of its own.
 
     Args:
         paths: The files.
@@ -182,8 +182,8 @@ def _entries(path: Path, file: h5py.File, num_classes: int | None) -> tuple[tupl
     if len(labels) != len(data):
         raise DataError(f"{len(data)} clouds have {len(labels)} labels")
     if len(labels) and (labels.min() < 0 or (num_classes is not None and labels.max() >= num_classes)):
-        most = "" if num_classes is None else f" to {num_classes - 1}"
-        raise DataError(f"labels must be 0{most}, got {labels.min()} to {labels.max()}")
+        upper = "" if num_classes is None else f" to {num_classes - 1}"
+        raise DataError(f"labels must be 0{upper}, got {labels.min()} to {labels.max()}")
     names = read_texts(path, file["name"]) if isinstance(file.get("name"), h5py.Dataset) else None
     if names is None or len(names) != len(labels):
         names = [f"{path.name}[{i}]" for i in range(len(labels))]

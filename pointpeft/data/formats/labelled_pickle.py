@@ -42,9 +42,9 @@ def read_cache(
             unpacked += np.asarray(cloud).size * NUMBER_BYTES  # any number of entries may be one array
             require_unpacked(path.stat().st_size, unpacked)
             drop = False if dropped is None else dropped
-            found, _ = keep_finite(coordinates(np.asarray(cloud), finite=False), drop, f"{path}[{i}]", CLI_WAY_OUT)
-            require_in_range(found)
-            points.append(torch.from_numpy(found) if as_is else in_float32(found))
+            finite, _ = keep_finite(coordinates(np.asarray(cloud), finite=False), drop, f"{path}[{i}]", CLI_WAY_OUT)
+            require_in_range(finite)
+            points.append(torch.from_numpy(finite) if as_is else in_float32(finite))
         except DataError as error:
             raise DataError(f"{path}: cloud {i}: {error}") from None
     if any(

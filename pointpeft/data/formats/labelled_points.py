@@ -68,9 +68,9 @@ class _OnDisk:
         place = f"{self.files.paths[self.number]}[{row}]"
         try:
             file = self.files[self.number]
-            one = file[self.key].ndim == 2
-            points = file[self.key][:, :3] if one else file[self.key][row, :, :3]
-            parts = file[self.part_key][()] if one else file[self.part_key][row]
+            is_single = file[self.key].ndim == 2
+            points = file[self.key][:, :3] if is_single else file[self.key][row, :, :3]
+            parts = file[self.part_key][()] if is_single else file[self.part_key][row]
             if not self.drop:
                 if not np.isfinite(points).all():
                     raise DataError(f"has points that are not finite{API_WAY_OUT}")
@@ -134,23 +134,23 @@ def _check(
     key = next((key for key in COORDINATES if key in arrays), None)
     if key is None:
         raise DataError(f"has none of {', '.join(COORDINATES)}, only {', '.join(arrays) or 'nothing'}; needed: {FORM}")
-    shape, kind = arrays[key].shape, arrays[key].dtype
-    if len(shape) not in (2, 3) or shape[-1] < 3 or not shape[-2] or kind.kind not in "fiu":
-        raise DataError(f"{key} must be numbers [N, 3] or [M, N, 3], got {kind} {list(shape)}")
+    shape, dtype = arrays[key].shape, arrays[key].dtype
+    if len(shape) not in (2, 3) or shape[-1] < 3 or not shape[-2] or dtype.kind not in "fiu":
+        raise DataError(f"{key} must be numbers [N, 3] or [M, N, 3], got {dtype} {list(shape)}")
     part_key = next((k for k in PARTS if k in arrays and arrays[k].shape == shape[:-1]), None)
     if part_key is None:
         shapes = ", ".join(f"{k} {list(arrays[k].shape)}" for k in PARTS if k in arrays) or "none of them"
         raise DataError(f"needs a part number per point, {list(shape[:-1])}, in {', '.join(PARTS)}; has {shapes}")
-    one = len(shape) == 2
-    count = 1 if one else shape[0]
+    is_single = len(shape) == 2
+    count = 1 if is_single else shape[0]
     present: list[np.ndarray] = []
     for start in range(0, count, _BLOCK):
-        block = arrays[part_key][()][None] if one else arrays[part_key][start : start + _BLOCK]
+        block = arrays[part_key][()][None] if is_single else arrays[part_key][start : start + _BLOCK]
         present += map(np.unique, _numbers(part_key, block))
     rows: Rows
     if opened is None:
         points, parts = arrays[key][..., :3], arrays[part_key][()]
-        rows = _Kept(points[None], parts[None]) if one else _Kept(points, parts)
+        rows = _Kept(points[None], parts[None]) if is_single else _Kept(points, parts)
         if not drop:
             _require_finite(rows.points)
     else:

@@ -105,21 +105,21 @@ def _chunks_in_table(content: bytes, header: _Header) -> int:
 
 def _chunk_size(content: bytes, header: _Header) -> int:
     """Points of a chunk, after the LASzip record's other entries have been found sound."""
-    at = header.end_of_header
+    offset = header.end_of_header
     for _ in range(header.num_vlrs):
-        if at + _VLR_HEADER > header.start:
+        if offset + _VLR_HEADER > header.start:
             break
-        user, record_id, length = struct.unpack_from("<2x16sHH", content, at)
-        at += _VLR_HEADER
+        user, record_id, length = struct.unpack_from("<2x16sHH", content, offset)
+        offset += _VLR_HEADER
         if user.rstrip(b"\0") == b"laszip encoded" and record_id == 22204:
-            if length < 34 or at + length > header.start:
+            if length < 34 or offset + length > header.start:
                 break
-            chunk, num_items = struct.unpack_from("<12xI16xH", content, at)
+            chunk, num_items = struct.unpack_from("<12xI16xH", content, offset)
             if length < 34 + 6 * num_items:
                 break
-            sizes = [struct.unpack_from("<2xH2x", content, at + 34 + 6 * i)[0] for i in range(num_items)]
+            sizes = [struct.unpack_from("<2xH2x", content, offset + 34 + 6 * i)[0] for i in range(num_items)]
             if sum(sizes) != header.record_length or not chunk:
                 break
             return header.count or 1 if chunk == 0xFFFFFFFF else chunk  # chunks of their own sizes
-        at += length
+        offset += length
     raise DataError("has no sound LASzip record")

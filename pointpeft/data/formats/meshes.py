@@ -117,12 +117,12 @@ def split_strip(strip: np.ndarray) -> np.ndarray:
 def triangulate(polygons: Any) -> np.ndarray:
     """Cuts polygons into fans of triangles; those of fewer than 3 corners are left out. [F, 3]"""
     sizes = np.array([len(polygon) for polygon in polygons])
-    parts = [np.empty((0, 3), np.int64)]
+    faces_of = [np.empty((0, 3), np.int64)]
     for size in np.unique(sizes[sizes >= 3]):
         same = np.stack([polygons[i] for i in np.flatnonzero(sizes == size)]).astype(np.int64)
         first = same[:, :1].repeat(size - 2, 1)
-        parts.append(np.stack([first, same[:, 1:-1], same[:, 2:]], -1).reshape(-1, 3))
-    return np.concatenate(parts)
+        faces_of.append(np.stack([first, same[:, 1:-1], same[:, 2:]], -1).reshape(-1, 3))
+    return np.concatenate(faces_of)
 
 
 def sample_surface(mesh: Mesh, num_points: int, generator: torch.Generator) -> np.ndarray:

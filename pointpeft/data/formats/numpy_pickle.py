@@ -41,33 +41,33 @@ class _Array:
         self.values = np.empty(0)
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
-        _, shape, kind, fortran, content = state
-        self.values = _values(content, kind, shape, "F" if fortran else "C")
+        _, shape, dtype, fortran, content = state
+        self.values = _values(content, dtype, shape, "F" if fortran else "C")
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.array(self.values, dtype=dtype)
 
 
-def _values(content: Any, kind: Any, shape: Any, order: Literal["F", "C"]) -> np.ndarray:
-    if not isinstance(kind, _Kind) or not isinstance(content, bytes | bytearray):
+def _values(content: Any, dtype: Any, shape: Any, order: Literal["F", "C"]) -> np.ndarray:
+    if not isinstance(dtype, _Kind) or not isinstance(content, bytes | bytearray):
         raise DataError("refused: it holds an array that is not one of numbers")
     if not isinstance(shape, tuple) or len(shape) > _MAX_DIMS:
         raise DataError(f"is damaged: the shape of an array must be at most {_MAX_DIMS} numbers, got {brief(shape)}")
     sizes = tuple(int(size) for size in shape)
-    if math.prod(sizes) * kind.dtype.itemsize != len(content):
-        raise DataError(f"is damaged: an array of {kind.dtype} {list(sizes)} has {len(content)} bytes")
-    return np.frombuffer(content, kind.dtype).reshape(sizes, order=order)
+    if math.prod(sizes) * dtype.dtype.itemsize != len(content):
+        raise DataError(f"is damaged: an array of {dtype.dtype} {list(sizes)} has {len(content)} bytes")
+    return np.frombuffer(content, dtype.dtype).reshape(sizes, order=order)
 
 
-def _from_buffer(content: Any, kind: Any, shape: Any, order: str, *ignored: Any) -> _Array:
+def _from_buffer(content: Any, dtype: Any, shape: Any, order: str, *ignored: Any) -> _Array:
     """Stands for `_frombuffer`, which protocol 5 uses."""
     array = _Array()
-    array.values = _values(content, kind, shape, "F" if order == "F" else "C")
+    array.values = _values(content, dtype, shape, "F" if order == "F" else "C")
     return array
 
 
-def _scalar(kind: Any, content: Any) -> Any:
-    return _values(content, kind, (), "C")[()]
+def _scalar(dtype: Any, content: Any) -> Any:
+    return _values(content, dtype, (), "C")[()]
 
 
 _STANDS_FOR: dict[tuple[str, str], Any] = {
@@ -139,7 +139,7 @@ def load_arrays(path: Path) -> Any:
     """Reads a pickle of arrays.
 
     Returns:
-        Its lists, tuples and numbers; in the place of an array, what `numpy.asarray` turns into that array.
+        Its lists, tuples and numbers; for an array, what `numpy.asarray` turns into that array.
 
     Raises:
         DataError: It is missing, broken, or asks for anything but arrays and plain containers; names the file.

@@ -20,9 +20,9 @@ def read_pcd(path: Path) -> np.ndarray:
     """
     content = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
     header, body = _split_header(content)
-    kind = header["DATA"][0].lower()
+    encoding = header["DATA"][0].lower()
     record, count = _record(header)
-    points = _read_points(kind, body, record, count)
+    points = _read_points(encoding, body, record, count)
     if header.get("WIDTH") and header.get("HEIGHT") and len(points):
         width, height = int(header["WIDTH"][0]), int(header["HEIGHT"][0])
         if width * height != count:
@@ -30,18 +30,18 @@ def read_pcd(path: Path) -> np.ndarray:
     return points
 
 
-def _read_points(kind: str, body: bytes, record: np.dtype, count: int) -> np.ndarray:
-    if kind == "ascii":
+def _read_points(encoding: str, body: bytes, record: np.dtype, count: int) -> np.ndarray:
+    if encoding == "ascii":
         return _read_ascii(body, record, count)
-    if kind == "binary":
+    if encoding == "binary":
         _require(len(body), record.itemsize * count)
         if count and len(body) >= record.itemsize * (count + 1):
             raise DataError(f"has {len(body) // record.itemsize} points, {count} announced")
         table = np.frombuffer(body, record, count)
         return np.stack([_column(table[axis]) for axis in _axes(record)], 1)
-    if kind == "binary_compressed":
+    if encoding == "binary_compressed":
         return _read_compressed(body, record, count)
-    raise DataError(f"DATA must be ascii, binary or binary_compressed, got {kind}")
+    raise DataError(f"DATA must be ascii, binary or binary_compressed, got {encoding}")
 
 
 def _split_header(content: bytes) -> tuple[dict[str, list[str]], bytes]:
@@ -68,19 +68,21 @@ def _record(header: dict[str, list[str]]) -> tuple[np.dtype, int]:
     fields, counts = header["FIELDS"], header.get("COUNT", ["1"] * len(header["FIELDS"]))
     if not len(fields) == len(header["SIZE"]) == len(header["TYPE"]) == len(counts):
         raise DataError("FIELDS, SIZE, TYPE and COUNT of its header differ in length")
-    parts = []
-    for i, (name, size, kind, count) in enumerate(zip(fields, header["SIZE"], header["TYPE"], counts, strict=True)):
-        letter = {"F": "f", "I": "i", "U": "u"}.get(kind.upper())
+    columns_of = []
+    for i, (name, size, type_letter, count) in enumerate(
+        zip(fields, header["SIZE"], header["TYPE"], counts, strict=True)
+    ):
+        letter = {"F": "f", "I": "i", "U": "u"}.get(type_letter.upper())
         if letter is None or size not in ("1", "2", "4", "8"):
-            raise DataError(f"field {name} has the unknown type {kind}{size}")
+            raise DataError(f"field {name} has the unknown type {type_letter}{size}")
         # Padding fields share the name "_", which a record refuses twice.
-        parts.append((f"_{i}" if name == "_" else name, f"<{letter}{size}", (int(count),)))
+        columns_of.append((f"_{i}" if name == "_" else name, f"<{letter}{size}", (int(count),)))
     if coordinate_columns(fields) is None:
         raise DataError(f"its points have no x, y and z, only {', '.join(fields)}")
     count = int(header["POINTS"][0]) if header.get("POINTS") else int(header["WIDTH"][0]) * int(header["HEIGHT"][0])
     if count < 0:
         raise DataError(f"POINTS must not be negative, got {count}")
-    return np.dtype(parts), count
+    return np.dtype(columns_of), count
 
 
 def _axes(record: np.dtype) -> list[str]:
@@ -127,9 +129,9 @@ def _read_compressed(body: bytes, record: np.dtype, count: int) -> np.ndarray:
     raw = decompress_lzf(body[8 : 8 + packed], unpacked)
     columns, start = {}, 0
     for name in record.names or ():
-        kind = record[name]
-        columns[name] = np.frombuffer(raw, kind, count, start)
-        start += kind.itemsize * count
+        dtype = record[name]
+        columns[name] = np.frombuffer(raw, dtype, count, start)
+        start += dtype.itemsize * count
     return np.stack([_column(columns[axis]) for axis in _axes(record)], 1)
 
 
@@ -162,7 +164,7 @@ def decompress_lzf(packed: bytes, size: int) -> bytes:
             if distance > len(out):
                 raise DataError("its compressed block is damaged: it refers to bytes before its start")
             start = len(out) - distance
-            piece = out[start : start + length + 2]  # shorter than asked where the copy overlaps itself: it repeats
+            piece = out[start : start + length + 2]  # shorter than `length` where the copy overlaps itself: it repeats
             out += (piece * (-(-(length + 2) // len(piece))))[: length + 2]
     except IndexError:
         raise DataError("its compressed block is cut off") from None

@@ -88,12 +88,12 @@ def read_stl(path: Path) -> Mesh:
     else:
         if count < 0:
             raise DataError("is no STL file: neither text that begins with solid, nor the 84 bytes of a binary header")
-        there = (len(content) - _STL_HEADER) / _STL_TRIANGLE
-        if there < count and (int(there) < count - 1 or count == 1):
-            raise DataError(f"is cut off: {there:g} triangles, {count} announced")
-        if there >= count + 1 and there == int(there):
-            raise DataError(f"its header announces {count} triangles, it has {int(there)}")
-        if there < count:
+        present = (len(content) - _STL_HEADER) / _STL_TRIANGLE
+        if present < count and (int(present) < count - 1 or count == 1):
+            raise DataError(f"is cut off: {present:g} triangles, {count} announced")
+        if present >= count + 1 and present == int(present):
+            raise DataError(f"its header announces {count} triangles, it has {int(present)}")
+        if present < count:
             count -= 1
             warning = f"is cut off: the last of its {count + 1} triangles is left out"
         record = np.dtype([("normal", "<f4", 3), ("corners", "<f4", (3, 3)), ("attribute", "<u2")])
@@ -170,12 +170,12 @@ def _off_rows(rows: list[str], num_vertices: int, num_faces: int, has_more: bool
     if has_more or len(words) < 3 * num_vertices + num_faces:
         raise cut_off
     result = [" ".join(words[i : i + 3]) for i in range(0, 3 * num_vertices, 3)]
-    at = 3 * num_vertices
+    position = 3 * num_vertices
     for _ in range(num_faces):
-        if at >= len(words) or not words[at].isdecimal() or len(words) <= at + int(words[at]):
+        if position >= len(words) or not words[position].isdecimal() or len(words) <= position + int(words[position]):
             raise cut_off
-        result.append(" ".join(words[at : at + 1 + int(words[at])]))
-        at += 1 + int(words[at])
-    if at < len(words):
-        raise DataError(f"has {len(words) - at} numbers behind its last face")
+        result.append(" ".join(words[position : position + 1 + int(words[position])]))
+        position += 1 + int(words[position])
+    if position < len(words):
+        raise DataError(f"has {len(words) - position} numbers behind its last face")
     return result

@@ -33,7 +33,7 @@ from pointpeft.data.formats.polygon_files import read_obj, read_off, read_stl
 from pointpeft.data.formats.text import read_text
 from pointpeft.data.transforms import move_to_origin
 
-# Points drawn on a surface where nothing else is asked: as many as published clouds of ShapeNet and ModelNet40 have.
+# Points drawn on a surface by default: as many as published clouds of ShapeNet and ModelNet40 have.
 MESH_POINTS = 8192
 _FACES = ("faces", "face", "triangles", "triangle", "tri", "tris", "f")
 _MAYBE_FACES = re.compile(
@@ -240,7 +240,9 @@ def _faces_of(file: Any, plain: dict[str, str], key: str | None) -> str | None:
     for name in _FACES:
         if name in plain and plain[name] != key:
             return plain[name]
-    for name in (found for simple, found in plain.items() if _MAYBE_FACES.fullmatch(simple) and found != key):
+    for name in (
+        candidate for simple, candidate in plain.items() if _MAYBE_FACES.fullmatch(simple) and candidate != key
+    ):
         array, count = file[name], len(file[key]) if key else 0
         if array.dtype.kind in "iu" and array.ndim == 2 and array.shape[1] in (3, 4) and 0 <= array.min(initial=0):
             if array.max(initial=0) < count:

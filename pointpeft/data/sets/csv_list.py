@@ -20,23 +20,23 @@ _OTHER_NAMES = {
 }
 _SEPARATORS = ";\t|,"
 _FORM = "path,label[,split]"
-_MOST_PROBLEMS_EACH = 3  # of one kind, if they are all that there is
+_MAX_PROBLEMS_EACH = 3  # of one kind, if they are all that there is
 
 
 def scan_csv(path: Path) -> Listing:
     """Lists the clouds that a CSV file names; problems are collected, not raised."""
     root = path.parent
     notes: list[str] = []
-    found: dict[str, list[tuple[Path, str]]] = {"train": [], "test": [], "val": []}
+    clouds: dict[str, list[tuple[Path, str]]] = {"train": [], "test": [], "val": []}
     try:
         columns, rows = _table(path)
-        problems = [f"{path}: {error}" for error in _collect(root, columns, rows, found)]
-        _require_classes([name for split in found.values() for _, name in split])
+        problems = [f"{path}: {error}" for error in _collect(root, columns, rows, clouds)]
+        _require_classes([name for split in clouds.values() for _, name in split])
     except (csv.Error, DataError) as error:
-        found, problems = {split: [] for split in found}, [f"{path}: {error}"]
-    if unused := len(found.pop("val")):
+        clouds, problems = {split: [] for split in clouds}, [f"{path}: {error}"]
+    if unused := len(clouds.pop("val")):
         notes.append(f"{unused} clouds of split val are not used")
-    return make_listing(root, found, notes, problems)
+    return make_listing(root, clouds, notes, problems)
 
 
 def _table(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
@@ -81,7 +81,7 @@ def _table(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
 
 
 def _collect(
-    root: Path, columns: Sequence[str], rows: Sequence[tuple[int, list[str]]], found: dict[str, list[tuple[Path, str]]]
+    root: Path, columns: Sequence[str], rows: Sequence[tuple[int, list[str]]], clouds: dict[str, list[tuple[Path, str]]]
 ) -> list[str]:
     """Finds the clouds of all rows; gives what is wrong with the others, in one line where it is the same with all."""
     problems: list[tuple[str, str]] = []  # what it is, and where
@@ -95,11 +95,15 @@ def _collect(
             if cloud in first:
                 raise DataError(f"{cells[_PATH_COLUMN]} is already in line {first[cloud]}")
             first[cloud] = line
-            found[split].append((cloud, cells[_LABEL_COLUMN]))
+            clouds[split].append((cloud, cells[_LABEL_COLUMN]))
         except DataError as error:
             text = str(error)
             problems.append((re.sub(r"^.*?(?=: no such|lies outside)", "", text), f"line {line}: {text}"))
-    if len(problems) > _MOST_PROBLEMS_EACH and len({kind for kind, _ in problems}) == 1 and len(problems) == len(rows):
+    if (
+        len(problems) > _MAX_PROBLEMS_EACH
+        and len({problem for problem, _ in problems}) == 1
+        and len(problems) == len(rows)
+    ):
         return [f"{problems[0][1]}; so are all {len(rows)} lines"]
     return [text for _, text in problems]
 
@@ -129,32 +133,32 @@ def _cloud_of_row(root: Path, cells: dict[str, str]) -> Path:
     text = cells[_PATH_COLUMN]
     if PureWindowsPath(text).drive:
         raise DataError(f"{text} lies outside the folder of the list: paths must be relative to that folder")
-    given = Path(text)
+    path = Path(text)
     try:
-        if "\\" in text and not (root / given).is_file():  # as Windows separates folders
-            given = Path(text.replace("\\", "/"))
-        if given.is_absolute():
-            given = _relative(given, root)
-        cloud = root / given
+        if "\\" in text and not (root / path).is_file():  # as Windows separates folders
+            path = Path(text.replace("\\", "/"))
+        if path.is_absolute():
+            path = _relative(path, root)
+        cloud = root / path
         # Resolved, so that neither .. nor a link leads outside: a list from elsewhere must not read any file there is.
-        inside = not given.is_absolute() and cloud.resolve().is_relative_to(root.resolve())
-        cloud = root / os.path.normpath(given)
-        there = inside and cloud.is_file()
+        inside = not path.is_absolute() and cloud.resolve().is_relative_to(root.resolve())
+        cloud = root / os.path.normpath(path)
+        exists = inside and cloud.is_file()
     except (OSError, ValueError) as error:  # no name that a file can have
-        raise DataError(f"{str(given)[:80]!r} cannot be looked for: {error.args[-1]}") from None
+        raise DataError(f"{str(path)[:80]!r} cannot be looked for: {error.args[-1]}") from None
     if not inside:
-        raise DataError(f"{given} lies outside the folder of the list")
-    if not there:
-        raise DataError(f"{given}: no such file")
+        raise DataError(f"{path} lies outside the folder of the list")
+    if not exists:
+        raise DataError(f"{path}: no such file")
     return cloud
 
 
-def _relative(given: Path, root: Path) -> Path:
+def _relative(path: Path, root: Path) -> Path:
     """An absolute path as one below the folder of the list, where it is; else as it is."""
     for folder in (root.absolute(), root.resolve()):
-        if given.is_relative_to(folder):
-            return given.relative_to(folder)
-    return given
+        if path.is_relative_to(folder):
+            return path.relative_to(folder)
+    return path
 
 
 def _split_of_row(cells: dict[str, str]) -> str:

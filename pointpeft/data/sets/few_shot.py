@@ -43,7 +43,7 @@ class FewShot(DataSet):
     variant_pattern = r"-?\d+way-?\d+(?:shot)?:-?\d+(?:@-?\d+)?"
 
     def matches(self, path: Path) -> bool:
-        """No path: a fold is asked for by its name."""
+        """No path: a fold is given by its name."""
         return False
 
     def load(self, source: DataSource, split: str, options: LoadOptions) -> PointCloudDataset:
@@ -65,7 +65,7 @@ class FewShot(DataSet):
             drop_non_finite=options.drop_non_finite,
         )
 
-    def can_stay_on_disk(self, source: DataSource) -> bool:
+    def can_read_lazily(self, source: DataSource) -> bool:
         """A fold is small and always in memory."""
         return False
 
@@ -124,18 +124,18 @@ def load(
         DataError: The fold is missing or broken, or the data set has too few classes.
         ValueError: A number out of bounds.
     """
-    for name, value, least in (("ways", ways, 2), ("shots", shots, 1), ("fold", fold, 0), ("seed", seed, 0)):
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value}")
+    for name, value, bound in (("ways", ways, 2), ("shots", shots, 1), ("fold", fold, 0), ("seed", seed, 0)):
+        if value < bound:
+            raise ValueError(f"{name} must be at least {bound}, got {value}")
     folder = published_folder(Path(source).expanduser(), ways, shots)
     if folder is not None:
         dropped: dict[str, int] | None = {} if drop_non_finite else None
         return _published(folder / f"{fold}.pkl", ways, split, up_axis or UP_AXIS, num_points, dropped)
     if drop_non_finite:  # a set that is shared with other folds would count their points, too
-        more = {"num_points": num_points, "up_axis": up_axis, "lazy": True, "drop_non_finite": True}
-        train, test = (load_source(str(source), part, **more) for part in ("train", "test"))
+        invariant = {"num_points": num_points, "up_axis": up_axis, "lazy": True, "drop_non_finite": True}
+        train, test = (load_source(str(source), half, **invariant) for half in ("train", "test"))
     else:
-        train, test = (_whole(load_source, str(source), part, up_axis, num_points) for part in ("train", "test"))
+        train, test = (_whole(load_source, str(source), half, up_axis, num_points) for half in ("train", "test"))
     return _drawn(train, test, ways, shots, fold, seed, split)
 
 
@@ -168,26 +168,26 @@ def _drawn(
     train: PointCloudDataset, test: PointCloudDataset, ways: int, shots: int, fold: int, seed: int, split: str
 ) -> PointCloudDataset:
     have = train.labels.bincount(minlength=len(train.classes))
-    seen = test.labels.bincount(minlength=len(train.classes))
-    fit = ((have >= shots) & (seen > 0)).nonzero().flatten().tolist()
+    test_counts = test.labels.bincount(minlength=len(train.classes))
+    fit = ((have >= shots) & (test_counts > 0)).nonzero().flatten().tolist()
     if len(fit) < ways:
         raise DataError(
             f"{ways}-way {shots}-shot needs {ways} classes with at least {shots} training clouds and a test cloud, "
             f"{len(fit)} of {len(train.classes)} have them"
         )
     draw = np.random.default_rng((seed, ways, shots, fold))
-    kinds = sorted(draw.choice(fit, ways, replace=False).tolist())
+    classes = sorted(draw.choice(fit, ways, replace=False).tolist())
     chosen: dict[str, list[int]] = {"train": [], "test": []}
-    for kind in kinds:
+    for number in classes:
         for part, dataset, count in (("train", train, shots), ("test", test, TEST_SHOTS)):
-            own = (dataset.labels == kind).nonzero().flatten().numpy()
-            chosen[part] += sorted(draw.choice(own, min(count, len(own)), replace=False).tolist())
+            members = (dataset.labels == number).nonzero().flatten().numpy()
+            chosen[part] += sorted(draw.choice(members, min(count, len(members)), replace=False).tolist())
     whole = {"train": train, "test": test}[split]
     part = whole.subset(chosen[split])
     return PointCloudDataset(
         partial(_points_of, part),  # no lambda: a data loader sends the set to its workers
-        [kinds.index(int(label)) for label in part.labels],
-        [train.classes[kind] for kind in kinds],
+        [classes.index(int(label)) for label in part.labels],
+        [train.classes[number] for number in classes],
         part.names,
         up_axis=part.up_axis,
         normalized=part.normalized,
@@ -197,42 +197,42 @@ def _drawn(
     )
 
 
-def _points_of(part: PointCloudDataset, index: int) -> Tensor:
-    return part[index][0]
+def _points_of(dataset: PointCloudDataset, index: int) -> Tensor:
+    return dataset[index][0]
 
 
 def _published(
     path: Path, ways: int, split: str, up_axis: str, num_points: int | None, dropped: dict[str, int] | None
 ) -> PointCloudDataset:
     if not path.is_file():
-        there = len(list(path.parent.glob("*.pkl")))
-        raise DataError(f"{path}: no such file; {path.parent} holds {there} folds")
+        count = len(list(path.parent.glob("*.pkl")))
+        raise DataError(f"{path}: no such file; {path.parent} holds {count} folds")
     content = load_arrays(path)
     if not isinstance(content, dict) or not {"train", "test"} <= set(content):
         raise DataError(f"{path}: must hold a dict of train and test")
     clouds: list[Tensor] = []
     labels: list[int] = []
-    kinds: dict[int, str] = {}
+    classes: dict[int, str] = {}
     # Of both splits points are left out, but those of one are counted.
     counted: dict[str, bool | dict[str, int]] = dict.fromkeys(("train", "test"), dropped is not None)
     if dropped is not None:
         counted[split] = dropped
-    for part in ("train", "test"):
-        for i, entry in enumerate(content[part]):
-            points, label, kind = _entry(path, part, i, entry, counted[part])
+    for half in ("train", "test"):
+        for i, entry in enumerate(content[half]):
+            points, label, original = _entry(path, half, i, entry, counted[half])
             if not 0 <= label < ways:
-                raise DataError(f"{path}: {part} cloud {i}: label must be 0 to {ways - 1}, got {label}")
-            if kinds.setdefault(label, kind) != kind:
-                raise DataError(f"{path}: label {label} stands for {kinds[label]} and for {kind}")
-            if part == split:
+                raise DataError(f"{path}: {half} cloud {i}: label must be 0 to {ways - 1}, got {label}")
+            if classes.setdefault(label, original) != original:
+                raise DataError(f"{path}: label {label} stands for {classes[label]} and for {original}")
+            if half == split:
                 clouds.append(normalize_precisely(at_most(points, num_points)))
                 labels.append(label)
-    if len(kinds) < ways or not clouds:
-        raise DataError(f"{path}: has {len(clouds)} {split} clouds, of {len(kinds)} classes, where {ways} are needed")
+    if len(classes) < ways or not clouds:
+        raise DataError(f"{path}: has {len(clouds)} {split} clouds, of {len(classes)} classes, where {ways} are needed")
     return PointCloudDataset(
         clouds,
         labels,
-        [kinds[label] for label in range(ways)],
+        [classes[label] for label in range(ways)],
         [f"{path.parent.name}/{path.name} {split}[{i}]" for i in range(len(clouds))],
         up_axis=up_axis,
         normalized=True,
@@ -240,14 +240,14 @@ def _published(
     )
 
 
-def _entry(path: Path, part: str, index: int, entry: Any, drop: bool | dict[str, int]) -> tuple[Tensor, int, str]:
+def _entry(path: Path, half: str, index: int, entry: Any, drop: bool | dict[str, int]) -> tuple[Tensor, int, str]:
     """(points, label, name of the class), from (array, label in the fold, label in the whole)."""
     try:
-        points, label, kind = entry
-        label, kind = (int(np.asarray(number).reshape(())) for number in (label, kind))
+        points, label, original = entry
+        label, original = (int(np.asarray(number).reshape(())) for number in (label, original))
         table = coordinates(np.asarray(points), finite=False)
-        table, _ = keep_finite(table, drop, f"{path} {part}[{index}]", CLI_WAY_OUT)
+        table, _ = keep_finite(table, drop, f"{path} {half}[{index}]", CLI_WAY_OUT)
         require_in_range(table)
-        return torch.from_numpy(table), label, f"class {kind}"
+        return torch.from_numpy(table), label, f"class {original}"
     except (TypeError, ValueError) as error:  # a DataError is a ValueError
-        raise DataError(f"{path}: {part} cloud {index} must be (points, label, class): {error}") from None
+        raise DataError(f"{path}: {half} cloud {index} must be (points, label, class): {error}") from None

@@ -25,7 +25,7 @@ _DOCUMENTS = (
     *("readme", "license", "licence", "copying", "copyright", "notice", "note", "change", "author", "credit"),
     *("class", "label", "info", "about", "description", "content", "index", "metadata", "manifest", "todo", "citation"),
 )
-# Kinds of files that nobody takes for clouds.
+# Types of files that hold no clouds.
 _BESIDE = (
     *("", ".md", ".rst", ".json", ".yaml", ".yml", ".toml", ".xml", ".html", ".pdf", ".doc", ".docx", ".log", ".csv"),
     *(".jpg", ".jpeg", ".png", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".svg", ".mtl", ".py", ".sh", ".ini", ".db"),
@@ -86,7 +86,7 @@ class CsvList(Folder):
     precedence = FORMAT
 
     def matches(self, path: Path) -> bool:
-        """A file of this kind; what is wrong with its content is said by reading it."""
+        """A file of this type; reading it reports what is wrong."""
         return path.is_file() and path.suffix.lower() == ".csv"
 
 
@@ -98,7 +98,7 @@ def load(
     *,
     drop_non_finite: bool = False,
 ) -> PointCloudDataset:
-    """Lists one split of a folder or CSV file; clouds are read as they are asked for, and normalised.
+    """Lists one split of a folder or CSV file; clouds are read when they are needed, and normalised.
 
     Without `train/` and `test/`, a fifth of every class is set aside for testing, always the same files as long as the
     files are the same; the data set's `notes` say so.
@@ -116,16 +116,16 @@ def load(
     """
     listing = scan(Path(source))
     if listing.problems:
-        more = f" (and {len(listing.problems) - 1} more problems)" if len(listing.problems) > 1 else ""
-        raise DataError(listing.problems[0] + more)
-    part = listing.parts[split]
-    if not part:
+        others = f" (and {len(listing.problems) - 1} more problems)" if len(listing.problems) > 1 else ""
+        raise DataError(listing.problems[0] + others)
+    clouds = listing.parts[split]
+    if not clouds:
         raise DataError(f"{source}: has no {split} clouds" + ("; " + "; ".join(listing.notes) if listing.notes else ""))
-    files = [path for path, _ in part]
+    files = [path for path, _ in clouds]
     dropped: dict[str, int] | None = {} if drop_non_finite else None
     return PointCloudDataset(
         partial(_read, files, num_points, dropped),
-        [label for _, label in part],
+        [label for _, label in clouds],
         listing.classes,
         [relative(path, listing.root) for path in files],
         up_axis=up_axis,
@@ -175,11 +175,11 @@ def _is_hidden(name: str) -> bool:
 
 
 def _walk(folder: Path) -> list[Path]:
-    found = []
+    paths = []
     for place, folders, names in os.walk(folder):  # links to folders are not followed: they may lead in a circle
         folders[:] = [name for name in folders if not _is_hidden(name)]
-        found += [Path(place, name) for name in names if not _is_hidden(name)]
-    return sorted(found)
+        paths += [Path(place, name) for name in names if not _is_hidden(name)]
+    return sorted(paths)
 
 
 def _folders(folder: Path) -> list[Path]:
@@ -194,7 +194,7 @@ def _levels(folders: Iterable[Path]) -> dict[str, Path]:
 def _scan_folder(root: Path) -> Listing:
     problems: list[str] = []
     notes: list[str] = []
-    found: dict[str, list[tuple[Path, str]]] = {"train": [], "test": []}
+    clouds: dict[str, list[tuple[Path, str]]] = {"train": [], "test": []}
     folders = _folders(root)
     levels, ambiguous = _split_levels(root, folders)
     problems += ambiguous
@@ -202,7 +202,7 @@ def _scan_folder(root: Path) -> Listing:
         used = " and ".join(f"{path.name}/" for path in levels.values())
         notes += [f"{path.name}/ is not used: it lies beside {used}" for path in folders if path not in levels.values()]
         for split, level in levels.items():
-            _collect(((path, path.name) for path in _folders(level)), found[split], problems, notes)
+            _collect(((path, path.name) for path in _folders(level)), clouds[split], problems, notes)
             if loose := [path for path in cloud_files(level) if path.parent == level]:
                 problems.append(f"{loose[0]}: lies in no class; clouds belong into {level.name}/CLASS/")
     elif not ambiguous and any(_levels(_folders(folder)) for folder in folders):
@@ -211,23 +211,23 @@ def _scan_folder(root: Path) -> Listing:
             if not inner:
                 problems.append(f"{folder}: has no train/ and test/, other classes have")
             for split, level in inner.items():
-                _collect([(level, folder.name)], found[split], problems, notes)
+                _collect([(level, folder.name)], clouds[split], problems, notes)
     else:
-        _collect(((path, path.name) for path in folders), found["train"], problems, notes)
+        _collect(((path, path.name) for path in folders), clouds["train"], problems, notes)
         if loose := [path for path in cloud_files(root) if path.parent == root]:
             problems.append(
                 f"{loose[0]}: lies in no class; clouds belong into a sub-folder per class or a CSV file path,label"
             )
-    if not problems and not any(found.values()):
+    if not problems and not any(clouds.values()):
         problems.append(f"{root}: has no sub-folders with clouds ({' '.join(EXTENSIONS)})")
-    if lost := [path for path in other_files(root) if path.suffix.lower() not in _BESIDE]:
-        kinds = Counter(path.suffix.lower() for path in lost)
-        counted = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+    if unread := [path for path in other_files(root) if path.suffix.lower() not in _BESIDE]:
+        suffixes = Counter(path.suffix.lower() for path in unread)
+        counted = ", ".join(f"{count} {suffix}" for suffix, count in suffixes.most_common())
         notes.append(
-            f"{len(lost)} files are not read as clouds and passed over ({counted}), the first is "
-            f"{relative(lost[0], root)}; known kinds: {' '.join(EXTENSIONS)}"
+            f"{len(unread)} files are not read as clouds and passed over ({counted}), the first is "
+            f"{relative(unread[0], root)}; known kinds: {' '.join(EXTENSIONS)}"
         )
-    return make_listing(root, found, notes, problems)
+    return make_listing(root, clouds, notes, problems)
 
 
 def _split_levels(root: Path, folders: list[Path]) -> tuple[dict[str, Path], list[str]]:
@@ -255,11 +255,11 @@ def _split_levels(root: Path, folders: list[Path]) -> tuple[dict[str, Path], lis
 
 
 def _collect(
-    folders: Iterable[tuple[Path, str]], found: list[tuple[Path, str]], problems: list[str], notes: list[str]
+    folders: Iterable[tuple[Path, str]], clouds: list[tuple[Path, str]], problems: list[str], notes: list[str]
 ) -> None:
     for folder, name in folders:
         files = cloud_files(folder)
-        found += [(path, name) for path in files]
+        clouds += [(path, name) for path in files]
         if not files and all(_is_document(path) for path in _walk(folder)):
             notes.append(f"{folder.name}/ is empty and no class")
         elif not files:

@@ -38,7 +38,7 @@ class Furniture(DataSet):
             notes=whole.notes,
         )
 
-    def can_stay_on_disk(self, source: DataSource) -> bool:
+    def can_read_lazily(self, source: DataSource) -> bool:
         """They are small and always in memory."""
         return False
 

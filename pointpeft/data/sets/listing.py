@@ -34,19 +34,19 @@ class Listing:
 
 
 def make_listing(
-    root: Path, found: dict[str, list[tuple[Path, str]]], notes: list[str], problems: list[str]
+    root: Path, clouds: dict[str, list[tuple[Path, str]]], notes: list[str], problems: list[str]
 ) -> Listing:
     """Numbers the classes of the files found, and draws a test part where there is none."""
-    seen = {split: {name for _, name in part} for split, part in found.items()}
-    if found["train"] and (unseen := sorted(seen["test"] - seen["train"])):
+    classes_of = {split: {name for _, name in members} for split, members in clouds.items()}
+    if clouds["train"] and (unseen := sorted(classes_of["test"] - classes_of["train"])):
         problems.append(f"{root}: classes only in the test part: {', '.join(unseen)}; nothing can be learnt about them")
-    classes = tuple(sorted(seen["train"] or seen["test"]))
+    classes = tuple(sorted(classes_of["train"] or classes_of["test"]))
     number = {name: i for i, name in enumerate(classes)}
-    parts = {s: [(path, number[name]) for path, name in found[s] if name in number] for s in ("train", "test")}
-    if parts["train"] and not parts["test"]:
-        parts, note = _draw_test(parts["train"], classes)
+    numbered = {s: [(path, number[name]) for path, name in clouds[s] if name in number] for s in ("train", "test")}
+    if numbered["train"] and not numbered["test"]:
+        numbered, note = _draw_test(numbered["train"], classes)
         notes.append(note)
-    return Listing(root, classes, parts, tuple(notes), tuple(problems))
+    return Listing(root, classes, numbered, tuple(notes), tuple(problems))
 
 
 def _draw_test(

@@ -46,18 +46,18 @@ class ModelNet40(DataSet):
     def check(self, source: DataSource, findings: Findings, *, drop_non_finite: bool = False) -> None:
         """Looks at every file of the form that is there."""
         root = source.path
-        kind = require_form(root, SPLITS[0])
-        findings.lines.append(f"{self.title} ({kind}), up axis {UP_AXIS}")
+        layout = require_form(root, SPLITS[0])
+        findings.lines.append(f"{self.title} ({layout}), up axis {UP_AXIS}")
         classes = class_names(root)
         dropped: dict[str, int] | None = {} if drop_non_finite else None
         for split in SPLITS:
             try:
-                _CHECKS[kind](root, split, classes, findings, dropped)
+                _CHECKS[layout](root, split, classes, findings, dropped)
             except DataError as error:
                 findings.problems.append(str(error))
         findings.notes(dropped_note(dropped))
 
-    def can_stay_on_disk(self, source: DataSource) -> bool:
+    def can_read_lazily(self, source: DataSource) -> bool:
         """All forms but the cache, which is one pickle."""
         return form(source.path) != "cache"
 
@@ -84,34 +84,39 @@ def load(
 ) -> PointCloudDataset:
     """Reads one split of ModelNet40, every cloud centred and scaled to the unit sphere.
 
-    HDF5 files and the cache are read into memory; text files, which take minutes, one by one as they are asked for.
+    HDF5 files and the cache are read into memory; text files, which take minutes, one by one when they are needed.
 
     Args:
         root: `modelnet40_ply_hdf5_2048` or `modelnet40_normal_resampled`, however it is named.
         split: "train" or "test".
         num_points: The most points of a cloud that are kept, drawn with a fixed seed.
         up_axis: The axis that points up; "y" in all published forms.
-        lazy: Read the clouds of HDF5 files one by one as they are asked for, too. The cache is one pickle.
+        lazy: Read the clouds of HDF5 files one by one when they are needed, too. The cache is one pickle.
         drop_non_finite: Leave points out that are not finite; `notes` say how many, of the clouds read so far.
 
     Raises:
         DataError: A file is missing or broken; says which one and how to mend it.
     """
     root = Path(root)
-    kind = require_form(root, split)
+    layout = require_form(root, split)
     dropped: dict[str, int] | None = {} if drop_non_finite else None
-    if kind == "text":
+    if layout == "text":
         return _load_text(root, split, num_points, up_axis, dropped)
     classes = class_names(root)
-    if kind == "hdf5":
+    if layout == "hdf5":
         files = h5_files(root, split)
         if lazy or drop_non_finite:
             return _list_h5(files, classes, num_points, up_axis, dropped)
-        parts = [read_h5(path, len(classes), as_is=True) for path in files]
-        for path, part in zip(files, parts, strict=True):
-            _require_same(path, part[0].shape[1], files[0], parts[0][0].shape[1])
-        points: Tensor | list[Tensor] = torch.cat([normalize_precisely(at_most(part[0], num_points)) for part in parts])
-        labels, names = torch.cat([part[1] for part in parts]), [name for part in parts for name in part[2]]
+        contents = [read_h5(path, len(classes), as_is=True) for path in files]
+        for path, content in zip(files, contents, strict=True):
+            _require_same(path, content[0].shape[1], files[0], contents[0][0].shape[1])
+        points: Tensor | list[Tensor] = torch.cat(
+            [normalize_precisely(at_most(content[0], num_points)) for content in contents]
+        )
+        labels, names = (
+            torch.cat([content[1] for content in contents]),
+            [name for content in contents for name in content[2]],
+        )
     else:
         path = cache_file(root, split)
         clouds, labels = read_cache(path, len(classes), as_is=True, dropped=dropped)
@@ -130,13 +135,13 @@ def require_form(root: Path, split: str) -> str:
     """
     if not root.is_dir():
         raise DataError(f"{root}: no such folder")
-    kind = form(root)
-    if kind is None:
+    layout = form(root)
+    if layout is None:
         raise DataError(
             f"{root}: holds no ModelNet40: neither ply_data_{split}0.h5 … (modelnet40_ply_hdf5_2048), nor "
             f"modelnet40_{split}_8192pts_fps.dat, nor modelnet40_shape_names.txt (modelnet40_normal_resampled)"
         )
-    return kind
+    return layout
 
 
 def class_names(root: Path) -> tuple[str, ...]:
@@ -159,10 +164,10 @@ def h5_files(root: Path, split: str) -> list[Path]:
     Raises:
         DataError: There is none.
     """
-    found = _h5_files(root, split)
-    if not found:
+    files = _h5_files(root, split)
+    if not files:
         raise DataError(f"{root}: has no ply_data_{split}0.h5 and no {split}_files.txt")
-    return found
+    return files
 
 
 def _h5_files(root: Path, split: str) -> list[Path]:
@@ -178,10 +183,10 @@ def cache_file(root: Path, split: str) -> Path:
     Raises:
         DataError: There is none.
     """
-    found = sorted(root.glob(f"modelnet40_{split}_*_fps.dat"))
-    if not found:
+    files = sorted(root.glob(f"modelnet40_{split}_*_fps.dat"))
+    if not files:
         raise DataError(f"{root}: has no modelnet40_{split}_8192pts_fps.dat")
-    return found[-1]
+    return files[-1]
 
 
 def text_files(root: Path, split: str) -> tuple[tuple[str, ...], list[Path], list[int]]:
@@ -197,10 +202,10 @@ def text_files(root: Path, split: str) -> tuple[tuple[str, ...], list[Path], lis
         if not is_plain(name):  # a list from elsewhere must not read any file of the machine
             raise DataError(f"{root}: refused: its lists name {name!r}, which leads out of the folder")
     for name in names:
-        kind = name.rsplit("_", 1)[0]
-        if kind not in classes:
+        name_of_class = name.rsplit("_", 1)[0]
+        if name_of_class not in classes:
             raise DataError(f"{root / f'modelnet40_{split}.txt'}: {name} is of no class in {_NAMES[1]}")
-        labels.append(classes.index(kind))
+        labels.append(classes.index(name_of_class))
     return classes, [root / classes[label] / f"{name}.txt" for name, label in zip(names, labels, strict=True)], labels
 
 
@@ -211,7 +216,7 @@ def _list_h5(
     up_axis: str,
     dropped: dict[str, int] | None,
 ) -> PointCloudDataset:
-    """The clouds of HDF5 files, read row by row as they are asked for."""
+    """The clouds of HDF5 files, read row by row on demand."""
     shapes, labels, names = zip(*(list_h5(path, len(classes)) for path in files), strict=True)
     for path, (_, points) in zip(files, shapes, strict=True):
         _require_same(path, points, files[0], shapes[0][1])
@@ -223,7 +228,7 @@ def _list_h5(
         partial(_read_row, rows, num_points),
         torch.cat(labels),
         classes,
-        [name for part in names for name in part],
+        [name for of_file in names for name in of_file],
         up_axis=up_axis,
         normalized=True,
         sizes=[size] * len(rows) if dropped is None else None,
@@ -268,9 +273,9 @@ def _lines(path: Path, meaning: str) -> tuple[str, ...]:
     return lines
 
 
-def _require_same(path: Path, points: int, first: Path, wanted: int) -> None:
-    if points != wanted:
-        raise DataError(f"{path}: has {points} points per cloud, {first.name} has {wanted}")
+def _require_same(path: Path, points: int, first: Path, expected: int) -> None:
+    if points != expected:
+        raise DataError(f"{path}: has {points} points per cloud, {first.name} has {expected}")
 
 
 def _check_h5(

@@ -39,7 +39,7 @@ class PartFiles(DataSet):
     precedence = FORMAT
 
     def matches(self, path: Path) -> bool:
-        """Any path; what is wrong with it is said by reading it."""
+        """Any path; reading it reports what is wrong."""
         return True
 
     def load(self, source: DataSource, split: str, options: LoadOptions) -> SegmentDataset:
@@ -71,7 +71,7 @@ def load(
         source: A file or a folder.
         split: "train" or "test".
         up_axis: The axis that points up.
-        lazy: Leave the clouds in their files, and read each as it is asked for; its part numbers alone are looked at
+        lazy: Leave the clouds in their files, and read each when it is needed; its part numbers alone are looked at
             before. A NumPy file of many clouds is read into memory all the same, as its format allows no less.
         drop_non_finite: Leave points out that are not finite, with their parts; `notes` say how many, of the clouds
             read so far.
@@ -90,7 +90,7 @@ def load(
         raise DataError(f"{source}: has no clouds")
     labels, classes = _number(listed.category, listed.classes, source)
     parts_of: list[set[int]] = [set() for _ in classes]
-    for present, label in zip((one for content in contents for one in content.present), labels, strict=True):
+    for present, label in zip((numbers for content in contents for numbers in content.present), labels, strict=True):
         parts_of[label].update(present.astype(int).tolist())
     highest = max(map(max, filter(None, parts_of)))
     if part_names and highest >= len(part_names):
@@ -133,12 +133,12 @@ def _list_files(files: list[Path], root: Path | None, opened: OpenFiles | None, 
         content = read_labelled(path, opened, number, drop_non_finite=drop_non_finite)
         place = path.relative_to(root or path.parent)
         named = _split_of(place) if root is not None else ""
-        kinds = [part for part in place.parts[:-1] if part.lower() not in _NAMED]
+        folders = [part for part in place.parts[:-1] if part.lower() not in _NAMED]
         listed.contents.append(content)
         count = len(content.present)
         listed.places += [(number, row) for row in range(count)]
         listed.names += content.names if len(content.names) == count else [place.as_posix()] * count
-        unnumbered = [kinds[-1] if kinds else ""] * count
+        unnumbered = [folders[-1] if folders else ""] * count
         listed.category += list(content.category) if content.category is not None else unnumbered
         listed.splits += content.split or [named] * count
         listed.classes = content.classes or listed.classes
@@ -174,10 +174,10 @@ def _choose(labels: Tensor, splits: list[str], split: str, source: Path) -> tupl
         train, test = split_validation(labels, TEST_FRACTION, SEED)
         note = f"{source.name} has no test part: a fifth of its clouds, drawn once with a fixed seed, is it"
         return (train if split == "train" else test).tolist(), (note,)
-    lost = sum(one == "" for one in splits)
-    if lost:
-        raise DataError(f"{source}: {lost} of {len(splits)} clouds belong neither to train nor to test, others do")
-    chosen = [i for i, one in enumerate(splits) if one == split]
+    unnamed = sum(name == "" for name in splits)
+    if unnamed:
+        raise DataError(f"{source}: {unnamed} of {len(splits)} clouds belong neither to train nor to test, others do")
+    chosen = [i for i, name in enumerate(splits) if name == split]
     if not chosen:
         raise DataError(f"{source}: has no {split} clouds")
     return chosen, ()
@@ -185,12 +185,12 @@ def _choose(labels: Tensor, splits: list[str], split: str, source: Path) -> tupl
 
 def _number(category: list[Any], classes: tuple[str, ...], source: Path) -> tuple[list[int], tuple[str, ...]]:
     """Categories as numbers, and their names."""
-    if all(isinstance(one, str) for one in category):
-        found = tuple(sorted(set(category)))
-        return [found.index(one) for one in category], tuple(name or "cloud" for name in found)
-    if any(isinstance(one, str) for one in category):
+    if all(isinstance(value, str) for value in category):
+        names = tuple(sorted(set(category)))
+        return [names.index(value) for value in category], tuple(name or "cloud" for name in names)
+    if any(isinstance(value, str) for value in category):
         raise DataError(f"{source}: some files number their categories, others do not")
-    labels = [int(one) for one in category]
+    labels = [int(value) for value in category]
     if min(labels) < 0 or (classes and max(labels) >= len(classes)):
         raise DataError(f"{source}: categories must be 0 to {len(classes) - 1}, got {min(labels)} to {max(labels)}")
     return labels, classes or tuple(str(i) for i in range(max(labels) + 1))

@@ -55,7 +55,7 @@ class S3DIS(DataSet):
 
 
 def load(source: str | Path, split: str, up_axis: str | None = None) -> SceneDataset:
-    """Lists the rooms of one split; they are read one by one as they are asked for.
+    """Lists the rooms of one split; they are read one by one when they are needed.
 
     Args:
         source: `stanford_indoor3d`, however it is named; PATH:AREA tests on another area than 5.
@@ -103,7 +103,7 @@ def load_area(
         raise DataError(
             f"{path}: has no rooms of the test area {area}, only of {', '.join(map(str, sorted(set(areas))))}"
         )
-    chosen = [i for i, one in enumerate(areas) if (one == area) == (split == "test")]
+    chosen = [i for i, name in enumerate(areas) if (name == area) == (split == "test")]
     if not chosen:
         raise DataError(f"{path}: has no {split} rooms: all are of the test area {area}; name another one: {path}:AREA")
     dropped: dict[str, int] | None = {} if drop_non_finite else None

@@ -102,7 +102,7 @@ def load(
         variant: "obj_bg" (with background), "obj_only" (without), "pb_t50_rs" (the hardest: moved, turned, scaled).
         num_points: The most points of a cloud that are kept, drawn with a fixed seed.
         up_axis: The axis that points up; "y" as published.
-        lazy: Leave the clouds in the file, and read each as it is asked for.
+        lazy: Leave the clouds in the file, and read each when it is needed.
         drop_non_finite: Leave points out that are not finite; `notes` say how many, of the clouds read so far.
 
     Raises:
@@ -132,10 +132,10 @@ def find_existing(root: Path, split: str, variant: str) -> Path:
     """
     path = find(root, split, variant)
     if not path.is_file():
-        there = ", ".join(variants(root)) or "none"
+        present = ", ".join(variants(root)) or "none"
         raise DataError(
             f"{path}: no such file; ScanObjectNN is downloaded after filling in the form of its authors "
-            f"(variants found below {root}: {there})"
+            f"(variants found below {root}: {present})"
         )
     return path
 

@@ -54,7 +54,7 @@ class ShapeNetPart(DataSet):
         return path.is_dir() and is_shapenetpart(path)
 
     def load(self, source: DataSource, split: str, options: LoadOptions) -> SegmentDataset:
-        """See the function `load`; clouds are always read as they are asked for."""
+        """See the function `load`; clouds are always read when they are needed."""
         return load(source.path, split, options.up_axis or UP_AXIS, drop_non_finite=options.drop_non_finite)
 
 
@@ -64,7 +64,7 @@ def is_shapenetpart(root: Path) -> bool:
 
 
 def load(root: str | Path, split: str, up_axis: str = UP_AXIS, *, drop_non_finite: bool = False) -> SegmentDataset:
-    """Lists one split of ShapeNetPart; clouds are read, centred and scaled one by one as they are asked for.
+    """Lists one split of ShapeNetPart; clouds are read, centred and scaled one by one when they are needed.
 
     Args:
         root: `shapenetcore_partanno_segmentation_benchmark_v0_normal`, however it is named.
@@ -78,7 +78,7 @@ def load(root: str | Path, split: str, up_axis: str = UP_AXIS, *, drop_non_finit
     """
     root = Path(root)
     folders = _categories(root)
-    kinds = tuple(PART_COUNTS)
+    categories = tuple(PART_COUNTS)
     files, labels = [], []
     for name in _LISTS[split]:
         listing = root / "train_test_split" / f"shuffled_{name}_file_list.json"
@@ -88,7 +88,7 @@ def load(root: str | Path, split: str, up_axis: str = UP_AXIS, *, drop_non_finit
             if synset not in folders or not item:
                 raise DataError(f"{listing}: {entry!r} is of no category in {CATEGORIES}")
             files.append(root / synset / f"{item}.txt")
-            labels.append(kinds.index(folders[synset]))
+            labels.append(categories.index(folders[synset]))
     require_files(files, f"{split} clouds")
     if not files:
         raise DataError(f"{root}: its {split} part has no clouds")
@@ -97,9 +97,9 @@ def load(root: str | Path, split: str, up_axis: str = UP_AXIS, *, drop_non_finit
     return SegmentDataset(
         partial(_read, files, dropped),
         labels,
-        kinds,
-        [f"{kind}/{i}" for kind, count in PART_COUNTS.items() for i in range(count)],
-        [range(first[i], first[i + 1]) for i in range(len(kinds))],
+        categories,
+        [f"{category}/{i}" for category, count in PART_COUNTS.items() for i in range(count)],
+        [range(first[i], first[i + 1]) for i in range(len(categories))],
         [path.relative_to(root).as_posix() for path in files],
         up_axis=up_axis,
         dropped=dropped,
@@ -141,9 +141,9 @@ def _read(files: list[Path], dropped: dict[str, int] | None, index: int) -> tupl
         if table.shape[1] != _COLUMNS:
             raise DataError(f"must have {_COLUMNS} columns (point, normal, part), got {table.shape[1]}")
         drop = False if dropped is None else dropped
-        found, finite = keep_finite(coordinates(table, finite=False), drop, str(path), API_WAY_OUT)
-        require_in_range(found)
-        points = torch.from_numpy(found)
+        xyz, finite = keep_finite(coordinates(table, finite=False), drop, str(path), API_WAY_OUT)
+        require_in_range(xyz)
+        points = torch.from_numpy(xyz)
         table = table if finite is None else table[finite]
         if (table[:, -1] != np.floor(table[:, -1])).any():
             raise DataError("its last column must hold part numbers")

@@ -74,7 +74,7 @@ def load(
 ) -> PointCloudDataset:
     """Lists one split of a set of shards; clouds are centred and scaled to the unit sphere.
 
-    Clouds of tar files are read as they are asked for, those of HDF5 files into memory, unless `lazy`. Without shards
+    Clouds of tar files are read when they are needed, those of HDF5 files into memory, unless `lazy`. Without shards
     named for a test part, a fifth of every class is set aside for testing, always the same clouds; the data set's
     `notes` say so.
 
@@ -90,9 +90,9 @@ def load(
         DataError: A shard is missing, broken, compressed, or asks for files outside it; a cloud without a label.
     """
     source = Path(source)
-    parts = _parts(source)
-    classes = _classes(source, parts)
-    files = parts[split] or (parts["train"] if not parts["test"] else [])
+    files_of = _parts(source)
+    classes = _classes(source, files_of)
+    files = files_of[split] or (files_of["train"] if not files_of["test"] else [])
     if not files:
         raise DataError(f"{source}: has no {split} shards; shards are {FORM}")
     dropped: dict[str, int] | None = {} if drop_non_finite else None
@@ -104,7 +104,7 @@ def load(
         raise DataError(f"{source}: its {split} part mixes .tar and HDF5 shards")
     if not len(dataset):
         raise DataError(f"{source}: its {split} shards have no clouds")
-    return dataset if parts["test"] else _drawn(dataset, split)
+    return dataset if files_of["test"] else _drawn(dataset, split)
 
 
 def _is_shard(path: Path) -> bool:
@@ -124,20 +124,20 @@ def _parts(source: Path) -> dict[str, list[Path]]:
     """The shards of each split; all are of "train" where none is named."""
     if source.is_file():
         return {"train": [source], "test": []}
-    parts: dict[str, list[Path]] = {"train": [], "test": [], "": []}
+    files_of: dict[str, list[Path]] = {"train": [], "test": [], "": []}
     for path in _shards(source):
         inner = path.parent.name.lower() if path.parent != source else ""
         word = next(
             (word for word in ("training", "train", "testing", "test") if path.name.lower().startswith(word)), ""
         )
-        parts[_LEVELS.get(inner or word, "")].append(path)
-    unnamed = parts.pop("")
-    if unnamed and any(parts.values()):
+        files_of[_LEVELS.get(inner or word, "")].append(path)
+    unnamed = files_of.pop("")
+    if unnamed and any(files_of.values()):
         raise DataError(f"{unnamed[0]}: is named neither for train nor for test, other shards are; shards are {FORM}")
-    return {"train": unnamed, "test": []} if unnamed else parts
+    return {"train": unnamed, "test": []} if unnamed else files_of
 
 
-def _classes(source: Path, parts: dict[str, list[Path]]) -> tuple[str, ...]:
+def _classes(source: Path, files_of: dict[str, list[Path]]) -> tuple[str, ...]:
     """Class names by label: those of the list, else those in the shards, else the numbers."""
     for name in CLASSES:
         listing = source / name
@@ -146,14 +146,14 @@ def _classes(source: Path, parts: dict[str, list[Path]]) -> tuple[str, ...]:
             if not names or len(set(names)) < len(names):
                 raise DataError(f"{listing}: must name every class once, one a line")
             return names
-    files = [path for part in parts.values() for path in part]
+    files = [path for of_split in files_of.values() for path in of_split]
     labels: set[int | str] = set()
     for path in files:
         if _ends(path, HDF5):
-            (_, found, _) = list_h5(path, None)
+            (_, known, _) = list_h5(path, None)
             if named := _classes_in(path):
                 return named
-            labels.update(found.unique().tolist())
+            labels.update(known.unique().tolist())
         else:
             labels.update(sample.label for sample in _samples(path))
     if any(isinstance(label, str) for label in labels):
@@ -243,7 +243,7 @@ def _of_hdf5(
         clouds,
         torch.cat(labels),
         classes,
-        [name for part in names for name in part],
+        [name for of_file in names for name in of_file],
         up_axis=up_axis,
         normalized=True,
         sizes=sizes if dropped is None else None,

@@ -46,24 +46,24 @@ class SharedMixtureOfAdapters(nn.Module):
         if width % heads:
             raise ValueError(f"heads must divide the width {width}, got {heads}")
         factory = {"device": device, "dtype": dtype}
-        part = width // heads
+        head_width = width // heads
         self.heads = heads
-        self.router = nn.Linear(part, router_width, bias=False, **factory)
+        self.router = nn.Linear(head_width, router_width, bias=False, **factory)
         self.embeddings = nn.Parameter(torch.empty(experts, router_width, **factory))
         self.log_temperature = nn.Parameter(torch.empty((), **factory))
-        self.down = nn.Parameter(torch.empty(experts, part, rank, **factory))
+        self.down = nn.Parameter(torch.empty(experts, head_width, rank, **factory))
         self.down_bias = nn.Parameter(torch.empty(experts, rank, **factory))
-        self.up = nn.Parameter(torch.empty(experts, rank, part, **factory))
-        self.up_bias = nn.Parameter(torch.empty(experts, part, **factory))
+        self.up = nn.Parameter(torch.empty(experts, rank, head_width, **factory))
+        self.up_bias = nn.Parameter(torch.empty(experts, head_width, **factory))
         nn.init.normal_(self.embeddings)
         nn.init.constant_(self.log_temperature, math.log(0.07))
-        bound = 1 / math.sqrt(part)
+        bound = 1 / math.sqrt(head_width)
         nn.init.uniform_(self.down, -bound, bound)
         for parameter in (self.down_bias, self.up, self.up_bias):
             nn.init.zeros_(parameter)
         self.scale: nn.Linear | None = None
         if dynamic:
-            self.scale = nn.Linear(part, experts, **factory)
+            self.scale = nn.Linear(head_width, experts, **factory)
             nn.init.zeros_(self.scale.bias)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:

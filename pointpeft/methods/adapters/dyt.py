@@ -109,7 +109,7 @@ class DyT(Method):
         rate_weight: Of (kept share − r)².
         distill: Adds a second forward pass in which no token skips: its cross entropy, and the divergence of the
             dispatched logits from its own. The first version of the paper has neither.
-        experts: N > 1 puts a mixture of adapters, merged per cloud, in the place of each adapter (its exact form is not
+        experts: N > 1 puts a mixture of adapters, merged per cloud, instead of each adapter (its exact form is not
             in the published code: a choice).
 
     Source: Zhao et al., "Dynamic tuning towards parameter and inference efficiency for ViT adaptation", NeurIPS 2024,

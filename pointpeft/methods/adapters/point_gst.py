@@ -87,8 +87,8 @@ def _spectra(centers: Tensor, local: int, published: bool) -> Spectra:
     if published:
         bases = fourier_basis(published_adjacency(centers)), fourier_basis(published_adjacency(runs.flatten(0, 1)))
         return Spectra(bases[0], bases[1].view(batch, groups // local, local, local), order, order.argsort(-1))
-    whole, parts = (fixed_signs(fourier_basis(adjacency(points))) for points in (centers, runs))
-    return Spectra(whole, parts, order, order.argsort(-1))
+    whole, of_runs = (fixed_signs(fourier_basis(adjacency(points))) for points in (centers, runs))
+    return Spectra(whole, of_runs, order, order.argsort(-1))
 
 
 class SpectralAdapter(nn.Module):
@@ -126,7 +126,7 @@ class SpectralAdapter(nn.Module):
         runs = sorted_by(patches, graphs.order).unflatten(1, graphs.runs.shape[1:3])  # [B, G / K, K, R]
         l = self.filtered(runs, graphs.runs, self.norm_runs).flatten(1, 2)  # noqa: E741
         added = g + sorted_by(l, graphs.back)
-        zeros = [part.new_zeros(part.shape) for part in (prefix, prompts, suffix)]
+        zeros = [group.new_zeros(group.shape) for group in (prefix, prompts, suffix)]
         return self.up(F.silu(z) + torch.cat([*zeros[:2], added, zeros[2]], 1))
 
 

@@ -99,7 +99,7 @@ class STAGBlock(nn.Module):
             idx = ctx.cached("stag.near", lambda: knn(ctx.centers, ctx.centers, k)[1])
             state.h, d = side.graph[(self.index - side.first) // side.share_graph](state.h, idx)
             mean = d.mean(1, keepdim=True)
-            prefix, prompts, _, suffix = (part.shape[1] for part in ctx.split(x))
+            prefix, prompts, _, suffix = (group.shape[1] for group in ctx.split(x))
             x = x + torch.cat([mean.expand(-1, prefix + prompts, -1), d, mean.expand(-1, suffix, -1)], 1)
         if self.index + 1 == side.depth:
             ctx.cache["stag.tokens"] = x

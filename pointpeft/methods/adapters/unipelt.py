@@ -49,7 +49,7 @@ class CentralGate(nn.Module):
 
 
 class LoRA(nn.Module):
-    """G · x Aᵀ Bᵀ; the gate stands in the place of α / r, as in the published code."""
+    """G · x Aᵀ Bᵀ; the gate replaces α / r, as in the published code."""
 
     def __init__(self, width: int, rank: int, gated: bool, *, device: Any = None, dtype: Any = None):
         super().__init__()
@@ -127,7 +127,7 @@ class UniPELT(Method):
         num_prompts: P, length of the prefix.
         parts: What a block gets: adapter, prefix, lora.
         bitfit: Also trains every bias of the blocks, without a gate.
-        central_gate: One gate divides a weight of 1 between LoRA and prefix, in the place of their own gates.
+        central_gate: One gate divides a weight of 1 between LoRA and prefix, instead of their own gates.
         soft_prompts: Learned tokens behind the prefix tokens, from the first block on; 0 for none.
 
     Source: Mao et al., "UniPELT: a unified framework for parameter-efficient language model tuning", ACL 2022, and its

@@ -178,7 +178,7 @@ class PromptedBlock(nn.Module):
 class SummarisedBlock(nn.Module):
     """A frozen block whose output a dense head reads: a prompt is generated for it, and leaves with it.
 
-    The prompt as it enters and as it leaves the block is what the head reads in the place of the maximum and the mean
+    The prompt as it enters and as it leaves the block is what the head reads instead of the maximum and the mean
     over the patches. All such blocks of a model share one trained position, the first one's `summary_pos`.
     """
 
@@ -253,7 +253,7 @@ class IDPT(Method):
     here they are off. Published files hold the generator's norms twice, under two names. The published mlp and
     dgcnn_light have one norm more that nothing reads (`unread`); it is here because it counts as trainable there.
 
-    Where points are classified it is the published part segmentation's other form, for rooms too: before each of the
+    Where points are classified it is the published part segmentation's other form, for scenes too: before each of the
     three blocks whose outputs the head reads stands a generator of its own, and the three prompts, before and behind
     their blocks, take the place of the maximum and the mean over patches in the head. Point-BERT's head has no such
     place, and reads them by way of the patches alone.

@@ -83,11 +83,11 @@ def load_memory_bank(path: Path, model: PointModel) -> Tensor:
             bank = file.get_tensor(TENSOR)
     except SafetensorError as error:
         raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
-    given = None if model.origin is None else model.origin.sha256
-    if made_with is not None and made_with != given:
+    pretraining = None if model.origin is None else model.origin.sha256
+    if made_with is not None and made_with != pretraining:
         raise ValueError(
             f"the memory bank {path} was made with another pre-training (sha256 {made_with[:16]}...) than the model's "
-            f"({'none' if given is None else given[:16] + '...'})"
+            f"({'none' if pretraining is None else pretraining[:16] + '...'})"
         )
     return bank
 

@@ -13,7 +13,7 @@ from pointpeft.weights.publication import Publication, YamlModel, modelnet_recip
 
 
 class PromptedBlock(Block):
-    """A frozen block that puts its own prompts among the tokens first, in the place of those of the block before."""
+    """A frozen block that puts its own prompts among the tokens first, instead of those of the block before."""
 
     def __init__(self, block: Block, num_prompts: int, placement: str, positions: bool):
         self.adopt(block)

@@ -93,7 +93,7 @@ class LeanHRA(HRALinear):
             return super().forward(x)
         u = F.normalize(self.hra_u[name], dim=0)  # [C, R]
         z = reflected(x.to(u.dtype), u)
-        # peft takes the values of the weight: it hears no hooks, and gives a weight that trains no gradient.
+        # peft takes the values of the weight: it ignores hooks, and gives a weight that trains no gradient.
         return linear(base, z)
 
 

@@ -28,9 +28,9 @@ class SVDLinear(nn.Module):
         self.q = nn.Parameter(torch.empty(rank, layer.in_features, **factory))
         nn.init.normal_(self.p, std=STD)
         nn.init.normal_(self.q, std=STD)
-        for name, part in self.triplets().items():
-            self.register_buffer(f"importance_{name}", torch.zeros_like(part, requires_grad=False))
-            self.register_buffer(f"uncertainty_{name}", torch.zeros_like(part, requires_grad=False))
+        for name, factor in self.triplets().items():
+            self.register_buffer(f"importance_{name}", torch.zeros_like(factor, requires_grad=False))
+            self.register_buffer(f"uncertainty_{name}", torch.zeros_like(factor, requires_grad=False))
 
     def triplets(self) -> dict[str, nn.Parameter]:
         """P, λ and Q by name."""
@@ -48,10 +48,10 @@ class SVDLinear(nn.Module):
     @torch.no_grad()
     def observe(self, beta: float) -> None:
         """Moves the running means of |w ∂L/∂w| and of its deviation."""
-        for name, part in self.triplets().items():
+        for name, factor in self.triplets().items():
             importance = self.get_buffer(f"importance_{name}")
             uncertainty = self.get_buffer(f"uncertainty_{name}")
-            sensitivity = torch.zeros_like(part) if part.grad is None else (part * part.grad).abs()
+            sensitivity = torch.zeros_like(factor) if factor.grad is None else (factor * factor.grad).abs()
             importance.lerp_(sensitivity, 1 - beta)
             uncertainty.lerp_((sensitivity - importance).abs(), 1 - beta)
 
@@ -120,7 +120,7 @@ class AdaLoRA(Method):
     def build(self, model: PointModel) -> None:
         """Puts the updates around their layers."""
         blocks = model.backbone.blocks
-        linear = {name: part for name, part in blocks.named_modules() if isinstance(part, nn.Linear)}
+        linear = {name: module for name, module in blocks.named_modules() if isinstance(module, nn.Linear)}
         known = {name.partition(".")[2] for name in linear}
         if not self.targets or any(target not in known for target in self.targets):
             raise ValueError(f"targets must be among {', '.join(sorted(known))}, got {self.targets}")
@@ -160,9 +160,9 @@ class AdaLoRA(Method):
         if step <= self.warmup_steps or step % self.interval:
             return
         scores = torch.stack([layer.scores() for layer in layers])  # [layers, R]
-        kept = torch.zeros_like(scores).flatten()
-        kept[scores.flatten().topk(round(self.budget(step) * len(layers))).indices] = 1
-        for layer, mask in zip(layers, kept.view_as(scores), strict=True):
+        is_kept = torch.zeros_like(scores).flatten()
+        is_kept[scores.flatten().topk(round(self.budget(step) * len(layers))).indices] = 1
+        for layer, mask in zip(layers, is_kept.view_as(scores), strict=True):
             layer.lam.mul_(mask)
 
     def fold(self, model: PointModel) -> None:
@@ -172,9 +172,9 @@ class AdaLoRA(Method):
 
 
 def _layers(model: PointModel) -> dict[str, SVDLinear]:
-    return {name: part for name, part in model.backbone.blocks.named_modules() if isinstance(part, SVDLinear)}
+    return {name: layer for name, layer in model.backbone.blocks.named_modules() if isinstance(layer, SVDLinear)}
 
 
-def _put(root: nn.Module, name: str, part: nn.Module) -> None:
+def _put(root: nn.Module, name: str, module: nn.Module) -> None:
     parent, _, last = name.rpartition(".")
-    setattr(root.get_submodule(parent), last, part)
+    setattr(root.get_submodule(parent), last, module)

@@ -45,19 +45,19 @@ class HFPeft(Method):
         from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 
         blocks = model.backbone.blocks
-        ends = {name.partition(".")[2] for name, part in blocks.named_modules() if isinstance(part, nn.Linear)}
+        ends = {name.partition(".")[2] for name, module in blocks.named_modules() if isinstance(module, nn.Linear)}
         if not self.targets or any(target not in ends for target in self.targets):
             raise ValueError(f"targets must be among {', '.join(sorted(ends))}, got {self.targets}")
         pattern = r"\d+\.(" + "|".join(target.replace(".", r"\.") for target in self.targets) + ")"
         config = getattr(peft, self.tuner)(target_modules=pattern, **self.options())
-        taken = {id(parameter) for parameter in blocks.parameters()}
+        in_blocks = {id(parameter) for parameter in blocks.parameters()}
         PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type](blocks, config, adapter_name=ADAPTER)
         from pointpeft.methods.reparameterized._peft_layers import lean
 
         for layer in blocks.modules():
             layer.__class__ = lean(layer) or type(layer)
         for parameter in blocks.parameters():  # peft leaves the choice of what trains to a wrapper of its own
-            parameter.requires_grad_(id(parameter) not in taken)
+            parameter.requires_grad_(id(parameter) not in in_blocks)
 
     def fold(self, model: PointModel) -> None:
         """Merges the tuner into the weights and puts the plain layers back."""
@@ -166,7 +166,7 @@ class VeRA(HFPeft):
         with warnings.catch_warnings():  # peft warns that it does not save the maps: we do
             warnings.filterwarnings("ignore", message="Specified to not save vera_A")
             super().build(model)
-        layer = next(part for part in model.backbone.blocks.modules() if hasattr(part, "vera_A"))
+        layer = next(module for module in model.backbone.blocks.modules() if hasattr(module, "vera_A"))
         model.backbone.vera = SharedProjections(layer.vera_A, layer.vera_B)
 
 

@@ -150,7 +150,7 @@ class PoolWithSelected(Pool):
         """Tokens [B, T, C] -> features [B, out_dim]."""
         patches = x[:, ctx.num_prefix + ctx.num_prompts :]
         return torch.cat(
-            [x[:, ctx.prefix.index(part)] if part in ctx.prefix else patches.amax(1) for part in self.parts], -1
+            [x[:, ctx.prefix.index(source)] if source in ctx.prefix else patches.amax(1) for source in self.parts], -1
         )
 
 

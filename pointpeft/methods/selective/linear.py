@@ -25,7 +25,7 @@ class Linear(Method):
         """Nothing to add."""
         if self.tokens:
             for name in model.backbone.prefix:
-                for part in (f"{name}_token", f"{name}_pos"):
-                    parameter = getattr(model.backbone, part, None)
+                for parameter_name in (f"{name}_token", f"{name}_pos"):
+                    parameter = getattr(model.backbone, parameter_name, None)
                     if isinstance(parameter, nn.Parameter):
                         parameter.requires_grad_(True)

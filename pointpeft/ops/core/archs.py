@@ -18,11 +18,11 @@ def has_code_for(archs: str, capability: tuple[int, int]) -> bool:
 
 
 def _runs(entry: str, capability: tuple[int, int]) -> bool:
-    found = re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?", entry)
-    if found is None:
+    match = re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?", entry)
+    if match is None:
         raise ValueError(f"archs must hold versions like 9.0 or 12.0+PTX, got {entry!r}")
-    version = int(found[1]), int(found[2])
-    if found[3] == "a":
+    version = int(match[1]), int(match[2])
+    if match[3] == "a":
         return version == capability
     same_major = version[0] == capability[0] and version[1] <= capability[1]
-    return same_major or (found[4] is not None and not found[3] and version <= capability)
+    return same_major or (match[4] is not None and not match[3] and version <= capability)

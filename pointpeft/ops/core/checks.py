@@ -35,20 +35,20 @@ def num_rows(tensor: Tensor) -> int:
     return tensor.shape[0] if isinstance(tensor, Tensor) and tensor.dim() else 0
 
 
-def require_number(name: str, value: float, least: float, what: str) -> None:
-    """`value` is a finite number, int or float, of at least `least`; `what` says so."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value < float("inf"):
+def require_number(name: str, value: float, bound: float, what: str) -> None:
+    """`value` is a finite number, int or float, of at least `bound`; `what` says so."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not bound <= value < float("inf"):
         raise ValueError(f"{name} must be {what}, got {value!r}")
 
 
-def require_count(name: str, value: int, most: int, what: str) -> None:
+def require_count(name: str, value: int, bound: int, what: str) -> None:
     """`value` is an int in 1..most; `what` says what bounds it, such as "N"."""
     if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
         raise ValueError(f"{name} must be an int, got {type(value).__name__}")
-    if most == 0:
+    if bound == 0:
         raise ValueError(f"{name} = {value} cannot be taken from {what} = 0")
-    if not 1 <= value <= most:
-        raise ValueError(f"{name} must be between 1 and {what} = {most}, got {value}")
+    if not 1 <= value <= bound:
+        raise ValueError(f"{name} must be between 1 and {what} = {bound}, got {value}")
 
 
 def require_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
@@ -113,7 +113,7 @@ def require_finite(name: str, tensor: Tensor, lengths: Tensor | None = None) -> 
         raise ValueError(f"{name} must be finite, got {bad} NaN or infinite values")
 
 
-def require_lengths(tensor: Tensor | None, of: Tensor, of_name: str, least: int, least_name: str) -> Tensor | None:
+def require_lengths(tensor: Tensor | None, of: Tensor, of_name: str, bound: int, bound_name: str) -> Tensor | None:
     """Lengths as int64 on the device of `of` (B, N, …): integers (B,) with least <= length <= N.
 
     Returns:
@@ -131,8 +131,8 @@ def require_lengths(tensor: Tensor | None, of: Tensor, of_name: str, least: int,
         raise ValueError(f"lengths is on {tensor.device}, but {of_name} is on {of.device}")
     if looks_at_values(tensor) and tensor.numel():
         low, high = int(tensor.min()), int(tensor.max())
-        if low < least or high > of.shape[1]:
+        if low < bound or high > of.shape[1]:
             raise ValueError(
-                f"lengths must be between {least_name} = {least} and N = {of.shape[1]}, got values from {low} to {high}"
+                f"lengths must be between {bound_name} = {bound} and N = {of.shape[1]}, got values from {low} to {high}"
             )
     return tensor.to(torch.int64).contiguous()

@@ -127,7 +127,7 @@ def refuse_gradient(name: str, *args: Any) -> None:
 
 
 def refuse_the_rest(library: torch.library.Library) -> None:
-    """Gives each registered operation that has no Autograd kernel one that raises where a derivative is asked for."""
+    """Gives each registered operation that has no Autograd kernel one that raises where a derivative is needed."""
     for name in names():
         if not torch._C._dispatch_has_kernel_for_dispatch_key(NAMESPACE + name, "Autograd"):
             register(library, name, None)
@@ -159,9 +159,9 @@ class _Once(torch.autograd.Function):
     """Hands on the gradients of a first backward, and raises in a second one."""
 
     @staticmethod
-    def forward(ctx, name, count, *given):
+    def forward(ctx, name, count, *tensors):
         ctx.name = name
-        return tuple(None if t is None else t.detach() for t in given[:count])
+        return tuple(None if t is None else t.detach() for t in tensors[:count])
 
     @staticmethod
     def backward(ctx, *_):

@@ -19,7 +19,7 @@ from pointpeft.ops.core.archs import has_code_for
 _BAD_ARGUMENT = "pointpeft: "  # prefix of the compiled kernels' argument errors, as in csrc/common/pointpeft.h
 
 
-class Part(NamedTuple):
+class LibraryStatus(NamedTuple):
     """One compiled library: whether it is live, and if not, why and what to do."""
 
     live: bool
@@ -27,22 +27,24 @@ class Part(NamedTuple):
     remedy: str
 
 
-def _load(name: str) -> Part:
+def _load(name: str) -> LibraryStatus:
     path = _sources.PACKAGE / f"{name}.so"
     if not path.is_file():
-        return Part(False, f"{path} was not built", _sources.build_command())
+        return LibraryStatus(False, f"{path} was not built", _sources.build_command())
     try:
         torch.ops.load_library(path)
     except OSError as error:
-        return Part(False, f"{path.name} could not be loaded: {error}", "install again for the torch that is installed")
+        return LibraryStatus(
+            False, f"{path.name} could not be loaded: {error}", "install again for the torch that is installed"
+        )
     if _sources.is_checkout() and _built_from(path) != _sources.fingerprint():
         reason, remedy = (
             f"{path} was compiled from other sources than those of {_sources.CSRC}",
             _sources.build_command(),
         )
         warnings.warn(f"{reason}; {remedy}", RuntimeWarning, stacklevel=2)
-        return Part(True, reason, remedy)
-    return Part(True, "loaded", "")
+        return LibraryStatus(True, reason, remedy)
+    return LibraryStatus(True, "loaded", "")
 
 
 def _built_from(library: Path) -> str:
@@ -53,25 +55,25 @@ def _built_from(library: Path) -> str:
         return ""
 
 
-def _load_all() -> dict[str, Part]:
+def _load_all() -> dict[str, LibraryStatus]:
     cpu = _load("_cpu")
     if torch.version.cuda is None:
         # Some symbols that the CUDA library needs are only in torch builds with CUDA, so it is not even tried.
-        cuda = Part(False, f"torch {torch.__version__} is built without CUDA", "install a CUDA build of torch")
+        cuda = LibraryStatus(False, f"torch {torch.__version__} is built without CUDA", "install a CUDA build of torch")
     elif not cpu.live:
-        cuda = Part(False, "the CPU library, which declares the operations, is not there", cpu.remedy)
+        cuda = LibraryStatus(False, "the CPU library, which declares the operations, is not there", cpu.remedy)
     else:
         cuda = _load("_cuda")
     return {"cpu": cpu, "cuda": cuda}
 
 
-PARTS = _load_all()
+LIBRARIES = _load_all()
 """The compiled libraries by device type."""
 
 
 def compiled() -> bool:
     """Whether the operations are registered with torch.library."""
-    return PARTS["cpu"].live
+    return LIBRARIES["cpu"].live
 
 
 def made_by_intel() -> bool:
@@ -87,32 +89,32 @@ _override: str | None = None
 
 
 @contextmanager
-def answered_by(wish: str) -> Iterator[None]:
-    """Within it, `wish` stands in the place of POINTPEFT_BACKEND: what is exported must not hold our operations."""
+def force_backend(name: str) -> Iterator[None]:
+    """Within it, `name` overrides POINTPEFT_BACKEND, so that an exported program need not hold our operations."""
     global _override
-    before, _override = _override, wish
+    before, _override = _override, name
     try:
         yield
     finally:
         _override = before
 
 
-def _asked() -> str:
+def _chosen_backend() -> str:
     if _override is not None:
         return _override
-    wish = os.environ.get("POINTPEFT_BACKEND", "auto")
-    if wish not in ("auto", "reference"):
-        raise ValueError(f"POINTPEFT_BACKEND must be auto or reference, got {wish!r}")
-    return wish
+    name = os.environ.get("POINTPEFT_BACKEND", "auto")
+    if name not in ("auto", "reference"):
+        raise ValueError(f"POINTPEFT_BACKEND must be auto or reference, got {name!r}")
+    return name
 
 
 def reference_is_asked() -> bool:
-    """Whether the reference shall answer everywhere."""
-    return _asked() == "reference"
+    """Whether the reference computes everywhere."""
+    return _chosen_backend() == "reference"
 
 
 def backend(device: torch.device | str = "cpu") -> str:
-    """Which backend answers on a device.
+    """Which backend computes on a device.
 
     Args:
         device: A device or its type.
@@ -120,30 +122,30 @@ def backend(device: torch.device | str = "cpu") -> str:
     Returns:
         "compiled" (C++ or CUDA kernels) or "reference" (plain PyTorch).
     """
-    return "compiled" if _is_compiled_on(torch.device(device), _asked()) else "reference"
+    return "compiled" if _is_compiled_on(torch.device(device), _chosen_backend()) else "reference"
 
 
 def _is_compiled_on(device: torch.device, wish: str) -> bool:
     # Fake and meta tensors trace through the registered operation.
-    part = PARTS.get("cpu" if device.type == "meta" else device.type)
-    live = wish == "auto" and part is not None and part.live
+    status = LIBRARIES.get("cpu" if device.type == "meta" else device.type)
+    live = wish == "auto" and status is not None and status.live
     return live and (device.type != "cuda" or _has_code_for_gpu(device.index))
 
 
-def part_of(device: torch.device | str) -> Part:
+def status_of(device: torch.device | str) -> LibraryStatus:
     """The compiled library that serves a device, or why there is none: code for one GPU need not run on another.
 
     Args:
         device: A device or its type.
     """
     device = torch.device(device)
-    part = PARTS.get(device.type)
-    if part is None:
-        return Part(False, f"there are no kernels for {device.type}", "move the tensors to the CPU or CUDA")
-    if not part.live or device.type != "cuda" or _has_code_for_gpu(device.index):
-        return part
+    status = LIBRARIES.get(device.type)
+    if status is None:
+        return LibraryStatus(False, f"there are no kernels for {device.type}", "move the tensors to the CPU or CUDA")
+    if not status.live or device.type != "cuda" or _has_code_for_gpu(device.index):
+        return status
     capability = ".".join(map(str, torch.cuda.get_device_capability(device)))
-    return Part(
+    return LibraryStatus(
         False,
         f"_cuda.so has code for {_cuda_archs()}, none of which runs on {torch.cuda.get_device_name(device)} of "
         f"compute capability {capability}",
@@ -161,7 +163,7 @@ _gpus_with_code: dict[int, bool] = {}
 
 
 def _has_code_for_gpu(index: int | None) -> bool:
-    """Whether the CUDA library has code that runs on a GPU, None for the current one; asked once a GPU."""
+    """Whether the CUDA library has code that runs on a GPU, None for the current one; determined once per GPU."""
     if index is None:
         if not torch.cuda.is_available():  # tensors without values may be on "cuda" all the same
             return True
@@ -178,8 +180,8 @@ setattr(_has_code_for_gpu, "_dynamo_marked_constant", True)  # noqa: B010
 
 
 @cache
-def _say_once(kind: str, reason: str, remedy: str) -> None:
-    warnings.warn(f"pointpeft runs plain PyTorch on {kind}: {reason}; {remedy}", RuntimeWarning, stacklevel=4)
+def _say_once(device: str, reason: str, remedy: str) -> None:
+    warnings.warn(f"pointpeft runs plain PyTorch on {device}: {reason}; {remedy}", RuntimeWarning, stacklevel=4)
 
 
 @cache
@@ -189,14 +191,14 @@ def warn_composed(case: str, limit: str) -> None:
 
 
 def use_reference(tensor: torch.Tensor) -> bool:
-    """Whether an operation on `tensor` takes the reference; says once why, where that was not asked for."""
+    """Whether an operation on `tensor` takes the reference; reports once why, where the user did not choose it."""
     # A call on small clouds takes some 0.1 ms, and each look at the environment 0.001: one look.
-    device, wish = tensor.device, _asked()
+    device, wish = tensor.device, _chosen_backend()
     if _is_compiled_on(device, wish):
         return False
     if wish == "auto":
-        part = part_of(device)
-        _say_once(device.type, part.reason, part.remedy)
+        status = status_of(device)
+        _say_once(device.type, status.reason, status.remedy)
     return True
 
 
@@ -217,18 +219,18 @@ def use_fused_reference(tensor: torch.Tensor) -> bool:
 
     Triton's products of matrices and PyTorch's fused attention have no float64, and the kernels sum in float32.
     """
-    kind = tensor.device.type
-    if _asked() == "reference" or (kind == "cuda" and tensor.dtype == torch.float64):
+    device = tensor.device.type
+    if _chosen_backend() == "reference" or (device == "cuda" and tensor.dtype == torch.float64):
         return True
     if is_transformed(tensor):
         return True
-    if kind == "cpu":
+    if device == "cpu":
         return use_reference(tensor)
-    if kind == "meta" or (kind == "cuda" and triton_launch.available()):
+    if device == "meta" or (device == "cuda" and triton_launch.available()):
         return False
-    reason = "Triton is not installed" if kind == "cuda" else f"there are no kernels for {kind}"
-    remedy = "install triton" if kind == "cuda" else "move the tensors to the CPU or CUDA"
-    _say_once(kind, reason, remedy)
+    reason = "Triton is not installed" if device == "cuda" else f"there are no kernels for {device}"
+    remedy = "install triton" if device == "cuda" else "move the tensors to the CPU or CUDA"
+    _say_once(device, reason, remedy)
     return True
 
 
@@ -265,16 +267,16 @@ def autocast_kind(tensor: torch.Tensor) -> str:
 
 def autocast_dtype(tensor: torch.Tensor) -> torch.dtype:
     """What operations compute in where they are given `tensor`: autocast's type under it, else its own."""
-    kind = autocast_kind(tensor)
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else tensor.dtype
+    device = autocast_kind(tensor)
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else tensor.dtype
 
 
 def autocast(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Under autocast the tensors in its type, else as they are; follows the device of the first."""
-    kind = autocast_kind(tensors[0])
-    if not torch.is_autocast_enabled(kind):
+    device = autocast_kind(tensors[0])
+    if not torch.is_autocast_enabled(device):
         return tensors
-    dtype = torch.get_autocast_dtype(kind)
+    dtype = torch.get_autocast_dtype(device)
     return tuple(_cast(t, dtype) if t.is_floating_point() and t.dtype != torch.float64 else t for t in tensors)
 
 
@@ -284,7 +286,7 @@ _casts: WeakIdKeyDictionary = WeakIdKeyDictionary()  # of frozen parameters, in 
 def _cast(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """`tensor` in `dtype`. On the CPU the cast of a frozen parameter to bfloat16 is kept, as long as it is the cast.
 
-    Else each call writes all frozen weights again, into fresh memory. Whether a kept cast is right is asked of all
+    Else each call writes all frozen weights again, into fresh memory. Whether a cached cast is valid is checked for all
     values in each call: addresses and versions tell nothing of what is written through `.data` or by another library,
     and a sample of the values misses a change of some of them.
     """
@@ -299,9 +301,9 @@ def _cast(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         or torch.compiler.is_compiling()
     ):
         return tensor.to(dtype)
-    kept = _casts.get(tensor)
-    if kept is not None and kept.numel() == tensor.numel() and torch.ops.pointpeft._is_cast.default(tensor, kept):
-        return kept.view(tensor.shape)
+    cached = _casts.get(tensor)
+    if cached is not None and cached.numel() == tensor.numel() and torch.ops.pointpeft._is_cast.default(tensor, cached):
+        return cached.view(tensor.shape)
     with torch.inference_mode(False), torch.no_grad():  # the next call may be one of training
         cast = tensor.detach().to(dtype)
     if type(cast) is torch.Tensor:  # of tensors without values nothing is kept

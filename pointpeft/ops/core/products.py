@@ -40,8 +40,8 @@ def prepared(weight: Tensor, rows: int, name: str) -> Weight:
     if not _is_large(rows, weight):
         return Weight(weight, None)
     blocks = [-(-size // _BLOCK) for size in weight.shape]
-    parts = _rows.scratch(blocks[0] * blocks[1], 3 * _BLOCK**2, torch.bfloat16, f"parts_{name}").view(-1)
-    return Weight(weight, parts if torch.ops.pointpeft._split_weight.default(weight, parts) else None)
+    terms = _rows.scratch(blocks[0] * blocks[1], 3 * _BLOCK**2, torch.bfloat16, f"parts_{name}").view(-1)
+    return Weight(weight, terms if torch.ops.pointpeft._split_weight.default(weight, terms) else None)
 
 
 def _is_large(rows: int, weight: Tensor) -> bool:
@@ -74,11 +74,11 @@ def linear(
     Returns:
         [N, O]
     """
-    weight, parts = weight if isinstance(weight, Weight) else (weight, None)
+    weight, terms = weight if isinstance(weight, Weight) else (weight, None)
     if _is_large(x.shape[0], weight):
         y = buffer if out is None else out
         y = x.new_empty(x.shape[0], weight.shape[0]) if y is None else y
-        if torch.ops.pointpeft._linear.default(x, weight, parts, bias, None, None, y):
+        if torch.ops.pointpeft._linear.default(x, weight, terms, bias, None, None, y):
             return y
     if _ONEDNN and x.dtype == torch.float32 and x.shape[0] * weight.numel() >= _LEAST and x.is_contiguous():
         # oneDNN would take a strided bias for a whole one, and a strided weight element by element.
@@ -108,8 +108,8 @@ def linear_gelu(x: Tensor, weight: Tensor | Weight, gamma: Tensor, beta: Tensor,
     Returns:
         [N, O]
     """
-    whole, parts = weight if isinstance(weight, Weight) else (weight, None)
-    if _is_large(x.shape[0], whole) and torch.ops.pointpeft._linear.default(x, whole, parts, None, gamma, beta, buffer):
+    whole, terms = weight if isinstance(weight, Weight) else (weight, None)
+    if _is_large(x.shape[0], whole) and torch.ops.pointpeft._linear.default(x, whole, terms, None, gamma, beta, buffer):
         return buffer
     y = linear(x, whole, buffer=buffer)
     _rows.forward(y, gamma, beta, True, y)

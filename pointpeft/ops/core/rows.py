@@ -76,7 +76,7 @@ def norm_backward(
 ) -> tuple[Tensor, list[Tensor]]:
     """dx, and sums over rows [C] of du ⊙ x̂, du and d_gate ⊙ x̂: x̂ is normalised x, du = grad + d_gate ⊗ gate."""
     dx, sums = torch.ops.pointpeft._norm_rows_backward.default(grad, x, stats, weight, gate, d_gate)
-    return dx, [part.clone() for part in sums.view(3, -1)]
+    return dx, [total.clone() for total in sums.view(3, -1)]
 
 
 hidden = _compiled("_adapter_hidden")
@@ -96,7 +96,7 @@ None; returns the mean over each cloud's rows of GELU of the last bracket.
 gradient = _compiled("_adapter_gradient")
 """(grad, grad_prompt, a, up_bias, s) -> (sum of s ⊙ g, g · up_bias per row).
 
-g is `grad`; with `grad_prompt` it has the prompt's share as well, at a + s ⊗ up_bias, and is left in the place of a.
+g is `grad`; with `grad_prompt` it has the prompt's share as well, at a + s ⊗ up_bias, and overwrites a.
 """
 
 first_layer = _compiled("_patch_first_layer")

@@ -178,6 +178,6 @@ def precision(dtype: torch.dtype) -> str:
     return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "tf32x3"
 
 
-def power_of_two(value: int, least: int = 16) -> int:
-    """The smallest power of two that is at least `value` and `least`; `tl.dot` takes no block below 16."""
-    return max(least, 1 << (value - 1).bit_length())
+def power_of_two(value: int, smallest: int = 16) -> int:
+    """The smallest power of two that is at least `value` and `smallest`; `tl.dot` takes no block below 16."""
+    return max(smallest, 1 << (value - 1).bit_length())

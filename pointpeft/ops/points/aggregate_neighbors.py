@@ -107,8 +107,8 @@ def _in_range(idx: Tensor, n: int) -> None:
 @library.register_fake("aggregate_neighbors")
 def _fake(features, idx, weights, mode, keep_argmax):
     (batch, groups, s), channels = idx.shape, features.shape[2]
-    kept = batch if keep_argmax and MODES[mode] == "max" else 0
-    argmax = features.new_empty((kept, groups, channels), dtype=torch.uint8 if s <= 256 else torch.int32)
+    rows = batch if keep_argmax and MODES[mode] == "max" else 0
+    argmax = features.new_empty((rows, groups, channels), dtype=torch.uint8 if s <= 256 else torch.int32)
     return features.new_empty((batch, groups, channels)), argmax
 
 

@@ -79,8 +79,8 @@ def _root(sq_distance: Tensor) -> Tensor:
 @library.register_fake("chamfer_distance")
 def _fake(a, b):
     wide = torch.float64 if a.dtype == torch.float64 else torch.float32
-    parts = [a.new_empty(p.shape[:2], dtype=dtype) for p in (a, b) for dtype in (wide, torch.int64)]
-    return tuple(parts)
+    outputs = [a.new_empty(p.shape[:2], dtype=dtype) for p in (a, b) for dtype in (wide, torch.int64)]
+    return tuple(outputs)
 
 
 @library.register_fake("chamfer_distance_backward")

@@ -63,8 +63,8 @@ def take_rows(features: Tensor, idx: Tensor) -> Tensor:
     """`gather` in plain PyTorch for an `idx` that a kernel has taken: an index out of range gives zeros, as on CUDA."""
     n, channels = features.shape[1:]
     rows = idx.reshape(idx.shape[0], idx.shape[1:].numel())[..., None].expand(-1, -1, channels)
-    taken = features.gather(1, rows.clamp(0, max(n - 1, 0))).masked_fill((rows < 0) | (rows >= n), 0)
-    return taken.view(*idx.shape, channels)
+    rows_of_features = features.gather(1, rows.clamp(0, max(n - 1, 0))).masked_fill((rows < 0) | (rows >= n), 0)
+    return rows_of_features.view(*idx.shape, channels)
 
 
 def sum_rows(rows: Tensor, idx: Tensor, n: int) -> Tensor:

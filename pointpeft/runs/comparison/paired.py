@@ -27,8 +27,8 @@ def paired_p_value(first: np.ndarray, second: np.ndarray, seed: int = 0) -> floa
     if first.shape != second.shape or first.ndim != 1:
         raise ValueError(f"both must hold one number per cloud, got shapes {first.shape} and {second.shape}")
     difference = first - second
-    seen = abs(difference.sum())
+    observed = abs(difference.sum())
     signs = np.random.default_rng(seed).choice((-1.0, 1.0), size=(FLIPS, len(difference)))
     # A hair below, so that equal sums of another order count as equal.
-    as_far = int((np.abs(signs @ difference) >= seen - 1e-9).sum())
+    as_far = int((np.abs(signs @ difference) >= observed - 1e-9).sum())
     return (as_far + 1) / (FLIPS + 1)

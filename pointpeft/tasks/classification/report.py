@@ -46,8 +46,8 @@ def write_report(
 def _answers(clouds: Clouds, logits: Tensor) -> str:
     sure, predicted = logits.softmax(1).max(1)
     rows = (
-        (name, clouds.classes[true], clouds.classes[said], f"{probability:.4f}")
-        for name, true, said, probability in zip(
+        (name, clouds.classes[true], clouds.classes[answer], f"{probability:.4f}")
+        for name, true, answer, probability in zip(
             clouds.names, clouds.labels.tolist(), predicted.tolist(), sure.tolist(), strict=True
         )
     )

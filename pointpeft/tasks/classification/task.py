@@ -46,9 +46,9 @@ class Classification(Task[Clouds, Metrics]):
         """Its clouds, see `Clouds`."""
         return Clouds(dataset, num_points, on_disk=on_disk, workers=workers)
 
-    def can_be_left(self, source: str) -> bool:
+    def can_read_source_lazily(self, source: str) -> bool:
         """Not the embedded set, nor what is unpickled as a whole."""
-        return storage.can_be_left(source)
+        return storage.can_read_source_lazily(source)
 
     def bytes_in_memory(self, dataset: Any, num_points: int) -> int:
         """How much the clouds of a data set take, gathered in memory."""
@@ -65,8 +65,8 @@ class Classification(Task[Clouds, Metrics]):
     def losses(self, wrapped: nn.Module, model: PointModel, points: Tensor, targets: Any) -> dict[str, Tensor]:
         """Cross-entropy, and the method's own losses."""
         logits = wrapped(points)
-        own = model.method.losses(model, points, targets, logits)
-        return {"loss": nn.functional.cross_entropy(logits, targets), **own}
+        of_method = model.method.losses(model, points, targets, logits)
+        return {"loss": nn.functional.cross_entropy(logits, targets), **of_method}
 
     def test(
         self, model: PointModel, clouds: Clouds, batch_size: int, voting: Voting, title: str | None = None
@@ -103,7 +103,7 @@ class Classification(Task[Clouds, Metrics]):
         clouds.labels, clouds.classes = renumber[clouds.labels], known
 
     def category_index(self, adapted: Adapted, category: str | None) -> int:
-        """Always 0: a classifier is not told what a cloud is.
+        """Always 0: a classifier takes no category.
 
         Raises:
             ValueError: A category was named.
@@ -126,8 +126,8 @@ class Classification(Task[Clouds, Metrics]):
         return self._card(adapted, clouds.fixed()[index], clouds.names[index], observe, true)
 
     def _card(self, adapted: Adapted, xyz: Tensor, name: str, observe: Observe, true: str | None) -> Card:
-        seen = observe(adapted.model, xyz)
-        probability, predicted = seen.output.softmax(0).max(0)
+        observation = observe(adapted.model, xyz)
+        probability, predicted = observation.output.softmax(0).max(0)
         labels: dict[str, tuple[Tensor, Sequence[str]]] = {CLASS: (predicted.expand(len(xyz)), adapted.classes)}
         predicted_name = adapted.classes[int(predicted)]
-        return Card(name, xyz, predicted_name, float(probability), true, labels, seen.layers, seen.memory)
+        return Card(name, xyz, predicted_name, float(probability), true, labels, observation.layers, observation.memory)

@@ -49,11 +49,11 @@ class PartMetrics:
 
     def per_class(self, classes: tuple[str, ...]) -> dict[str, dict[str, Any]]:
         """Mean IoU and number of clouds by category; None where a category has no cloud."""
-        found = {}
+        numbers = {}
         for i, name in enumerate(classes):
-            own = self.cloud_iou[self.labels == i]
-            found[name] = {"miou": round(float(own.mean()), 4) if len(own) else None, "clouds": len(own)}
-        return found
+            iou = self.cloud_iou[self.labels == i]
+            numbers[name] = {"miou": round(float(iou.mean()), 4) if len(iou) else None, "clouds": len(iou)}
+        return numbers
 
 
 def predicted_parts(logits: Tensor, category: Tensor, allowed: Tensor) -> Tensor:
@@ -89,18 +89,18 @@ def measure_parts(
         loss: Carried along.
     """
     ious, right = [], 0
-    for said, true, n, kind in zip(predicted, parts, counted.tolist(), category.tolist(), strict=True):
-        said, true = said[:n], true[:n]
-        right += int((said == true).sum())
-        own = torch.tensor(parts_of[kind])[:, None]
-        intersection = ((said == own) & (true == own)).sum(1)
-        union = ((said == own) | (true == own)).sum(1)
+    for answer, true, n, label in zip(predicted, parts, counted.tolist(), category.tolist(), strict=True):
+        answer, true = answer[:n], true[:n]
+        right += int((answer == true).sum())
+        candidates = torch.tensor(parts_of[label])[:, None]
+        intersection = ((answer == candidates) & (true == candidates)).sum(1)
+        union = ((answer == candidates) | (true == candidates)).sum(1)
         ious.append(torch.where(union > 0, intersection / union.clamp(min=1), 1.0).mean())
     cloud_iou = torch.stack(ious)
-    kinds = category.unique()
+    labels = category.unique()
     return PartMetrics(
         instance_miou=float(cloud_iou.mean()),
-        class_miou=float(torch.stack([cloud_iou[category == kind].mean() for kind in kinds]).mean()),
+        class_miou=float(torch.stack([cloud_iou[category == label].mean() for label in labels]).mean()),
         accuracy=right / int(counted.sum()),
         loss=loss,
         cloud_iou=cloud_iou,

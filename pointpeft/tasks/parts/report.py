@@ -45,8 +45,8 @@ def write_part_report(
         columns = 2 * min(COLUMNS, len(chosen))
         for side, (title, labels) in enumerate(((f"{named}: true", parts[i]), ("predicted", predicted[i]))):
             axes = figure.add_subplot(rows, columns, 2 * place + side + 1, projection="3d")
-            own = clouds.parts_of[clouds.labels[i]]
-            draw_cloud(axes, xyz[i], labels, own, clouds.up_axis)
+            candidates = clouds.parts_of[clouds.labels[i]]
+            draw_cloud(axes, xyz[i], labels, candidates, clouds.up_axis)
             axes.set_title(figure_text(title), fontsize=8)
     figure.suptitle(f"instance mIoU {metrics.instance_miou:.1%}, class mIoU {metrics.class_miou:.1%}; worst first")
     write_atomically(folder / "parts.png", lambda path: figure.savefig(path, dpi=110, format="png"))
@@ -71,14 +71,14 @@ def write_prediction(
     """
     from matplotlib.figure import Figure
 
-    own = labels.unique().tolist()
+    present = labels.unique().tolist()
     figure = Figure(figsize=(9, 4.2), layout="constrained")
     handles: Any = ()
     for place, turn in enumerate((-60, 30)):
         axes = figure.add_subplot(1, 2, place + 1, projection="3d")
-        handles = draw_cloud(axes, points, labels, own, up_axis, turn)
+        handles = draw_cloud(axes, points, labels, present, up_axis, turn)
     figure.legend(
-        handles, [figure_text(parts[part]) for part in own], loc="outside right center", fontsize=8, markerscale=5
+        handles, [figure_text(parts[part]) for part in present], loc="outside right center", fontsize=8, markerscale=5
     )
     figure.suptitle(figure_text(title))
     write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=110, format="png"))
@@ -94,8 +94,8 @@ def draw_cloud(
     turned = points[:, _axes(up_axis)]
     handles = []
     for k, part in enumerate(parts):
-        own = turned[labels == part]
-        handles.append(axes.scatter(*own.unbind(1), s=size, color=palette(k % palette.N), linewidths=0))
+        selected = turned[labels == part]
+        handles.append(axes.scatter(*selected.unbind(1), s=size, color=palette(k % palette.N), linewidths=0))
     _frame(axes, turned, turn)
     return handles
 

@@ -49,8 +49,12 @@ class PartSegmentation(Task[PartClouds, PartMetrics]):
 
     def outputs(self, clouds: PartClouds) -> dict[str, Any]:
         """What `create_model` is to be told: where all clouds are of one kind there is no category to know."""
-        kinds = len(clouds.classes)
-        return {"num_classes": len(clouds.parts), "task": self.name, "num_categories": kinds if kinds > 1 else 0}
+        num_categories = len(clouds.classes)
+        return {
+            "num_classes": len(clouds.parts),
+            "task": self.name,
+            "num_categories": num_categories if num_categories > 1 else 0,
+        }
 
     def metadata(self, clouds: PartClouds) -> dict[str, Any]:
         """Names of the parts, and those of each category."""
@@ -64,8 +68,8 @@ class PartSegmentation(Task[PartClouds, PartMetrics]):
         """Cross-entropy over all points and all parts, and the method's own."""
         inputs = {"category": targets.category} if model.num_categories else {}
         logits = wrapped(points, **inputs)
-        own = model.method.losses(model, points, targets.parts, logits, **inputs)
-        return {"loss": cross_entropy(logits.flatten(0, 1), targets.parts.flatten()), **own}
+        of_method = model.method.losses(model, points, targets.parts, logits, **inputs)
+        return {"loss": cross_entropy(logits.flatten(0, 1), targets.parts.flatten()), **of_method}
 
     @torch.no_grad()
     def test(
@@ -90,8 +94,8 @@ class PartSegmentation(Task[PartClouds, PartMetrics]):
             loss = float(cross_entropy(logits[within], parts[within], reduction="sum"))
             return predicted_parts(logits, category, allowed), parts, loss
 
-        found = deal(torch.arange(len(clouds)).split(batch_size), answer, title)
-        predicted, true, losses = zip(*found, strict=True)
+        batches = deal(torch.arange(len(clouds)).split(batch_size), answer, title)
+        predicted, true, losses = zip(*batches, strict=True)
         answers, parts = torch.cat(predicted), torch.cat(true)
         loss = sum(losses) / int(counted.sum())
         return measure_parts(answers, parts, counted, clouds.labels, clouds.parts_of, loss), answers
@@ -114,9 +118,9 @@ class PartSegmentation(Task[PartClouds, PartMetrics]):
         Raises:
             ValueError: They do not.
         """
-        for name, found in (("classes", clouds.classes), ("parts", clouds.parts)):
-            if tuple(metadata[name]) != tuple(found):
-                strange = sorted(set(found) ^ set(metadata[name]))
+        for name, names in (("classes", clouds.classes), ("parts", clouds.parts)):
+            if tuple(metadata[name]) != tuple(names):
+                strange = sorted(set(names) ^ set(metadata[name]))
                 raise ValueError(f"{data} has other {name} than the adapter: {', '.join(strange[:8]) or 'their order'}")
         clouds.parts_of = tuple(tuple(parts) for parts in metadata["parts_of"])
 
@@ -168,14 +172,14 @@ class PartSegmentation(Task[PartClouds, PartMetrics]):
     ) -> Card:
         index, parts = torch.tensor([category]), self.label_names(adapted)
         inputs = {"category": index} if adapted.model.num_categories else {}
-        seen = observe(adapted.model, xyz, **inputs)
-        labels = predicted_parts(seen.output[None], index, _allowed(adapted, category))[0]
+        observation = observe(adapted.model, xyz, **inputs)
+        labels = predicted_parts(observation.output[None], index, _allowed(adapted, category))[0]
         layers: dict[str, tuple[Tensor, Sequence[str]]] = {PART: (labels, parts)}
         right = None
         if true is not None:
             layers[TRUE_PART] = (true, parts)
             right = float((labels == true).float().mean())
-        return Card(name, xyz, adapted.classes[category], right, None, layers, seen.layers, seen.memory)
+        return Card(name, xyz, adapted.classes[category], right, None, layers, observation.layers, observation.memory)
 
 
 def _allowed(adapted: Adapted, category: int) -> Tensor:

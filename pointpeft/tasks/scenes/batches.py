@@ -1,4 +1,4 @@
-"""Rooms cut into columns: at random for training, by a sliding window for testing."""
+"""Scenes cut into columns: at random for training, by a sliding window for testing."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -15,11 +15,11 @@ BLOCK = 1.0  # metres, side of a column; all of these are the published values
 STRIDE = 0.5
 PADDING = 0.001
 LEAST = 1025  # points of a training column
-TRIES = 50  # draws of a column before the fullest of them is taken, in rooms too sparse for LEAST
+TRIES = 50  # draws of a column before the fullest of them is taken, in scenes too sparse for LEAST
 
 
 @dataclass
-class RoomTargets:
+class SceneTargets:
     """What a batch of columns is to be classified as.
 
     Attributes:
@@ -30,21 +30,21 @@ class RoomTargets:
     labels: Tensor
     weights: Tensor
 
-    def to(self, device: torch.device) -> "RoomTargets":
+    def to(self, device: torch.device) -> "SceneTargets":
         """The same on a device."""
-        return RoomTargets(self.labels.to(device), self.weights.to(device))
+        return SceneTargets(self.labels.to(device), self.weights.to(device))
 
     def __len__(self) -> int:
         return len(self.labels)
 
 
-class Rooms:
-    """The rooms of a `RoomDataset` in memory.
+class Scenes:
+    """The scenes of a `RoomDataset` in memory.
 
     Args:
         dataset: The data.
         num_points: N, points of a column that the model sees.
-        blocks: Columns per epoch; None for as many as have room for all points.
+        blocks: Columns per epoch; None for as many as have scene for all points.
     """
 
     on_disk = False
@@ -56,15 +56,15 @@ class Rooms:
         self.classes, self.names = tuple(dataset.classes), list(dataset.names)
         self.up_axis, self.normalized, self.notes = dataset.up_axis, dataset.normalized, tuple(dataset.notes)
         self.labels: Tensor = dataset.labels  # the areas: what a validation part is drawn evenly from
-        rooms = [dataset[i] for i in range(len(dataset))]
-        self.points, self.point_labels = [xyz for xyz, _ in rooms], [labels for _, labels in rooms]
+        scenes = [dataset[i] for i in range(len(dataset))]
+        self.points, self.point_labels = [xyz for xyz, _ in scenes], [labels for _, labels in scenes]
 
     def __len__(self) -> int:
         return len(self.points)
 
     @property
     def sizes(self) -> list[int]:
-        """Points of each room."""
+        """Points of each scene."""
         return [len(points) for points in self.points]
 
     @property
@@ -72,29 +72,29 @@ class Rooms:
         """Columns per epoch."""
         return self.blocks or math.ceil(sum(self.sizes) / self.num_points)
 
-    def subset(self, indices: Sequence[int] | Tensor) -> "Rooms":
-        """The same rooms, fewer of them; nothing is copied."""
-        part = object.__new__(Rooms)
-        part.__dict__ |= self.__dict__
+    def subset(self, indices: Sequence[int] | Tensor) -> "Scenes":
+        """The same scenes, fewer of them; nothing is copied."""
+        subset = object.__new__(Scenes)
+        subset.__dict__ |= self.__dict__
         chosen = [int(i) for i in indices]
         for name in ("names", "points", "point_labels"):
-            setattr(part, name, [getattr(self, name)[i] for i in chosen])
-        part.labels = self.labels[chosen]
-        return part
+            setattr(subset, name, [getattr(self, name)[i] for i in chosen])
+        subset.labels = self.labels[chosen]
+        return subset
 
-    def require_points(self, least: int, reason: str) -> None:
-        """Refuses rooms too small for the model.
+    def require_points(self, count: int, reason: str) -> None:
+        """Refuses scenes too small for the model.
 
         Raises:
-            ValueError: A room has fewer than `least` points; says which one.
+            ValueError: A scene has fewer than `count` points; says which one.
         """
         for name, size in zip(self.names, self.sizes, strict=True):
-            if size < least:
-                raise ValueError(f"{name} has {size} points, at least {least} are needed ({reason})")
+            if size < count:
+                raise ValueError(f"{name} has {size} points, at least {count} are needed ({reason})")
 
-    def thinned(self, num_points: int, seed: int) -> "Rooms":
-        """Refused: a room has no number of points that could be lowered."""
-        raise ValueError("densities must be empty for rooms; their columns hold as many points as the scan has")
+    def thinned(self, num_points: int, seed: int) -> "Scenes":
+        """Refused: a scene has no number of points that could be lowered."""
+        raise ValueError("densities must be empty for scenes; their columns hold as many points as the scan has")
 
     def class_weights(self) -> Tensor:
         """(largest count / count)^(1/3) of each class; 1 for a class that does not occur. [P]"""
@@ -104,8 +104,8 @@ class Rooms:
     def column(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """A random column: points [N, 3], x and y relative to its middle, z above the floor; and their classes [N]."""
         sizes = torch.tensor(self.sizes, dtype=torch.float64)
-        room = int(torch.multinomial(sizes, 1, generator=generator))
-        xyz = self.points[room]
+        scene = int(torch.multinomial(sizes, 1, generator=generator))
+        xyz = self.points[scene]
         best = torch.empty(0, dtype=torch.int64)
         middle = best_middle = xyz[0, :2]
         for _ in range(TRIES):
@@ -116,7 +116,7 @@ class Rooms:
             if len(best) >= min(LEAST, len(xyz)):
                 break
         pick = best[random_order(len(best), self.num_points, generator)]
-        return _shifted(xyz[pick], best_middle), self.point_labels[room][pick]
+        return _shifted(xyz[pick], best_middle), self.point_labels[scene][pick]
 
     def columns(self, count: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Random columns that a seed repeats."""
@@ -125,22 +125,22 @@ class Rooms:
             yield self.column(generator)
 
     def fixed(self) -> Tensor:
-        """A column per room. [M, N, 3]"""
+        """A column per scene. [M, N, 3]"""
         return torch.stack([points for points, _ in self.columns(len(self), 0)])
 
-    def batches(self, batch_size: int, generator: torch.Generator, rank: int = 0, world: int = 1) -> "RoomBatches":
+    def batches(self, batch_size: int, generator: torch.Generator, rank: int = 0, world: int = 1) -> "SceneBatches":
         """One epoch of random columns, this process's share of every batch; which columns depends on `world`."""
-        return RoomBatches(self, batch_size, generator, rank, world)
+        return SceneBatches(self, batch_size, generator, rank, world)
 
 
-class RoomBatches:
+class SceneBatches:
     """One epoch of training batches, (points [B, N, 3], targets)."""
 
-    def __init__(self, rooms: Rooms, batch_size: int, generator: torch.Generator, rank: int, world: int) -> None:
-        count = rooms.num_blocks
-        self.sizes = [len(part) for part in torch.tensor_split(torch.arange(count), math.ceil(count / batch_size))]
+    def __init__(self, scenes: Scenes, batch_size: int, generator: torch.Generator, rank: int, world: int) -> None:
+        count = scenes.num_blocks
+        self.sizes = [len(chunk) for chunk in torch.tensor_split(torch.arange(count), math.ceil(count / batch_size))]
         require_clouds(min(self.sizes), world)
-        self.rooms, self.weights, self.rank, self.world = rooms, rooms.class_weights(), rank, world
+        self.scenes, self.weights, self.rank, self.world = scenes, scenes.class_weights(), rank, world
         # Each process searches columns of its own: to find a column costs more than to draw numbers.
         self.generator = torch.Generator().manual_seed(int(torch.randint(2**62, (world,), generator=generator)[rank]))
 
@@ -150,21 +150,21 @@ class RoomBatches:
     def __iter__(self) -> Iterator[tuple[Tensor, Any]]:
         for size in self.sizes:
             mine = range(size)[share(size, self.rank, self.world)]
-            columns = [self.rooms.column(self.generator) for _ in mine]
-            points, labels = (torch.stack(part) for part in zip(*columns, strict=True))
-            yield points, RoomTargets(labels, self.weights)
+            columns = [self.scenes.column(self.generator) for _ in mine]
+            points, labels = (torch.stack(column) for column in zip(*columns, strict=True))
+            yield points, SceneTargets(labels, self.weights)
 
 
 def windows(xyz: Tensor, num_points: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor, int]]:
-    """A sliding window over a room: every point is in at least one of its columns, most are in four.
+    """A sliding window over a scene: every point is in at least one of its columns, most are in four.
 
     Args:
-        xyz: A room. [n, 3]
+        xyz: A scene. [n, 3]
         num_points: N.
         generator: Source of how a column's points are dealt into groups of N.
 
     Yields:
-        Points [N, 3] as in training; which points of the room they are, int64 [N]; and how many of them, from the
+        Points [N, 3] as in training; which points of the scene they are, int64 [N]; and how many of them, from the
         first, are no repetition.
     """
     low, high = xyz[:, :2].amin(0), xyz[:, :2].amax(0)
@@ -172,7 +172,7 @@ def windows(xyz: Tensor, num_points: int, generator: torch.Generator) -> Iterato
     for i in range(counts[0]):
         for j in range(counts[1]):
             start = low + STRIDE * torch.tensor([i, j])
-            start = torch.maximum(torch.minimum(start, high - BLOCK), low)  # the last window ends with the room
+            start = torch.maximum(torch.minimum(start, high - BLOCK), low)  # the last window ends with the scene
             near = (xyz[:, :2] >= start - PADDING) & (xyz[:, :2] <= start + BLOCK + PADDING)
             inside = near.all(1).nonzero().flatten()
             if not len(inside):

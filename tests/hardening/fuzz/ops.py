@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pointpeft import _C, ops
 from pointpeft.ops.core import products
-from pointpeft.ops.core.library import answered_by
+from pointpeft.ops.core.library import force_backend
 from pointpeft.ops.frozen.bottleneck_adapter import ACTIVATIONS
 from tests.conftest import CPU_LEVELS
 from tests.hardening.fuzz import fused_cases, point_cases  # noqa: F401
@@ -96,7 +96,7 @@ def answer(name: str, arguments: dict[str, Any], backend: str, draw: Draw, grads
     """Results, gradients, and the gradients of the results that these are of; or the ValueError."""
     learning = [t for _, t in tensors_of(arguments) if t.requires_grad]
     try:
-        with answered_by(backend):
+        with force_backend(backend):
             result = flat(getattr(ops, name)(**arguments))
     except ValueError as error:
         return error

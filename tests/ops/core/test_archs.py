@@ -9,7 +9,7 @@ import torch
 from pointpeft.cli.commands import info
 from pointpeft.ops.core import library
 from pointpeft.ops.core.archs import has_code_for
-from pointpeft.ops.core.library import Part
+from pointpeft.ops.core.library import LibraryStatus
 
 ROOT = Path(library.__file__).parents[3]
 
@@ -47,7 +47,7 @@ def test_a_target_that_is_no_version_is_named():
 @pytest.fixture
 def gpu(monkeypatch):
     """Stands for a GPU with a library of CUDA code for sm_80 alone; gives the function that sets its capability."""
-    monkeypatch.setitem(library.PARTS, "cuda", Part(True, "loaded", ""))
+    monkeypatch.setitem(library.LIBRARIES, "cuda", LibraryStatus(True, "loaded", ""))
     monkeypatch.setattr(library, "_gpus_with_code", {})
     monkeypatch.setattr(library, "_cuda_archs", lambda: "8.0")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -63,7 +63,7 @@ def gpu(monkeypatch):
 def test_the_reference_answers_on_a_gpu_without_code(gpu):
     gpu(7, 5)
     assert library.backend("cuda") == library.backend("cuda:0") == "reference"
-    part = library.part_of("cuda")
+    part = library.status_of("cuda")
     assert not part.live
     assert "has code for 8.0" in part.reason
     assert "Tesla T4 of compute capability 7.5" in part.reason
@@ -76,7 +76,7 @@ def test_the_reference_answers_on_a_gpu_without_code(gpu):
 def test_kernels_answer_on_a_gpu_with_code(gpu):
     gpu(8, 9)
     assert library.backend("cuda") == "compiled"
-    assert library.part_of("cuda").live
+    assert library.status_of("cuda").live
     assert info.collect()["backends"]["cuda"]["live"]
 
 

@@ -20,8 +20,8 @@ from pointpeft.runs.evaluate import evaluate
 from pointpeft.runs.finetune import finetune
 from pointpeft.tasks.adapted import Adapted
 from pointpeft.tasks.inference import Voting
-from pointpeft.tasks.scenes.batches import BLOCK, Rooms, windows
-from pointpeft.tasks.scenes.task import SceneMetrics, SemanticSegmentation, classify_room, confusion
+from pointpeft.tasks.scenes.batches import BLOCK, Scenes, windows
+from pointpeft.tasks.scenes.task import SceneMetrics, SemanticSegmentation, classify_scene, confusion
 from tests.clouds import TINY_MODEL
 from tests.data.sets.test_s3dis import write_rooms
 
@@ -46,10 +46,10 @@ def config(tmp_path):
 
 
 def test_training_columns_are_of_the_published_size_and_keep_their_labels(config):
-    rooms = Rooms(load(config.data, "train"), 256)
-    assert rooms.num_blocks == -(-3 * 2000 // 256)
-    (points, targets), *others = rooms.batches(8, torch.Generator().manual_seed(0))
-    assert sum(len(targets) for _, targets in [(points, targets), *others]) == rooms.num_blocks
+    scenes = Scenes(load(config.data, "train"), 256)
+    assert scenes.num_blocks == -(-3 * 2000 // 256)
+    (points, targets), *others = scenes.batches(8, torch.Generator().manual_seed(0))
+    assert sum(len(targets) for _, targets in [(points, targets), *others]) == scenes.num_blocks
     assert points.shape == (len(targets), 256, 3)
     assert points[..., :2].abs().max() <= BLOCK / 2
     # As the rooms were made: label 1 is the floor, 0 the ceiling.
@@ -58,9 +58,9 @@ def test_training_columns_are_of_the_published_size_and_keep_their_labels(config
 
 
 def test_class_weights_are_the_published_ones(config):
-    rooms = Rooms(load(config.data, "train"), 64)
-    counts = torch.cat(rooms.point_labels).bincount(minlength=13)
-    weights = rooms.class_weights()
+    scenes = Scenes(load(config.data, "train"), 64)
+    counts = torch.cat(scenes.point_labels).bincount(minlength=13)
+    weights = scenes.class_weights()
     present = counts > 0
     torch.testing.assert_close(weights[present], (counts.max() / counts[present]) ** (1 / 3))
     assert (weights[~present] == 1).all()
@@ -68,14 +68,14 @@ def test_class_weights_are_the_published_ones(config):
 
 @torch.no_grad()
 def test_a_method_of_two_passes_weighs_the_classes_in_both(config):
-    rooms = Rooms(load(config.data, "train"), 128)
-    points, targets = next(iter(rooms.batches(4, torch.Generator().manual_seed(0))))
+    scenes = Scenes(load(config.data, "train"), 128)
+    points, targets = next(iter(scenes.batches(4, torch.Generator().manual_seed(0))))
     options = {name: int(value) for name, value in (pair.split("=") for pair in TINY_MODEL)}
     task = SemanticSegmentation()
-    model = create_model("point_mae_tiny", "dyt", **task.outputs(rooms), **options).eval()
+    model = create_model("point_mae_tiny", "dyt", **task.outputs(scenes), **options).eval()
     losses = task.losses(model, model, points, targets)
     for name, logits in (("loss", model(points)), ("full", model.method.full_pass(model, points))):
-        weighted = cross_entropy(logits.flatten(0, 1), targets.labels.flatten(), rooms.class_weights())
+        weighted = cross_entropy(logits.flatten(0, 1), targets.labels.flatten(), scenes.class_weights())
         torch.testing.assert_close(losses[name], weighted)
         assert not torch.allclose(weighted, cross_entropy(logits.flatten(0, 1), targets.labels.flatten()))
 
@@ -117,7 +117,7 @@ def test_a_room_is_shown_without_its_ceiling_in_the_classes_of_its_points(config
     far = xyz + torch.tensor([50.0, 40.0, 7.0])
     rooms = SimpleNamespace(points=[far], names=["room"], point_labels=[labels])
     card = SemanticSegmentation().test_card(adapted, rooms, 0, None)
-    assert (card.sure, card.said) == (1.0, "room of 2000 points")
+    assert (card.sure, card.said) == (1.0, "scene of 2000 points")
     said, names = card.labels[POINT_CLASS]
     assert torch.equal(said, card.labels[TRUE_POINT_CLASS][0])
     assert set(said.tolist()) == {1, 12}
@@ -129,7 +129,7 @@ def test_a_room_is_shown_without_its_ceiling_in_the_classes_of_its_points(config
 @pytest.mark.parametrize("vote", [1, 3])
 def test_the_votes_of_windows_return_to_their_points(config, vote):
     xyz, labels = load(config.data, "test")[0]
-    said, loss = classify_room(ByHeight().eval(), xyz, 64, 5, Voting(vote, 0, "none"), labels)
+    said, loss = classify_scene(ByHeight().eval(), xyz, 64, 5, Voting(vote, 0, "none"), labels)
     assert torch.equal(said, labels)
     assert loss == pytest.approx(math.log(1 + 12 * math.exp(-9)), rel=1e-3)
 
@@ -151,13 +151,13 @@ def test_a_run_learns_rooms_and_can_be_evaluated(config, tmp_path, capsys):
     assert facts.test["point_accuracy"] > 0.6  # the largest class has 0.4
     assert facts.clouds == {"train": 2, "val": 1, "test": 1}
     assert facts.notes == ("test rooms: area 5",)
-    assert {"rooms.png", "curves.png", "result.json", "adapter"} <= {p.name for p in result.folder.iterdir()}
+    assert {"scenes.png", "curves.png", "result.json", "adapter"} <= {p.name for p in result.folder.iterdir()}
     again = evaluate(EvaluateConfig(result.folder, device="cpu", quiet=True))
     for name in ("miou", "point_accuracy"):
         assert again.test[name] == facts.test[name]
     voted = evaluate(EvaluateConfig(result.folder, device="cpu", quiet=True, vote=2))
     assert (voted.vote, voted.test_augment) == (2, "none")
-    with pytest.raises(ValueError, match="densities must be empty for rooms"):
+    with pytest.raises(ValueError, match="densities must be empty for scenes"):
         evaluate(EvaluateConfig(result.folder, device="cpu", quiet=True, densities=(64,)))
 
     cloud = np.load(tmp_path / "rooms" / "Area_5_office_1.npy")

@@ -65,13 +65,13 @@ def _names(line: str, form: RowFormat, width: int) -> list[list[str]]:
     """What a line may name: split as the rows are, and at anything that separates words."""
     line = without_units(line)
     line = re.sub(r"^\w[\w ]+:\s+", "", line)  # "Fields: x y z"
-    found = []
+    names = []
     if form.separator and form.separator.strip(" ") and form.separator.strip(" ") in line:
-        found.append(RowFormat(form.separator.strip(" ")).cells(line))
+        names.append(RowFormat(form.separator.strip(" ")).cells(line))
     words = [word.strip("\"'") for word in re.split(r"[\s,;|]+", line.strip())]
-    if found and len(found[0]) == width:
-        return found
-    return [*found, [word for word in words if word]]
+    if names and len(names[0]) == width:
+        return names
+    return [*names, [word for word in words if word]]
 
 
 def numbered_columns(rows: Sequence[tuple[int, str]], form: RowFormat) -> tuple[int, int, int] | None:

@@ -61,7 +61,7 @@ def read_text(path: Path) -> np.ndarray:
     columns may hold anything.
 
     Raises:
-        DataError: It cannot be told which columns the coordinates are, or one of them is no number.
+        DataError: It is ambiguous which columns hold the coordinates, or one of them is not numeric.
     """
     header, rows = _split(split_lines(decode(path.read_bytes())))
     if not rows:
@@ -120,8 +120,8 @@ def _is_row(line: str) -> bool:
     """Whether a line holds a point: numbers alone, at least three of them, or mostly numbers."""
     words = [word.strip("\"'") for word in re.split(r"[\s,;|]+", line)]
     numeric = [NUMBER.fullmatch(word) is not None for word in words if word]
-    most = len(numeric) >= 3 and 3 * sum(numeric) >= 2 * len(numeric)
-    return sum(numeric) >= 3 or most or (bool(numeric) and all(numeric))
+    is_numeric = len(numeric) >= 3 and 3 * sum(numeric) >= 2 * len(numeric)
+    return sum(numeric) >= 3 or is_numeric or (bool(numeric) and all(numeric))
 
 
 def _count(line: str) -> int | None:

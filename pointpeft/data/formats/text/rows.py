@@ -89,7 +89,7 @@ def require_no_decimal_commas(rows: Sequence[str], form: RowFormat) -> None:
     """Refuses 0,25,1,5,2,75: three numbers with decimal commas, or six whole ones.
 
     Raises:
-        DataError: It cannot be told.
+        DataError: It is ambiguous.
     """
     if form.separator != ",":
         return
