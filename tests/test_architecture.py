@@ -1,13 +1,14 @@
 """The floor plan of the package: imports run downwards and in no circle, and no folder or file outgrows its reader."""
 
 import ast
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "pointpeft"
-# Each room may import those of the lines below its own, and itself.
+# Each sub-package may import those of the lines below its own, and itself.
 FLOORS = (
     ("__main__",),
     ("cli",),
@@ -24,7 +25,8 @@ FLOORS = (
     ("weights", "data"),
     ("drawing", "files", "escapes", "locks", "progress", "_sources"),
 )
-FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+MAX_FILES = 15  # of a folder, beside its __init__.py
+FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
     for path in sorted(PACKAGE.rglob("*.py"))
@@ -54,7 +56,7 @@ def imported(path):
 GRAPH = {name: set(imported(path)) - {name} for name, path in MODULES.items()}
 
 
-def room(module):
+def package_of(module):
     return module.split(".")[1] if "." in module else ""
 
 
@@ -77,19 +79,25 @@ def test_there_are_modules_and_imports():
     assert "pointpeft.ops.core.library" in GRAPH["pointpeft.ops"]
 
 
+def test_no_folder_of_the_package_has_more_than_15_files():
+    counts = Counter(path.parent for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
+    full = {str(folder.relative_to(ROOT)): count for folder, count in counts.items() if count > MAX_FILES}
+    assert full == {}
+
+
 def test_no_circle_between_files():
     assert circles() == []
 
 
-def test_every_room_has_its_floor():
-    assert {room(name) for name in MODULES} - {""} == set(FLOOR)
+def test_every_package_has_its_floor():
+    assert {package_of(name) for name in MODULES} - {""} == set(FLOOR)
 
 
-@pytest.mark.parametrize("name", [name for name in MODULES if room(name)])
+@pytest.mark.parametrize("name", [name for name in MODULES if package_of(name)])
 def test_no_import_points_upwards(name):
-    here = FLOOR[room(name)]
-    above = [other for other in GRAPH[name] if room(other) and room(other) != room(name) and FLOOR[room(other)] <= here]
-    assert above == []
+    own = package_of(name)
+    others = [other for other in GRAPH[name] if package_of(other) not in ("", own)]
+    assert [other for other in others if FLOOR[package_of(other)] <= FLOOR[own]] == []
 
 
 def test_everything_public_is_found_by_tab():

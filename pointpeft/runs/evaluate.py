@@ -16,6 +16,7 @@ from pointpeft.files import write_atomically
 from pointpeft.runs.config import EvaluateConfig
 from pointpeft.runs.plan import DataPlan, data_of_run, plan_evaluate, require_droppable
 from pointpeft.runs.result import EvaluateResult, write_result
+from pointpeft.runs.versions import versions
 from pointpeft.tasks.adapted import Adapted
 from pointpeft.tasks.base import AnyTask, GatheredClouds, create_task
 from pointpeft.tasks.batches import fit
@@ -24,7 +25,6 @@ from pointpeft.tasks.parts.report import write_prediction
 from pointpeft.tasks.storage import should_read_lazily
 from pointpeft.training.divergence import NotFiniteError, require_finite_logits, require_finite_weights
 from pointpeft.training.loop import make_accelerator
-from pointpeft.training.versions import versions
 
 
 def adapter_folder(run: Path) -> Path:

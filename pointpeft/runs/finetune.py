@@ -30,6 +30,7 @@ from pointpeft.runs.resume import (
     require_unchanged,
     tell_finished,
 )
+from pointpeft.runs.versions import versions
 from pointpeft.tasks.base import AnyTask, GatheredClouds, Metrics
 from pointpeft.tasks.batches import Clouds
 from pointpeft.tasks.inference import Voting
@@ -39,14 +40,13 @@ from pointpeft.training.determinism import determinism
 from pointpeft.training.divergence import NotFiniteError, require_finite_weights
 from pointpeft.training.loop import State, make_accelerator, seed_everything, train
 from pointpeft.training.memory import peak_memory
-from pointpeft.training.out_of_memory import named_out_of_memory, named_single_cloud
+from pointpeft.training.out_of_memory import explain_out_of_memory, explain_single_cloud
 from pointpeft.training.recompute import checkpoint_blocks
 from pointpeft.training.run_folder import RunFolder
 from pointpeft.training.seeds import derive_seed
 from pointpeft.training.selection import Selector
 from pointpeft.training.sync_batch_norm import sync_batch_norm
 from pointpeft.training.tracking import require_tracker
-from pointpeft.training.versions import versions
 
 ADAPTER = "adapter"
 DATA_WAY_OUT = "Put the data back as it was, or begin a new run without --resume"
@@ -68,8 +68,8 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
     remedies = "--accumulate keeps the batch of a step, --checkpoint-blocks computes blocks again"
     with (
         determinism(plan.execution.deterministic),
-        named_out_of_memory(subject, plan.batch_size, remedies),
-        named_single_cloud(plan.batch_size),
+        explain_out_of_memory(subject, plan.batch_size, remedies),
+        explain_single_cloud(plan.batch_size),
         ExitStack() as opened,
     ):
         folder = None

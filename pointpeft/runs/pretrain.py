@@ -20,6 +20,7 @@ from pointpeft.runs.config import PretrainConfig
 from pointpeft.runs.plan import PretrainPlan, plan_pretrain
 from pointpeft.runs.result import WEIGHTS, PretrainResult, entries_of, write_result
 from pointpeft.runs.resume import PRETRAIN_FREE, clouds_fingerprint, reopened, require_unchanged, tell_finished
+from pointpeft.runs.versions import versions
 from pointpeft.tasks.batches import Batches, Clouds
 from pointpeft.tasks.classification.task import Classification
 from pointpeft.tasks.storage import should_read_lazily
@@ -27,11 +28,10 @@ from pointpeft.training.determinism import determinism
 from pointpeft.training.divergence import require_finite_weights
 from pointpeft.training.loop import State, make_accelerator, seed_everything, train
 from pointpeft.training.memory import peak_memory
-from pointpeft.training.out_of_memory import named_out_of_memory, named_single_cloud
+from pointpeft.training.out_of_memory import explain_out_of_memory, explain_single_cloud
 from pointpeft.training.run_folder import RunFolder, write_text
 from pointpeft.training.seeds import derive_seed
 from pointpeft.training.tracking import require_tracker
-from pointpeft.training.versions import versions
 
 # Numbers that differ between runs of one seed: they stand beside the weights, whose file repeats to the byte.
 MEASURED = ("training_minutes", "clouds_per_second", "peak_memory_mib")
@@ -58,8 +58,8 @@ def pretrain(config: PretrainConfig) -> PretrainResult:
     with (
         closing(folder),
         determinism(plan.execution.deterministic),
-        named_out_of_memory(subject, plan.batch_size, remedies),
-        named_single_cloud(plan.batch_size),
+        explain_out_of_memory(subject, plan.batch_size, remedies),
+        explain_single_cloud(plan.batch_size),
     ):
         return _pretrain(accelerator, plan, config, folder)
 

@@ -1,4 +1,4 @@
-"""Runs that repeat to the bit, or say why they cannot."""
+"""Runs that are reproducible to the bit on CUDA, or an error that says why they cannot be."""
 
 import os
 from collections.abc import Iterator
@@ -11,8 +11,8 @@ import torch
 def determinism(enabled: bool) -> Iterator[None]:
     """Within it PyTorch uses deterministic algorithms alone, if `enabled`.
 
-    The CPU's are so in any case. On CUDA this costs speed: sums over indices are sorted, and matrix products keep to
-    one workspace, which must be known before the first of them.
+    The CPU's always are. On CUDA this costs speed: sums over indices are sorted, and matrix products use one
+    workspace, whose size must be set before the first of them.
 
     Raises:
         ValueError: Something in the run has no deterministic algorithm; says what.

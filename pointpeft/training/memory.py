@@ -1,4 +1,4 @@
-"""Memory of the process on the CPU: how it is kept, and how much there was at most."""
+"""Memory of this process: allocator settings, free memory, peak memory."""
 
 import ctypes
 import platform

@@ -1,16 +1,16 @@
-"""What a run says when the memory ends, or when a step has but one cloud and the model measures them together."""
+"""Errors of a step, with the options that avoid them: out of memory, and BatchNorm over a single cloud."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 
-_NO_ROOM = ("DefaultCPUAllocator", "can't allocate memory")  # as PyTorch tells it of the CPU
-_NO_STATISTICS = "Expected more than 1 value per channel"  # as PyTorch tells it
+_OUT_OF_MEMORY = ("DefaultCPUAllocator", "can't allocate memory")  # PyTorch's words on the CPU
+_NO_STATISTICS = "Expected more than 1 value per channel"  # PyTorch's words
 
 
 @contextmanager
-def named_out_of_memory(what: str, batch_size: int, remedies: str) -> Iterator[None]:
+def explain_out_of_memory(what: str, batch_size: int, remedies: str) -> Iterator[None]:
     """Turns an out-of-memory error into one that names the run, its batch size and cheaper options.
 
     Args:
@@ -24,7 +24,9 @@ def named_out_of_memory(what: str, batch_size: int, remedies: str) -> Iterator[N
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        short = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(mark in str(error) for mark in _NO_ROOM)
+        short = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(
+            mark in str(error) for mark in _OUT_OF_MEMORY
+        )
         if not short:
             raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -35,7 +37,7 @@ def named_out_of_memory(what: str, batch_size: int, remedies: str) -> Iterator[N
 
 
 @contextmanager
-def named_single_cloud(batch_size: int) -> Iterator[None]:
+def explain_single_cloud(batch_size: int) -> Iterator[None]:
     """Turns BatchNorm's refusal of a single cloud into an error that names `batch_size`.
 
     Raises:

@@ -3,7 +3,7 @@ import torch
 
 from pointpeft.runs.config import FinetuneConfig
 from pointpeft.runs.finetune import finetune
-from pointpeft.training.out_of_memory import named_out_of_memory
+from pointpeft.training.out_of_memory import explain_out_of_memory
 from tests.clouds import TINY, TINY_MODEL
 
 
@@ -31,10 +31,10 @@ def test_a_run_out_of_memory_names_batch_size_and_method(clouds_folder, tmp_path
 )
 def test_every_kind_of_end_of_memory_is_told(error):
     with pytest.raises(MemoryError, match=r"out of memory with batch size 1 and method x: less"):
-        with named_out_of_memory("method x", 1, "less"):
+        with explain_out_of_memory("method x", 1, "less"):
             raise error
 
 
 def test_other_errors_pass_as_they_are():
-    with pytest.raises(RuntimeError, match=r"^other$"), named_out_of_memory("method x", 1, "less"):
+    with pytest.raises(RuntimeError, match=r"^other$"), explain_out_of_memory("method x", 1, "less"):
         raise RuntimeError("other")

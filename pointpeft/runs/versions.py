@@ -1,4 +1,4 @@
-"""With what a number was made."""
+"""Versions and hardware behind a result."""
 
 import platform
 from importlib.metadata import PackageNotFoundError, version
@@ -9,7 +9,7 @@ PACKAGES = ("numpy", "accelerate", "torchmetrics", "safetensors")
 
 
 def versions() -> dict[str, str]:
-    """Versions of this package, Python, torch and what else takes part in a result, and the processor or GPU."""
+    """Versions of this package, Python, torch and other packages that influence results, and the processor or GPU."""
     from pointpeft import __version__
     from pointpeft.ops import backend
 
