@@ -49,7 +49,7 @@ def choose_cards(adapted: Adapted, clouds: Any) -> list[Card]:
     for name in SHOWN:
         own = (clouds.labels == clouds.classes.index(name)).nonzero().flatten().tolist()
         cards = [task.test_card(adapted, clouds, i, observe) for i in own]
-        chosen.append(max(cards, key=lambda card: (card.said == name) * (card.sure or 0.0)))
+        chosen.append(max(cards, key=lambda card: (card.predicted == name) * (card.confidence or 0.0)))
     return chosen
 
 
@@ -75,7 +75,9 @@ def draw_clouds(figure: Any, run: Path) -> None:
     palette = colormaps["Dark2"]
     axes = figure.subplots(2, len(SHOWN), subplot_kw={"projection": "3d"}, gridspec_kw={"wspace": 0, "hspace": 0.02})
     for column, card in enumerate(choose_cards(adapted, clouds)):
-        title = f"{card.said} ({card.sure:.0%})" + ("" if card.said == card.true else f", is {card.true}")
+        title = f"{card.predicted} ({card.confidence:.0%})" + (
+            "" if card.predicted == card.true else f", is {card.true}"
+        )
         draw_points(axes[0, column], card.xyz, clouds.up_axis, title, color=palette(column))
         values = card.amounts["attention"]
         draw_points(axes[1, column], card.xyz, clouds.up_axis, "attention", c=values, cmap="viridis")

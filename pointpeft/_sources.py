@@ -32,7 +32,7 @@ def is_checkout() -> bool:
 
 
 def build_command() -> str:
-    """What to type so that this package gets libraries of its own."""
+    """The command that builds this package's own libraries."""
     if is_checkout():
         return f"type `pip install -e .` in {CHECKOUT}"
     return "install again with a C++ compiler (and nvcc for CUDA) on PATH"

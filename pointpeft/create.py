@@ -36,7 +36,7 @@ def create_model(
         checkpoint: Pre-trained weights of the backbone: a .pth or .safetensors file, or the name of one that the
             package ships. None for fresh ones.
         task: classification of clouds; part_segmentation or semantic_segmentation, of their points.
-        num_categories: Kinds of clouds in part segmentation, whose index the call takes as `category`; 0 for none.
+        num_categories: Categories in part segmentation, whose index the call takes as `category`; 0 for none.
         classifier: What classifies clouds: the published "mlp", or "kernel", a `KernelHead` that `solve_kernel_head`
             fills.
         num_support: Clouds that a kernel head remembers.

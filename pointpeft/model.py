@@ -30,7 +30,7 @@ CLASSIFIERS = ("mlp", "kernel")
 
 @dataclass(frozen=True)
 class Origin:
-    """Where the frozen weights came from.
+    """Origin of the frozen weights.
 
     Attributes:
         checkpoint: Name or path, as it was given.
@@ -162,7 +162,7 @@ class PointModel(nn.Module):
         return xyz if self.up_axis is None else turn_y_up(xyz, self.up_axis)
 
     def forward_features(self, xyz: Tensor, **inputs: Tensor) -> Any:
-        """What the head reads, [B, F], or `DenseFeatures` where points are classified; arguments as in `forward`."""
+        """The input of the head, [B, F], or `DenseFeatures` where points are classified; arguments as in `forward`."""
         if not isinstance(xyz, Tensor) or xyz.dim() != 3 or xyz.shape[-1] != 3 or not xyz.is_floating_point():
             got = f"{xyz.dtype} {tuple(xyz.shape)}" if isinstance(xyz, Tensor) else type(xyz).__name__
             raise ValueError(f"xyz must be a floating tensor of shape (B, N, 3), got {got}")
@@ -266,7 +266,7 @@ class PointModel(nn.Module):
 
     @property
     def config(self) -> dict[str, Any]:
-        """What `create_from_config` needs to build this model again, ready for JSON; a mapping, as `peft` reads it."""
+        """The configuration from which `create_from_config` rebuilds this model, ready for JSON, as `peft` reads it."""
         of_classifier = {
             **({} if self.classifier == "mlp" else {"classifier": self.classifier, "num_support": self.num_support}),
             **({} if self.up_axis is None else {"up_axis": self.up_axis}),

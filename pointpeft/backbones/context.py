@@ -1,4 +1,4 @@
-"""What the blocks of one forward pass share: the cloud, its groups, the layout of the tokens, positions, losses."""
+"""State shared by the blocks of one forward pass: the cloud, its groups, the layout of tokens, positions, losses."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field

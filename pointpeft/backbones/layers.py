@@ -30,7 +30,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(width, width, device=device, dtype=dtype)
 
     def visible(self, qkv: Tensor, mask: Tensor | None = None) -> Tensor | None:
-        """Where a token (row) may look at a token (column): `mask`, and what a kind of attention takes away from it.
+        """Which token (row) may attend to which token (column): `mask`, restricted further by the type of attention.
 
         Args:
             qkv: [B, T, 3C]

@@ -34,7 +34,7 @@ def _has_weight(layer: Any) -> bool:
     return layer._parameters.get("weight") is not None
 
 
-# What a layer must have besides for the operations, which know a linear map, a norm of channels and a 1x1 convolution.
+# Further requirements of the operations, which support a linear map, a norm over channels and a 1x1 convolution.
 _NEEDS: dict[type[nn.Module], Callable[[Any], bool]] = {
     nn.Linear: _has_weight,
     nn.Conv1d: _is_pointwise,

@@ -229,7 +229,7 @@ class PointGPT(PointMAE):
         return tokenizer(config.width, config.embed_width, device=device, dtype=dtype)
 
     def make_pos_embed(self, config: Any, *, device: Any = None, dtype: Any = None) -> nn.Module:
-        """What turns centres into positions: [B, G, 3] -> [B, G, C]."""
+        """The module that embeds centres as positions: [B, G, 3] -> [B, G, C]."""
         return SinCosPosition(config.width)
 
     def make_norm(self, config: Any, *, device: Any = None, dtype: Any = None) -> nn.Module:
@@ -276,7 +276,7 @@ class PointGPT(PointMAE):
 
     @classmethod
     def yaml_differences(cls, section: dict[str, Any]) -> tuple[str, ...]:
-        """Where training anew by a YAML file leaves the published one."""
+        """Differences between training by a YAML file here and the published training."""
         loss = "the loss is the cross-entropy; published adds 3 times that of the generator's reconstruction"
         if not section.get("drop_path_rate"):
             return (loss,)

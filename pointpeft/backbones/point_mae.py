@@ -77,11 +77,11 @@ class PointMAE(nn.Module):
 
     # The registered name of the published size.
     family: ClassVar[str] = "point_mae"
-    # What its blocks are.
+    # The class of its blocks.
     block_type: ClassVar[type[Block]] = Block
     # Names of the tokens before the patches; `<name>_token` and `<name>_pos` hold them.
     prefix: ClassVar[tuple[str, ...]] = ("cls",)
-    # What the published classifier pools, see heads.pooling.
+    # Tokens that the published classifier pools, see heads.pooling.
     pooled: ClassVar[tuple[str, ...]] = ("cls", "patch_max")
     # Whether the tokens before the patches stay where every point is classified; in Point-MAE's published code not.
     dense_prefix: ClassVar[bool] = False
@@ -146,14 +146,14 @@ class PointMAE(nn.Module):
         return PatchEmbed(config.width, config.embed_width, device=device, dtype=dtype)
 
     def make_pos_embed(self, config: PointMAEConfig, *, device: Any = None, dtype: Any = None) -> nn.Module:
-        """What turns centres into positions: [B, G, 3] -> [B, G, C]."""
+        """The module that embeds centres as positions: [B, G, 3] -> [B, G, C]."""
         factory = {"device": device, "dtype": dtype}
         return nn.Sequential(
             nn.Linear(3, POS_HIDDEN, **factory), nn.GELU(), nn.Linear(POS_HIDDEN, config.width, **factory)
         )
 
     def make_norm(self, config: PointMAEConfig, *, device: Any = None, dtype: Any = None) -> nn.Module:
-        """What normalises the tokens after the last block: [B, T, C] -> [B, T, C]."""
+        """The norm after the last block: [B, T, C] -> [B, T, C]."""
         return nn.LayerNorm(config.width, device=device, dtype=dtype)
 
     @property
@@ -194,7 +194,7 @@ class PointMAE(nn.Module):
 
     @classmethod
     def yaml_differences(cls, section: dict[str, Any]) -> tuple[str, ...]:
-        """Where training anew by a YAML file leaves the published one, a clause each."""
+        """Differences between training by a YAML file here and the published training, a clause each."""
         return ()
 
     @classmethod

@@ -13,7 +13,7 @@ from pointpeft.backbones.point_mae import PointMAE, PointMAEConfig
 from pointpeft.backbones.registry import register_backbone
 from pointpeft.weights.publication import Publication, YamlModel, modelnet_recipe, scanobjectnn_recipes
 
-# What a pre-training holds beside the student: the teachers of images and text, and projections to them.
+# Tensors of a pre-training beside the student's: the image and text teachers, and projections to them.
 TEACHERS = (r"^(img|text)_(encoder|proj)\.", r"^cls_proj\.")
 _CONFIGS = "qizekun/ReCon cfgs/full/"
 PUBLICATION = Publication(

@@ -59,7 +59,7 @@ def backbone_families() -> dict[str, Any]:
 
 
 def backbone_publications() -> dict[str, Publication]:
-    """What is known of the publications of backbones, by family, where a class sets `publication` itself."""
+    """Publications of backbones by family, of the classes that set `publication` themselves."""
     declared = {family: vars(backbone).get("publication") for family, backbone in sorted(backbone_families().items())}
     return {family: publication for family, publication in declared.items() if publication is not None}
 

@@ -22,7 +22,7 @@ from pointpeft.weights.names import LoadReport, load, logger, published_names, s
 TOKENIZER = "encoder.first_conv.0.weight"
 # ACT and IDPT end the names of their dense heads' parts so, for a filter by name that finds what trains.
 SUFFIX = r"^(label_conv|propagation_0|convs\d|bns\d)_cls\."
-# What a pre-training may hold and a dense task does not read.
+# Tensors of a pre-training that a dense task does not read.
 UNREAD_PREFIX = (r"^(cls_token|cls_pos)$",)
 
 
@@ -155,7 +155,7 @@ def _shortened(name: str) -> str:
 
 
 def _dense_task(state: dict[str, Tensor]) -> dict[str, Any]:
-    """What a file says of its task: the head of part segmentation has a branch for categories."""
+    """The task that a file's tensors show: the head of part segmentation has a branch for categories."""
     if "propagation_0.mlp_convs.0.weight" not in state:
         return {}
     if "dgcnn_pro_1.layer1.0.weight" in state:  # the last propagation reads the category, the place and C channels

@@ -137,7 +137,7 @@ def _imports_end_at_once() -> Iterator[None]:
 
 
 def _message(error: Exception) -> str:
-    """What was wrong with the input; an error that is not about the input says so."""
+    """The message of an error; one that is not about the input is marked as internal."""
     if isinstance(error, (ValueError, OSError, ImportError, MemoryError)):
         return f"error: {error}"
     return f"internal error: {type(error).__name__}: {error} (--debug shows where)"

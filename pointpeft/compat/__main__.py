@@ -33,7 +33,7 @@ def main() -> None:
         raise SystemExit(USAGE)
     if not as_module and not Path(arguments[0]).is_file():
         raise SystemExit(f"pointpeft.compat: there is no file {arguments[0]}")
-    # What `python` itself would put first: the script's folder, or for a module the current one.
+    # As `python` itself: first the script's folder, or for a module the current one.
     sys.path[0] = str(Path.cwd() if as_module else Path(arguments[0]).resolve().parent)
     install(replace=replace)
     if not torch.cuda.is_available():

@@ -69,7 +69,7 @@ class PointCloudDataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What the user should know, with the points that were left out of the clouds read so far."""
+        """Remarks for the user, including how many points of the clouds read so far were dropped."""
         return (*self._notes, *dropped_note(self.dropped))
 
     @notes.setter

@@ -1,4 +1,4 @@
-"""What lies at a path."""
+"""Detection of the data set at a path."""
 
 from pathlib import Path
 

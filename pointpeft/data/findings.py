@@ -1,4 +1,4 @@
-"""What a look at a data set finds, file by file."""
+"""The report of `pointpeft data check`, file by file."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -19,7 +19,7 @@ FEW_POINTS = 32
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What a check found.
+    """Result of a check.
 
     Attributes:
         lines: The findings, for people; problems start with "BROKEN".
@@ -32,7 +32,7 @@ class CheckReport:
 
 @dataclass
 class Findings:
-    """What was found so far; data sets add to it.
+    """Findings so far; data sets add to them.
 
     Attributes:
         lines: What is there.

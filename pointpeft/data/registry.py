@@ -20,7 +20,7 @@ SPLITS = ("train", "test")
 EMBEDDED = "furniture"  # the data set of a source that is not given
 
 Labels = Literal["clouds", "parts", "scenes"]
-# What has a label -> how a message on a source that is no data set goes on.
+# Type of labels -> the end of a message about a source that is no data set.
 _NEEDS: dict[str, str] = {
     "clouds": "a data set is",
     "parts": "part segmentation needs",

@@ -64,7 +64,7 @@ class SegmentDataset(torch.utils.data.Dataset[tuple[Tensor, int, Tensor]]):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What the user should know, with the points that were left out of the clouds read so far."""
+        """Remarks for the user, including how many points of the clouds read so far were dropped."""
         return (*self._notes, *dropped_note(self.dropped))
 
     def __len__(self) -> int:
@@ -120,7 +120,7 @@ class SceneDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What the user should know, with the points that were left out of the scenes read so far."""
+        """Remarks for the user, including how many points of the scenes read so far were dropped."""
         return (*self._notes, *dropped_note(self.dropped))
 
     def __len__(self) -> int:

@@ -16,8 +16,8 @@ class Card:
     Attributes:
         name: Of the file or cloud.
         xyz: [N, 3]
-        said: Class or category; of a scene, how many points it has.
-        sure: Probability of `said`; the share of points of the right part or class where those are known; else None.
+        predicted: Class or category; of a scene, how many points it has.
+        confidence: Probability of `predicted`; for points the share of correct ones where that is known, else None.
         true: The true class, where it is known.
         labels: By name the layers of names: class or part of each point, int64 [N], and the names by index.
         amounts: By name the layers of numbers. [N] each
@@ -26,8 +26,8 @@ class Card:
 
     name: str
     xyz: Tensor
-    said: str
-    sure: float | None
+    predicted: str
+    confidence: float | None
     true: str | None
     labels: dict[str, tuple[Tensor, Sequence[str]]]
     amounts: dict[str, Tensor]

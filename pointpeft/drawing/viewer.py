@@ -15,7 +15,7 @@ STYLE = """body{font:14px/1.4 system-ui,sans-serif;margin:1.5rem;color:#222;back
 #grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(220px,1fr));gap:12px;margin-top:1rem}
 figure{margin:0;border:1px solid #ddd;border-radius:6px;overflow:hidden}
 canvas{display:block;width:100%;aspect-ratio:1;background:#10151c;cursor:grab;touch-action:none}
-figcaption{padding:6px 8px;overflow-wrap:anywhere}.said{color:#b3261e}.true{color:#146c2e}small{color:#666}
+figcaption{padding:6px 8px;overflow-wrap:anywhere}.wrong{color:#b3261e}.true{color:#146c2e}small{color:#666}
 label{margin-right:10px}.bar{display:inline-block;width:7rem;height:.6rem;border-radius:3px;margin:0 6px}
 table{border-collapse:collapse}td,th{padding:1px 12px 1px 0;text-align:left}
 """
@@ -89,8 +89,8 @@ addEventListener("resize", () => views.forEach(draw));
 # `known` takes layers and what they mean into the choice; `add` gives a view its layers, as `amounts` and `classes`
 # make them, and the element that tells what their colours are.
 LAYERS = """const meanings = {}, choice = document.getElementById("layer"), shown = [];
-function known(told) {
-  for (const [name, meaning] of Object.entries(told)) {
+function known(meanings) {
+  for (const [name, meaning] of Object.entries(meanings)) {
     if (!(name in meanings)) text(choice, "option", name);
     meanings[name] = meaning;
   }
@@ -128,7 +128,7 @@ def quantised(points: Tensor) -> str:
 
 
 def amounts(values: Tensor) -> dict[str, Any]:
-    """A layer that colours points from the least value to the largest; both are told. [n]"""
+    """A layer that colours points from the smallest value to the largest; the legend shows both. [n]"""
     low, high = float(values.min()), float(values.max())
     shares = (values - low) / max(high - low, 1e-12)
     return {"values": _base64((255 * shares).round().to(torch.uint8)), "classes": False, "low": low, "high": high}

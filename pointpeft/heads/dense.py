@@ -14,7 +14,7 @@ CATEGORY_WIDTH = 64  # channels that stand for a cloud's category, as published
 
 
 class DenseFeatures(NamedTuple):
-    """What a dense head reads of the backbone.
+    """Inputs of a dense head from the backbone.
 
     Attributes:
         centers: Centre of each patch. [B, G, 3]

@@ -1,4 +1,4 @@
-"""What an adaptation method is: a frozen dataclass of its options that attaches itself to a model, and a registry."""
+"""The base of adaptation methods: a frozen dataclass of options that attaches itself to a model, and a registry."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -66,9 +66,9 @@ class Method:
     is_probe: ClassVar[bool] = False
     # Whether `losses` runs the blocks again in another mode, which no recomputation in the backward pass can repeat.
     reruns_blocks: ClassVar[bool] = False
-    # What is known of the files that its publication ships: names, keys, recipes, defects.
+    # The files that its publication ships: names, keys, recipes, defects.
     publication: ClassVar[Publication] = Publication()
-    # What `pointpeft show` draws of it beside attention, and how alike a cloud is to each entry of its memory, [M].
+    # Maps that `pointpeft show` draws beside attention, and the similarity of a cloud to each entry of its memory, [M].
     token_maps: ClassVar[tuple[TokenMap, ...]] = ()
     recall: ClassVar[CallReader | None] = None
 
@@ -156,7 +156,7 @@ class Method:
         self.fold(model)
 
     def fold(self, model: "PointModel") -> None:
-        """What `merge` does; written by methods with `mergeable`."""
+        """The implementation of `merge`, overridden by methods with `mergeable`."""
         raise NotImplementedError
 
     def is_dead(self, name: str) -> bool:

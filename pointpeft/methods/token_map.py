@@ -1,4 +1,4 @@
-"""What a method lets `pointpeft show` draw: values that are read off calls while a cloud passes through the model."""
+"""Maps of a method that `pointpeft show` draws: values recorded from calls during one forward pass."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -12,7 +12,7 @@ from pointpeft.methods.selective.full import Full
 from pointpeft.runs.config import FinetuneConfig
 from pointpeft.weights.publication import Recipe
 
-# Where all presets leave the published procedure, and why.
+# Differences between all presets and the published procedure, and their reasons.
 DIFFERENCES = (
     "the epoch is selected on held-out training clouds; published on the test clouds: `--select test-best`",
     "the learning rate's cosine begins after the warm-up; published at epoch 0, with the first two epochs at its floor "
@@ -35,7 +35,7 @@ class Preset(Recipe):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Where this recipe leaves its publication, beside `DIFFERENCES`; `--set quirks=published` repeats defects."""
+        """Differences from the publication, beside `DIFFERENCES`; `--set quirks=published` repeats its defects."""
         return (*method_class(self.method).publication.fixed_defects, *self.differences)
 
     def config(self, **changes: Any) -> FinetuneConfig:

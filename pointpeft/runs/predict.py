@@ -32,7 +32,7 @@ COUNTS = ("clouds", "errors", "clouds_now")
 
 @dataclass(frozen=True)
 class StreamResult:
-    """What a stream of predictions gave.
+    """Result of a stream of predictions.
 
     Attributes:
         clouds: Lines of the whole file.
@@ -344,11 +344,11 @@ def _answers(adapted: Adapted, batch: list[tuple[str, Tensor | DataError]]) -> l
     lines = []
     for name, points in batch:
         if isinstance(points, Tensor):
-            sure, index, finite = next(answers)
+            probability, index, finite = next(answers)
             if not finite:
                 lines.append({"cloud": name, "error": f"{name}: the model's logits are not finite"})
                 continue
-            lines.append({"cloud": name, "class": adapted.classes[index], "probability": round(sure, 4)})
+            lines.append({"cloud": name, "class": adapted.classes[index], "probability": round(probability, 4)})
         else:
             lines.append({"cloud": name, "error": str(points)})
     return lines

@@ -40,7 +40,7 @@ class Selected:
 
 @dataclass(frozen=True)
 class SeedResult:
-    """What one of several seeds gave."""
+    """Result of one of several seeds."""
 
     seed: int
     test: Summary
@@ -49,7 +49,7 @@ class SeedResult:
 
 @dataclass(frozen=True)
 class FinetuneResult:
-    """What an adaptation gave. Of several seeds the summaries hold means, with NAME_std beside each.
+    """Result of an adaptation. With several seeds the summaries hold means, and NAME_std beside each.
 
     Attributes:
         folder: The run folder; not in the file.
@@ -104,7 +104,7 @@ class FinetuneResult:
     runs: tuple[SeedResult, ...] = ()
 
     def adapter_metadata(self) -> dict[str, Any]:
-        """The facts that travel with the adapter; of the data's place only the name, since nobody else has it."""
+        """The facts that are saved with the adapter; the data appears by its name, without its folder."""
         return {
             "data": Path(self.data).name,
             "task": self.task,
@@ -125,7 +125,7 @@ class FinetuneResult:
 
 @dataclass(frozen=True)
 class EvaluateResult:
-    """What a test of an adapter gave.
+    """Result of testing an adapter.
 
     Attributes:
         folder: Of the report; not in the file.
@@ -153,7 +153,7 @@ class EvaluateResult:
 
 @dataclass(frozen=True)
 class PretrainResult:
-    """What a pre-training gave.
+    """Result of a pre-training.
 
     Attributes:
         folder: The run folder; not in the file.
@@ -197,7 +197,7 @@ class PretrainResult:
 
 
 def entries_of(result: FinetuneResult | EvaluateResult | PretrainResult) -> dict[str, Any]:
-    """What `result.json` holds: the fields, but for the folder."""
+    """The entries of `result.json`: all fields but the folder."""
     return {name: value for name, value in asdict(result).items() if name != "folder"}
 
 

@@ -1,4 +1,4 @@
-"""What a run that goes on must have in common with its beginning: its options, its data and its frozen weights."""
+"""Checks that a resumed run has the options, the data and the frozen weights that it was begun with."""
 
 import hashlib
 import json
@@ -100,7 +100,7 @@ _VERDICTS = {"clouds": "have another label or number of points", "points": "are 
 
 
 def clouds_fingerprint(clouds: Any, source: str) -> dict[str, Any]:
-    """What a run's clouds are: classes, label and number of points by the name of each cloud, and the source's files.
+    """Fingerprint of a run's clouds: classes, label and number of points of each cloud by name, and the source's files.
 
     Of clouds in memory there are checksums of their points, too, which then count instead of the times of files.
     """
@@ -185,7 +185,7 @@ def require_unchanged(folder: RunFolder, what: str, now: Any, way_out: str) -> N
 
 
 def _differences(before: Any, now: Any) -> list[str]:
-    """What of a fingerprint differs, in words."""
+    """The differences between two fingerprints, in words."""
     if not isinstance(before, dict) or not isinstance(now, dict):
         return [] if before == now else ["it is another one"]
     left_out = ("files",) if "points" in before and "points" in now else ("points",)

@@ -22,7 +22,7 @@ class Metrics(Protocol):
 
     @property
     def score(self) -> list[float]:
-        """What the selection of an epoch maximises, in order."""
+        """Numbers that the selection of an epoch maximises, in order of precedence."""
         ...
 
     def logged(self) -> dict[str, float]:
@@ -229,7 +229,7 @@ class Task(ABC, Generic[Gathered, Measured]):
     # Answers for people.
 
     def label_names(self, adapted: Adapted) -> tuple[str, ...]:
-        """What a point, or a cloud, may be called."""
+        """Names of the labels of points, or of clouds."""
         return adapted.classes
 
     def categories(self, adapted: Adapted) -> tuple[str, ...]:

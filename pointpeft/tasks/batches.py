@@ -102,7 +102,7 @@ class Clouds:
                 )
 
     def rows(self, row: Callable[[int], Tensor]) -> "Tensor | OnDemand":
-        """What a function gives for each cloud by its index, all of one shape. [M, ...]
+        """The rows that a function computes for each cloud by its index, all of one shape. [M, ...]
 
         Where the clouds are on disk it is called when a row is read, else at once.
         """

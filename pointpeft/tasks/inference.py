@@ -77,7 +77,7 @@ def forward_all(
     device: torch.device,
     title: str | None = None,
 ) -> Tensor:
-    """What a module gives for many inputs, computed batch by batch, on the CPU in float32.
+    """The outputs of a module for many inputs, computed batch by batch, on the CPU in float32.
 
     Args:
         forward: A module in evaluation mode, or a method of one.

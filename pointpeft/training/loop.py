@@ -79,10 +79,10 @@ class Recipe:
 
 @dataclass
 class State:
-    """Where a run stands; all of it is in the checkpoint.
+    """Progress of a run; all of it is in the checkpoint.
 
     Attributes:
-        epoch: How many epochs are done; the last of them has this number, in the log and in results.
+        epoch: Finished epochs; also the number of the last of them, in the log and in results.
         elapsed: Seconds of training, before and after a resumption.
         samples: Clouds seen by all processes.
         busy: Seconds of `elapsed` in forward, backward and step.

@@ -1,4 +1,4 @@
-"""What several processes share of a step: which clouds are whose, gradients, and answers."""
+"""Distributed steps: the rows of a batch for each process, sums of gradients, and gathered answers."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
@@ -15,7 +15,7 @@ Answer = TypeVar("Answer")
 
 
 def rank_and_world() -> tuple[int, int]:
-    """Number of this process, and how many there are."""
+    """The rank of this process and the number of processes."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1

@@ -1,4 +1,4 @@
-"""What a run leaves on disk, written so that a kill at any moment leaves either the old file or the new one."""
+"""The files of a run, written atomically: a kill at any moment leaves either the old file or the new one."""
 
 import hashlib
 import io
@@ -129,7 +129,7 @@ class RunFolder:
                 f"{path} is damaged: its content and its checksum differ. Put a copy back, or remove it to start the "
                 "run again from its first epoch"
             )
-        # Of several processes each calls the CPU cpu:N, which storages do not know.
+        # With several processes each names the CPU cpu:N, a device that storages do not support.
         return torch.load(path, map_location="cpu" if device.type == "cpu" else device, weights_only=True)
 
     def log(self, history: list[dict[str, float]]) -> None:

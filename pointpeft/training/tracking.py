@@ -1,4 +1,4 @@
-"""Where the log of a run goes beside its folder: TensorBoard, and a tracker by option."""
+"""Destinations of a run's log beside its folder: TensorBoard, and optionally a tracker."""
 
 import hashlib
 import sys

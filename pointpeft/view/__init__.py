@@ -1,1 +1,1 @@
-"""What people look at: pages, token maps, embeddings, the service."""
+"""Presentation: pages, token maps, embeddings, the service."""

@@ -20,7 +20,7 @@ KINDS = ("auto", *PACKAGES, "pca")
 
 @torch.no_grad()
 def features(model: PointModel, xyz: Tensor | OnDemand, batch_size: int = 16) -> Tensor:
-    """What the head of a classifier reads. [M, N, 3] -> [M, F]"""
+    """The input of a classifier's head. [M, N, 3] -> [M, F]"""
     return forward_all(model.forward_features, xyz, batch_size, next(model.parameters()).device)
 
 

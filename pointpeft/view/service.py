@@ -34,7 +34,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "[::1]", "::1")
 
 @dataclass(frozen=True)
 class Limits:
-    """What a request may ask for.
+    """Limits of requests.
 
     Attributes:
         megabytes: Largest file.
@@ -78,7 +78,7 @@ class Batcher:
         return await answer
 
     async def alone(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """What a function gives that runs the model itself, in turn with the passes."""
+        """Runs a function that calls the model itself, between the batches."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
 
     async def run(self) -> None:
@@ -156,11 +156,11 @@ def create_app(
 ) -> Any:
     """The service as an ASGI application.
 
-    `POST /predict?name=scan.ply` with the file as its body gives the class, with `&look=true` also what the model does
-    with the patches; of a model of part segmentation, the part of each point, and `&category=chair` says what the cloud
-    is. `GET /health` says whether it runs; `GET /` is the page. Requests for another host name, and those that pages of
-    other origins make, are refused, so that a web site that a visitor opens cannot use a service on the visitor's own
-    machine.
+    `POST /predict?name=scan.ply` with the file as its body gives the class, with `&layers=true` also the token maps; a
+    model of part segmentation gives the part of each point, and `&category=chair` names the category of the cloud. `GET
+    /health` gives the state of the service; `GET /` is the page. Requests for another host name, and those that pages
+    of other origins make, are refused, so that a web site that a visitor opens cannot use a service on the visitor's
+    own machine.
 
     Args:
         adapted: A classifier of clouds, or a model of part segmentation.
@@ -234,13 +234,13 @@ def create_app(
         return HTMLResponse(page_of(adapted, limits.megabytes))
 
     @app.post("/predict")
-    async def predict(request: Request, name: str, look: bool = False, category: str | None = None) -> JSONResponse:
+    async def predict(request: Request, name: str, layers: bool = False, category: str | None = None) -> JSONResponse:
         nonlocal busy, answered
         if busy >= limits.queue:
             return JSONResponse({"error": "too many requests under way; try again"}, 503)
         busy += 1
         try:
-            result = await asyncio.wait_for(_answer(request, name, look, category), limits.seconds)
+            result = await asyncio.wait_for(_answer(request, name, layers, category), limits.seconds)
         except asyncio.TimeoutError:
             return JSONResponse({"error": f"not done within {limits.seconds:g} seconds"}, 504)
         except _TooLarge:
@@ -287,7 +287,7 @@ def create_app(
             layers = show.entry(card)["layers"]
             return {
                 "name": name,
-                "category": card.said,
+                "category": card.predicted,
                 "parts": shares,
                 "points": viewer.quantised(cloud),
                 "layers": layers,

@@ -24,7 +24,7 @@ def page_of(adapted: Adapted, megabytes: float) -> str:
         .replace("@LAYERS@", viewer.LAYERS)
         .replace("@TITLE@", task.question)
         .replace("@LIMIT@", f"{megabytes:g}")
-        .replace("@TOLD@", json.dumps(values).replace("<", "\\u003c"))
+        .replace("@DATA@", json.dumps(values).replace("<", "\\u003c"))
     )
 
 
@@ -47,23 +47,23 @@ up to @LIMIT@ MB each<input id="files" type="file" multiple hidden></label>
 "use strict";
 @VIEWER@
 @LAYERS@
-const told = @TOLD@, category = document.getElementById("category");
-document.getElementById("facts").textContent = told.facts;
-for (const name of told.categories) text(category, "option", name);
-document.getElementById("kind").hidden = !told.categories.length;
+const data = @DATA@, category = document.getElementById("category");
+document.getElementById("facts").textContent = data.facts;
+for (const name of data.categories) text(category, "option", name);
+document.getElementById("kind").hidden = !data.categories.length;
 const drop = document.getElementById("drop"), files = document.getElementById("files");
 async function classify(file) {
   const figure = document.createElement("figure"), caption = document.createElement("figcaption");
   text(caption, "span", `${file.name} ...`);
   figure.appendChild(caption);
   document.getElementById("grid").prepend(figure);
-  let result, query = "predict?look=true&name=" + encodeURIComponent(file.name);
-  if (told.categories.length) query += "&category=" + encodeURIComponent(category.value);
+  let result, query = "predict?layers=true&name=" + encodeURIComponent(file.name);
+  if (data.categories.length) query += "&category=" + encodeURIComponent(category.value);
   try {
     result = await (await fetch(query, {method: "POST", body: file})).json();
   } catch (error) { result = {error: String(error)}; }
   caption.textContent = "";
-  if (result.error) { text(caption, "span", `${file.name}: ${result.error}`, "said"); return; }
+  if (result.error) { text(caption, "span", `${file.name}: ${result.error}`, "wrong"); return; }
   const canvas = document.createElement("canvas");
   figure.prepend(canvas);
   for (const [i, entry] of (result.top || []).entries()) {
@@ -79,7 +79,7 @@ async function classify(file) {
   const legend = document.createElement("small");
   caption.appendChild(legend);
   const first = !shown.length;
-  for (const name of [told.plain, ...Object.keys(result.layers)]) known({[name]: told.meanings[name]});
+  for (const name of [data.plain, ...Object.keys(result.layers)]) known({[name]: data.meanings[name]});
   if (first && result.parts) choice.value = Object.keys(result.layers)[0];
   add(open(canvas, result.points), result.layers, legend);
   choose();

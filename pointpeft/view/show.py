@@ -1,4 +1,4 @@
-"""Clouds coloured by what the adapted model makes of them."""
+"""Pages and pictures of clouds, coloured by the predictions and the token maps of an adapted model."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ from pointpeft.view.token_maps import meanings
 LARGE_DOTS = 4000  # clouds of more points are drawn with small ones
 MEANINGS = {
     DEPTH: "nearer points are lighter",
-    CLASS: "the class that the cloud is taken for",
+    CLASS: "the predicted class of the cloud",
     PART: "the predicted part of each point",
     TRUE_PART: "the true part of each point",
     POINT_CLASS: "the predicted class of each point of the scene; without the ceiling, which hides it",
@@ -24,7 +24,7 @@ MEANINGS = {
 
 
 def layer_meanings() -> dict[str, str]:
-    """What each layer of the page shows, by name."""
+    """Meanings of the layers of the page, by name."""
     return MEANINGS | meanings()
 
 
@@ -34,8 +34,8 @@ def entry(card: Card) -> dict[str, Any]:
     return {
         "name": card.name,
         "true": card.true,
-        "said": card.said,
-        "sure": card.sure,
+        "predicted": card.predicted,
+        "confidence": card.confidence,
         "memory": [f"{column} ({cosine:.2f})" for column, cosine in card.memory],
         "points": viewer.quantised(card.xyz),
         "layers": named | {name: viewer.amounts(values) for name, values in card.amounts.items()},
@@ -69,7 +69,11 @@ def picture(cards: Sequence[Card], up_axis: str) -> Any:
         for j, name in enumerate(columns):
             axes = figure.add_subplot(len(cards), len(columns), i * len(columns) + j + 1, projection="3d")
             axes.set_axis_off()
-            title = name if j else f"{card.said}{'' if card.sure is None else f' {card.sure:.0%}'}\n{card.name}"
+            title = (
+                name
+                if j
+                else f"{card.predicted}{'' if card.confidence is None else f' {card.confidence:.0%}'}\n{card.name}"
+            )
             axes.set_title(figure_text(title), fontsize=8)
             if name in card.labels:
                 labels, names = card.labels[name]
@@ -118,9 +122,9 @@ for (const cloud of clouds) {
   const figure = document.createElement("figure"), canvas = document.createElement("canvas");
   figure.appendChild(canvas);
   const caption = document.createElement("figcaption");
-  const right = cloud.true === null || cloud.true === cloud.said;
-  text(caption, "span", cloud.said + (cloud.sure === null ? "" : ` ${(100 * cloud.sure).toFixed(0)}%`),
-    right ? "true" : "said");
+  const right = cloud.true === null || cloud.true === cloud.predicted;
+  text(caption, "span", cloud.predicted + (cloud.confidence === null ? "" : ` ${(100 * cloud.confidence).toFixed(0)}%`),
+    right ? "true" : "wrong");
   if (!right) text(caption, "span", `, is ${cloud.true}`);
   caption.appendChild(document.createElement("br"));
   text(caption, "small", cloud.name);

@@ -1,4 +1,4 @@
-"""What an adapted model does with the patches of one cloud: attention, scales, prompts, dispatch, memory."""
+"""Maps of an adapted model's patches for one cloud: attention, scales, prompts, dispatch, memory."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -44,7 +44,7 @@ class Observation:
 
 
 def meanings() -> dict[str, str]:
-    """What the maps of all registered methods mean, by name."""
+    """Meanings of the maps of all registered methods, by name."""
     of_methods = (token_map for name in method_names() for token_map in method_class(name).token_maps)
     return MEANINGS | {token_map.name: token_map.meaning for token_map in of_methods}
 

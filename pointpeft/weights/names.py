@@ -16,7 +16,7 @@ SHOWN = 12  # names an error lists before it only counts
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What a file and a model had in common, in our names.
+    """Result of matching the tensors of a file with those of a model, by our names.
 
     Attributes:
         loaded: Tensors taken from the file.

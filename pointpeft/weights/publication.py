@@ -1,4 +1,4 @@
-"""What is known of a publication's files: a method or a backbone declares it, and the readers of files loop over it."""
+"""Description of a publication's files, declared by a method or a backbone; readers of files loop over them."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace

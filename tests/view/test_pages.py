@@ -100,8 +100,8 @@ def test_a_scan_dropped_on_the_served_page_is_classified_and_shown(served, tmp_p
         page.picture(tmp_path / "served.png")
         (tmp_path / "broken.npy").write_bytes(b"no array")
         page.choose("#files", [tmp_path / "broken.npy"])
-        page.wait("document.querySelector('.said') !== null")
-        assert "broken.npy" in page.run("document.querySelector('.said').textContent")
+        page.wait("document.querySelector('.wrong') !== null")
+        assert "broken.npy" in page.run("document.querySelector('.wrong').textContent")
         assert [problem for problem in own(page.problems) if "422" not in problem] == []
 
 

@@ -59,7 +59,7 @@ def test_a_scan_gets_the_class_that_predict_gives(client, adapted, tmp_path):
 
 def test_whoever_looks_gets_the_layers(client, adapted):
     assert "layers" not in client.post("/predict?name=scan.npy", content=scan()).json()
-    layers = client.post("/predict?name=scan.npy&look=true", content=scan()).json()["layers"]
+    layers = client.post("/predict?name=scan.npy&layers=true", content=scan()).json()["layers"]
     assert set(layers) == {ATTENTION, SCALE, PROMPTS}
     assert all(layer["low"] <= layer["high"] and len(layer["values"]) == 88 for layer in layers.values())
     assert client.post("/predict?name=scan.npy&category=bed", content=scan()).status_code == 422

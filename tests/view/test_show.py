@@ -43,7 +43,7 @@ def test_the_page_holds_clouds_and_layers_and_no_reference(generator):
     assert text.count("</script>") == 1
     assert not re.search(r"(src|href|@import|url\()", text)
     (entry,) = entries(text)
-    assert (entry["name"], entry["true"], entry["said"]) == ("x</script>.ply", "a", card.said)
+    assert (entry["name"], entry["true"], entry["predicted"]) == ("x</script>.ply", "a", card.predicted)
     assert set(entry["layers"]) == {CLASS, ATTENTION, SCALE, PROMPTS}
     layer, expected = entry["layers"][ATTENTION], card.amounts[ATTENTION]
     found = values(layer) / 255 * (layer["high"] - layer["low"]) + layer["low"]
@@ -56,7 +56,7 @@ def test_the_picture_has_a_column_per_layer(generator):
     figure = show.picture(cards, "z")
     drawn = [axes for axes in figure.axes if axes.name == "3d"]
     assert len(drawn) == 2 * 4
-    assert drawn[0].get_title() == f"{cards[0].said} {cards[0].sure:.0%}\n0.ply"
+    assert drawn[0].get_title() == f"{cards[0].predicted} {cards[0].confidence:.0%}\n0.ply"
     colours = {axes.get_title(): axes.collections[0].get_array() for axes in drawn[1:4]}
     torch.testing.assert_close(torch.tensor(colours[SCALE].tolist()), cards[0].amounts[SCALE])
 
@@ -78,11 +78,11 @@ def test_the_command_shows_parts_of_test_clouds(tmp_path, capsys):
     assert main(["show", run, "--count=2"]) == 0
     html, png = capsys.readouterr().out.split()
     found = entries(open(html).read())
-    assert {entry["said"] for entry in found} == {"ball", "disc"}  # one of each before a second of any
+    assert {entry["predicted"] for entry in found} == {"ball", "disc"}  # one of each before a second of any
     for entry in found:
         part, true = entry["layers"][PART], entry["layers"][TRUE_PART]
-        assert entry["sure"] == pytest.approx(float((values(part) == values(true)).float().mean()), abs=1e-6)
-        assert {name.partition("/")[0] for name in part["names"]} == {entry["said"]}
+        assert entry["confidence"] == pytest.approx(float((values(part) == values(true)).float().mean()), abs=1e-6)
+        assert {name.partition("/")[0] for name in part["names"]} == {entry["predicted"]}
     assert open(png, "rb").read(4) == b"\x89PNG"
 
 

@@ -20,7 +20,7 @@ class Data:
     path: Positional[Path]
     """Folder or file of clouds, in any layout that `pointpeft finetune` reads."""
     labels: Literal["clouds", "parts", "scenes"] = "clouds"
-    """What has a label: whole clouds, points that are `parts` of objects, or points of `scenes`."""
+    """What is labelled: whole clouds, points of `parts` of objects, or points of `scenes`."""
     drop_non_finite: bool = False
     """Drop points that are not finite, as depth cameras mark missing measurements; they are counted."""
     json: bool = False

@@ -1,4 +1,4 @@
-"""What a file from elsewhere may make us do: unpack to a bounded size, and read nothing but itself."""
+"""Limits on untrusted files: they unpack to a bounded size, and refer to no other file."""
 
 import math
 import reprlib

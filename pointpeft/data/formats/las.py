@@ -16,7 +16,7 @@ _VLR_HEADER = 54
 
 @dataclass(frozen=True)
 class _Header:
-    """What is needed of the public header block."""
+    """The fields of the public header block that are used."""
 
     start: int
     """Byte of the first point, or of the compressed points."""

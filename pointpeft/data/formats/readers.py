@@ -142,7 +142,7 @@ def _reader_of(suffix: str, name: Path | str) -> Callable[[Any], Mesh | np.ndarr
 
 @dataclass(frozen=True)
 class _Placement:
-    """Where the points of a cloud are moved before they are rounded to float32; arguments of `read_points`."""
+    """How points are shifted before they are rounded to float32; arguments of `read_points`."""
 
     normalized: bool = False
     from_corner: bool = False

@@ -48,7 +48,7 @@ class Sample:
 
     @property
     def name(self) -> str:
-        """What messages call it."""
+        """The name in messages."""
         return f"{self.shard.name}/{self.member}"
 
 

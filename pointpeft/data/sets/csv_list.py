@@ -11,7 +11,7 @@ from pointpeft.data.formats.text import decode, split_lines
 from pointpeft.data.sets.listing import LEVELS, UNUSED, Listing, make_listing
 
 _PATH_COLUMN, _LABEL_COLUMN, _SPLIT_COLUMN = _COLUMNS = ("path", "label", "split")
-# What others call these columns: a first line of such words is a header.
+# Other common names of these columns: a first line of such words is a header.
 _OTHER_NAMES = {
     *("file", "files", "filename", "filepath", "file_name", "file_path"),
     *("cloud", "pointcloud", "point_cloud", "name", "id"),

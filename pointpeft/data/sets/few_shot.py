@@ -140,7 +140,7 @@ def load(
 
 
 def published_folder(root: Path, ways: int, shots: int) -> Path | None:
-    """Where published folds of this setting lie, under either spelling, or None where the source holds no folds.
+    """The folder of published folds of this setting, under either spelling, or None where the source holds no folds.
 
     Raises:
         DataError: The source holds folds, but none of this setting.

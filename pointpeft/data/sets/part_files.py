@@ -22,7 +22,7 @@ from pointpeft.data.transforms import normalize_precisely
 
 SUFFIXES = (".h5", ".hdf5", ".npz")
 UP_AXIS = "y"
-# What a folder is named, or a word in the name of a file, -> the part of the data it holds.
+# Name of a folder, or a word in the name of a file -> its split.
 _NAMED = {"train": "train", "training": "train", "val": "train", "test": "test", "testing": "test"}
 
 

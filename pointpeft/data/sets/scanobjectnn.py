@@ -68,7 +68,7 @@ class ScanObjectNN(DataSet):
 
 
 def find(root: Path, split: str, variant: str) -> Path:
-    """Where the file of a variant lies, or should lie, below a root or its `h5_files`."""
+    """The path of a variant's file below a root or its `h5_files`."""
     folder, ending = VARIANTS[variant]
     name = f"{_PART[split]}_{ending}"
     places = [root / folder / name, root / "h5_files" / folder / name]

@@ -32,7 +32,7 @@ class GraphAdapter(nn.Module):
 
 
 class SideNetwork(nn.Module):
-    """What runs beside the blocks: the state h gathers the tokens that enter each block, h ← h + W_down x."""
+    """The side network: its state h accumulates the tokens that enter each block, h ← h + W_down x."""
 
     def __init__(self, method: "STAG", width: int, depth: int, factory: dict[str, Any]):
         super().__init__()
@@ -50,7 +50,7 @@ class SideNetwork(nn.Module):
 
 @dataclass
 class SideState:
-    """Where a pass stands.
+    """State of a forward pass.
 
     Attributes:
         h: The state. [B, G, R], None before the first projection

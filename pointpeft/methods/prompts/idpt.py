@@ -23,7 +23,7 @@ HEADS = {
     "pointcls": ("cls", "patch_max"),
     "promptonly": ("prompt_mean",),
 }
-"""What the head reads, by the published name; the mean over the only prompt is that prompt."""
+"""Inputs of the head by their published names; the mean over the only prompt is that prompt."""
 EDGE_CONVS = {"dgcnn": 3, "dgcnn_light2": 2, "dgcnn_light": 1}
 GENERATORS = (*EDGE_CONVS, "mlp", "transformer")
 

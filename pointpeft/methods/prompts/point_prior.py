@@ -1,4 +1,4 @@
-"""What the blocks of Point-PEFT share: the memory of clouds, and attention inside the neighbourhoods of tokens."""
+"""State shared by the blocks of Point-PEFT: the memory bank, and attention inside neighbourhoods of tokens."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -57,7 +57,7 @@ class LocalAttention(nn.Module):
 
 @dataclass
 class Neighborhoods:
-    """Where a cloud's rows (prompts and patches, or patches alone) stand, and which of them meet.
+    """Coordinates of a cloud's rows (prompts and patches, or patches alone), and their neighbourhoods.
 
     Attributes:
         targets: Where the patch tokens are taken to be. [B, G, 3]
@@ -73,7 +73,7 @@ class Neighborhoods:
 
 
 class PointPrior(nn.Module):
-    """What all blocks share: the memory bank, the prompts' coordinates, and the attention of the neighbourhoods."""
+    """Shared by all blocks: the memory bank, the prompts' coordinates, and the attention of the neighbourhoods."""
 
     def __init__(self, method: "PointPEFT", backbone: Any):
         super().__init__()

@@ -56,7 +56,7 @@ class SVDLinear(nn.Module):
             uncertainty.lerp_((sensitivity - importance).abs(), 1 - beta)
 
     def scores(self) -> Tensor:
-        """Of each triplet: that of λ_i, and the means over column i of P and row i of Q. [R]"""
+        """Importance of each triplet: that of λ_i, and the means over column i of P and row i of Q. [R]"""
         p, lam, q = (
             self.get_buffer(f"importance_{n}") * self.get_buffer(f"uncertainty_{n}") for n in ("p", "lam", "q")
         )

@@ -175,7 +175,7 @@ def _has_code_for_gpu(index: int | None) -> bool:
     return _gpus_with_code[index]
 
 
-# What torch.compiler.assume_constant_result does, without its import of torch._dynamo, which takes a second.
+# As torch.compiler.assume_constant_result, without its import of torch._dynamo, which takes a second.
 setattr(_has_code_for_gpu, "_dynamo_marked_constant", True)  # noqa: B010
 
 
@@ -186,7 +186,7 @@ def _say_once(device: str, reason: str, remedy: str) -> None:
 
 @cache
 def warn_composed(case: str, limit: str) -> None:
-    """Says once that an operation on CUDA is composed of PyTorch's, being too large for the Triton kernels."""
+    """Warns once that an operation on CUDA is composed of PyTorch's, being too large for the Triton kernels."""
     warnings.warn(f"{case} runs in plain PyTorch on CUDA: the Triton kernels {limit}", RuntimeWarning, stacklevel=4)
 
 
@@ -235,7 +235,7 @@ def use_fused_reference(tensor: torch.Tensor) -> bool:
 
 
 FUSED = torch.library.Library("pointpeft", "FRAGMENT")
-"""Where operations that are written in Python are declared."""
+"""The library in which operations written in Python are declared."""
 
 
 def define(
@@ -266,7 +266,7 @@ def autocast_kind(tensor: torch.Tensor) -> str:
 
 
 def autocast_dtype(tensor: torch.Tensor) -> torch.dtype:
-    """What operations compute in where they are given `tensor`: autocast's type under it, else its own."""
+    """The type in which operations on `tensor` compute: autocast's where it is enabled, else the tensor's own."""
     device = autocast_kind(tensor)
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else tensor.dtype
 

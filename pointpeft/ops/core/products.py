@@ -19,7 +19,7 @@ _ONEDNN = (
     and not library.made_by_intel()
 )
 _LEAST = 1 << 20  # multiplications that are worth the longer way to another kernel than PyTorch's own
-# Where splitting the weight for AMX begins to pay, on two cores of a Granite Rapids: 512 rows are 1.1 times as fast as
+# Splitting the weight for AMX pays from here on, on two cores of a Granite Rapids: 512 rows are 1.1 times as fast as
 # by PyTorch forward and 0.95 times in a step, 1032 and more 1.3 to 1.7 times (bench_frozen_linear.py, RESULTS.md).
 _FEWEST_ROWS = 512
 _BLOCK = 32  # rows and channels of a weight that its parts are padded to, as in csrc/frozen/_linear.cpp

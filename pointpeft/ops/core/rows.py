@@ -17,7 +17,7 @@ def packed(x: Tensor) -> Tensor:
 
 
 CHUNK_BYTES = 8 << 20
-"""Of an MLP's hidden layer, at most, at a time: so much stays near the cores, and in one place.
+"""Largest piece of an MLP's hidden layer that is computed at a time: it stays in the cache, at one address.
 
 A limit in bytes gives short types more rows: their products are slow over few.
 """

@@ -127,7 +127,7 @@ class Kernel:
 
 
 OPTIONS = {"enable_fp_fusion": True}
-"""Of Triton's compiler: products and sums are one rounding, as in all versions before 3.10."""
+"""Option of Triton's compiler: a product and a sum are fused with one rounding, as in all versions before 3.10."""
 
 LENGTHS = ("T", "N", "bucket", "per_split", "num_groups", "num_blocks")
 """Arguments of kernels that change from call to call."""

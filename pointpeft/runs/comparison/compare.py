@@ -154,7 +154,7 @@ def _training_loss(result: FinetuneResult) -> float | None:
 
 
 def _p_value(first: list[PlannedRun], second: list[PlannedRun]) -> float | None:
-    """Of the paired test over the test clouds, with the seeds that both methods have; None without any."""
+    """The p-value of the paired test over the test clouds, with common seeds; None without any."""
     other = {run.seed: run for run in second}
     pairs = [(_correct(run), _correct(other[run.seed])) for run in first if run.seed in other]
     if not pairs or any(ours is None or theirs is None for ours, theirs in pairs):

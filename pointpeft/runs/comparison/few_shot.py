@@ -22,7 +22,7 @@ SCORE = "overall_accuracy"
 
 @dataclass(frozen=True)
 class FoldsRow:
-    """What a method reached over its folds.
+    """Results of a method over its folds.
 
     Attributes:
         method: As given, METHOD or METHOD:NAME=VALUE,...

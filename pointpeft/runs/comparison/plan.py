@@ -41,7 +41,7 @@ class PlannedRun:
 
 
 Runs = dict[str, list[PlannedRun]]
-"""By entry, METHOD or METHOD:NAME=VALUE,NAME=VALUE: its runs, by seed or by fold."""
+"""The runs of each entry (METHOD or METHOD:NAME=VALUE,NAME=VALUE), by seed or by fold."""
 
 
 @dataclass(frozen=True)

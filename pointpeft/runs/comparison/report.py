@@ -29,7 +29,7 @@ _PLOTS = (("trained", "trained parameters"), ("peak_memory_mib", "peak memory, M
 
 @dataclass(frozen=True)
 class Row:
-    """What a method reached in a comparison, over its seeds.
+    """Results of a method in a comparison, over its seeds.
 
     Attributes:
         method: As given, METHOD or METHOD:NAME=VALUE,...
@@ -76,7 +76,7 @@ def _cells(rows: Sequence[Row], task: str) -> tuple[list[str], list[list[str]]]:
 
 
 def caption(rows: Sequence[Row], rule: str) -> str:
-    """What a reader needs to judge the numbers."""
+    """The caption: how the numbers were measured."""
     text = f"mean ± standard deviation over seeds; epoch kept: {rule}; "
     if rule == "test-best":
         text += "THE TEST SET CHOSE THE EPOCH, so these accuracies are too high; "

@@ -14,8 +14,8 @@ class Metrics:
     """How well logits fit labels.
 
     Attributes:
-        overall_accuracy: Part of the clouds classified right (OA).
-        mean_class_accuracy: Mean over the classes present of the part classified right (mAcc).
+        overall_accuracy: Share of the clouds classified correctly (OA).
+        mean_class_accuracy: Mean over the classes present of their share classified correctly (mAcc).
         loss: Mean cross-entropy.
         confusion: Clouds of true class i predicted as class j. [classes, classes]
         clouds: How many.
@@ -29,7 +29,7 @@ class Metrics:
 
     @property
     def score(self) -> list[float]:
-        """What selection maximises, in order."""
+        """Numbers that selection maximises, in order of precedence."""
         return [self.overall_accuracy, -self.loss]
 
     def logged(self) -> dict[str, float]:

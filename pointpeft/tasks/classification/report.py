@@ -44,11 +44,11 @@ def write_report(
 
 
 def _answers(clouds: Clouds, logits: Tensor) -> str:
-    sure, predicted = logits.softmax(1).max(1)
+    confidence, predicted = logits.softmax(1).max(1)
     rows = (
         (name, clouds.classes[true], clouds.classes[answer], f"{probability:.4f}")
         for name, true, answer, probability in zip(
-            clouds.names, clouds.labels.tolist(), predicted.tolist(), sure.tolist(), strict=True
+            clouds.names, clouds.labels.tolist(), predicted.tolist(), confidence.tolist(), strict=True
         )
     )
     return csv_text(("cloud", "class", "predicted", "probability"), rows)
@@ -101,9 +101,9 @@ def page(clouds: Clouds, logits: Tensor, metrics: Metrics) -> str:
             {
                 "name": clouds.names[i],
                 "true": clouds.classes[clouds.labels[i]],
-                "said": clouds.classes[predicted[i]],
-                "sure": round(float(confidence[i]), 3),
-                "true_p": round(float(probabilities[i, clouds.labels[i]]), 3),
+                "predicted": clouds.classes[predicted[i]],
+                "confidence": round(float(confidence[i]), 3),
+                "true_confidence": round(float(probabilities[i, clouds.labels[i]]), 3),
                 "points": viewer.quantised(clouds.points[i][:POINTS]),
             }
         )
@@ -145,9 +145,9 @@ for (const cloud of clouds) {
   const figure = document.createElement("figure"), canvas = document.createElement("canvas");
   figure.appendChild(canvas);
   const caption = document.createElement("figcaption");
-  text(caption, "span", `${cloud.said} ${(100 * cloud.sure).toFixed(0)}%`, "said");
+  text(caption, "span", `${cloud.predicted} ${(100 * cloud.confidence).toFixed(0)}%`, "wrong");
   text(caption, "span", ", is ");
-  text(caption, "span", `${cloud.true} ${(100 * cloud.true_p).toFixed(0)}%`, "true");
+  text(caption, "span", `${cloud.true} ${(100 * cloud.true_confidence).toFixed(0)}%`, "true");
   caption.appendChild(document.createElement("br"));
   text(caption, "small", cloud.name);
   figure.appendChild(caption);

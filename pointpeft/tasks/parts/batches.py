@@ -16,7 +16,7 @@ from pointpeft.tasks.batches import Batches, Clouds, thinning
 
 @dataclass
 class Targets:
-    """What a batch of points is to be classified as.
+    """Labels of a batch of points.
 
     Attributes:
         category: Of each cloud. int64, [B]

@@ -16,7 +16,7 @@ class PartMetrics:
     Attributes:
         instance_miou: Mean over clouds of the mean IoU over the parts of their category.
         class_miou: Mean over the categories present of their clouds' mean.
-        accuracy: Part of the points assigned right.
+        accuracy: Share of the points assigned correctly.
         loss: Mean cross-entropy over points, all parts competing.
         cloud_iou: Mean IoU of each cloud. [M]
         labels: Category of each cloud. [M]
@@ -33,7 +33,7 @@ class PartMetrics:
 
     @property
     def score(self) -> list[float]:
-        """What selection maximises, in order."""
+        """Numbers that selection maximises, in order of precedence."""
         return [self.instance_miou, -self.loss]
 
     def logged(self) -> dict[str, float]:

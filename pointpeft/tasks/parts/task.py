@@ -44,11 +44,11 @@ class PartSegmentation(Task[PartClouds, PartMetrics]):
         return PartClouds(dataset, num_points, on_disk=on_disk, workers=workers)
 
     def bytes_in_memory(self, dataset: Any, num_points: int) -> int:
-        """Of all points, with their parts; an estimate where their number is not known without reading them."""
+        """Memory of all points with their parts; an estimate where their number is unknown before they are read."""
         return _POINT * (len(dataset) * num_points if dataset.sizes is None else sum(dataset.sizes))
 
     def outputs(self, clouds: PartClouds) -> dict[str, Any]:
-        """What `create_model` is to be told: where all clouds are of one kind there is no category to know."""
+        """Arguments of `create_model`; a single category is no input."""
         num_categories = len(clouds.classes)
         return {
             "num_classes": len(clouds.parts),

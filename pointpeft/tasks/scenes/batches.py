@@ -20,7 +20,7 @@ TRIES = 50  # draws of a column before the fullest of them is taken, in scenes t
 
 @dataclass
 class SceneTargets:
-    """What a batch of columns is to be classified as.
+    """Labels of a batch of columns.
 
     Attributes:
         labels: Class of each point. int64, [B, N]

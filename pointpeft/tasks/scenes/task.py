@@ -49,13 +49,13 @@ class SceneMetrics:
 
     @property
     def iou(self) -> Tensor:
-        """Of each class; nan for one that is neither there nor predicted. [P]"""
+        """Intersection over union of each class; nan for one that neither occurs nor is predicted. [P]"""
         right = self.confusion.diagonal().double()
         return right / (self.confusion.sum(0) + self.confusion.sum(1) - right)
 
     @property
     def score(self) -> list[float]:
-        """What selection maximises, in order."""
+        """Numbers that selection maximises, in order of precedence."""
         return [self._numbers()["miou"], -self.loss]
 
     def _numbers(self) -> dict[str, float]:
@@ -174,7 +174,7 @@ class SemanticSegmentation(Task[Scenes, SceneMetrics]):
         return Scenes(dataset, num_points, self.blocks)
 
     def bytes_in_memory(self, dataset: Any, num_points: int) -> int:
-        """Of all points, with their classes."""
+        """Memory of all points with their classes."""
         return _POINT * (len(dataset) * num_points if dataset.sizes is None else sum(dataset.sizes))
 
     def outputs(self, clouds: Scenes) -> dict[str, Any]:

@@ -18,7 +18,7 @@ def test_the_page_holds_the_misclassified_clouds_the_surest_first():
     cards = json.loads(re.search(r"clouds = (\[.*?\]);\n", text).group(1))
     assert [card["name"] for card in cards] == ["</script><b>.ply", "cloud 2"]
     assert text.count("</script>") == 1
-    assert (cards[0]["true"], cards[0]["said"]) == ("b", "a")
+    assert (cards[0]["true"], cards[0]["predicted"]) == ("b", "a")
     assert not re.search(r"(src|href|@import|url\()", text)
     points = torch.frombuffer(bytearray(base64.b64decode(cards[1]["points"])), dtype=torch.int8).view(-1, 3) / 127
     cloud = clouds.points[2]

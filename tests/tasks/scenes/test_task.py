@@ -117,7 +117,7 @@ def test_a_room_is_shown_without_its_ceiling_in_the_classes_of_its_points(config
     far = xyz + torch.tensor([50.0, 40.0, 7.0])
     rooms = SimpleNamespace(points=[far], names=["room"], point_labels=[labels])
     card = SemanticSegmentation().test_card(adapted, rooms, 0, None)
-    assert (card.sure, card.said) == (1.0, "scene of 2000 points")
+    assert (card.confidence, card.predicted) == (1.0, "scene of 2000 points")
     said, names = card.labels[POINT_CLASS]
     assert torch.equal(said, card.labels[TRUE_POINT_CLASS][0])
     assert set(said.tolist()) == {1, 12}
@@ -175,7 +175,7 @@ def test_a_run_learns_rooms_and_can_be_evaluated(config, tmp_path, capsys):
         (shown,) = json.loads(re.search(r"const clouds = (\[.*?\]);\n", page.read_text()).group(1))
         assert set(shown["layers"]) == {POINT_CLASS} | (set() if given else {TRUE_POINT_CLASS})
         if not given:
-            assert shown["sure"] == pytest.approx(facts.test["point_accuracy"], abs=0.05)
+            assert shown["confidence"] == pytest.approx(facts.test["point_accuracy"], abs=0.05)
     assert main(["show", str(result.folder), "--category=office"]) != 0
     assert "category must be left out" in capsys.readouterr().err
 

@@ -62,7 +62,7 @@ def _counts_rows(rows: Sequence[tuple[int, str]], form: RowFormat) -> bool:
 
 
 def _names(line: str, form: RowFormat, width: int) -> list[list[str]]:
-    """What a line may name: split as the rows are, and at anything that separates words."""
+    """Candidate column names of a line: split as the rows are, and at anything that separates words."""
     line = without_units(line)
     line = re.sub(r"^\w[\w ]+:\s+", "", line)  # "Fields: x y z"
     names = []
