@@ -120,7 +120,7 @@ def made_up_torch(tmp_path):
     return package
 
 
-def test_cuda_is_compiled_for_a_torch_with_cuda_or_where_it_is_asked_for(nvcc, made_up_torch):
+def test_cuda_is_compiled_for_a_torch_with_cuda_or_where_it_is_forced(nvcc, made_up_torch):
     packages = made_up_torch.parent
     settings = {"CUDA_HOME": str(nvcc)}
     assert "_cuda" not in asked(packages, **settings)

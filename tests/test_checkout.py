@@ -98,7 +98,7 @@ def test_alone_a_checkout_that_was_never_built_says_what_to_type(environment, ch
     assert done.stderr.count(said) == 1
 
 
-def test_the_reference_can_be_asked_for(environment, installed, checkout):
+def test_the_reference_can_be_forced(environment, installed, checkout):
     done = run_python(environment[0], checkout, "-c", WHERE, POINTPEFT_BACKEND="reference")
     assert done.stdout.split() == [str(checkout / "pointpeft" / "__init__.py"), "reference"]
 

@@ -1,7 +1,7 @@
 """Stand-ins for packages that are not installed, so that a model can be built where only its operations are needed.
 
 `pointpeft.create` imports readers of weight files and of settings. A model with fresh weights calls none of them: the
-names are there, and whoever calls one is told what is missing.
+names are there, and a call raises an error that names what is missing.
 """
 
 import importlib.util
@@ -44,7 +44,7 @@ class _Module(ModuleType):
 
 
 def stand_in() -> list[str]:
-    """Puts stand-ins in the place of the `PACKAGES` that are not installed; gives their names."""
+    """Replaces the `PACKAGES` that are not installed by stand-ins; returns their names."""
     missing = {name for name in PACKAGES if not _is_installed(name)}
     if missing:
         for name in missing:

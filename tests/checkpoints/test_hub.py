@@ -29,7 +29,7 @@ def model():
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """A hub of folders in the place of the service."""
+    """A hub of local folders instead of the service."""
 
     class Api:
         def __init__(self, token=None):

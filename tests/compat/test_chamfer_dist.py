@@ -47,7 +47,7 @@ def test_the_function_gives_both_distances_per_point(pair):
 
 
 @pytest.mark.parametrize("loss", [ChamferDistanceL1, ChamferDistanceL2])
-def test_padding_at_the_origin_is_left_out_of_single_clouds_where_asked(loss, pair):
+def test_padding_at_the_origin_is_left_out_of_single_clouds_with_ignore_zeros(loss, pair):
     a, b = (points[:1] for points in pair)
     padded = torch.cat([a, torch.zeros(1, 5, 3)], 1)
     torch.testing.assert_close(loss(ignore_zeros=True)(padded, b), loss()(a, b))

@@ -118,7 +118,7 @@ def test_balls_hold_the_first_by_index(dim, r, most, ignore, device, generator):
 
 
 @pytest.mark.parametrize("loop", [False, True])
-def test_the_ball_graph_leaves_out_loops_unless_asked(loop, generator):
+def test_the_ball_graph_leaves_out_loops_by_default(loop, generator):
     x, batch = laid([12, 8], generator)
     source, target = radius_graph(x, 1.2, batch, loop=loop, max_num_neighbors=4)
     for i in range(20):

@@ -91,7 +91,7 @@ def test_the_errors_name_it(pairs):
     assert "BROKEN b-train.npy: all its 9 points are one and the same" in report.lines
 
 
-def test_a_published_layout_is_asked_before_the_folder_of_classes(pairs):
+def test_a_published_layout_is_tried_before_the_folder_of_classes(pairs):
     write_folder(pairs, {"a": 2, "b": 2})
     assert detect(pairs) == "pairs"
 

@@ -141,7 +141,7 @@ def test_points_of_a_cloud_do_not_depend_on_its_neighbours_in_the_batch():
         torch.testing.assert_close(model(xyz[i : i + 1], category=category[i : i + 1])[0], together[i])
 
 
-def test_any_points_can_be_asked_for():
+def test_any_points_can_be_queried():
     model = make("semantic_segmentation")
     xyz = inputs(2, 64)[0]
     every = model(xyz)

@@ -162,7 +162,7 @@ def test_one_changed_map_of_dapt(target, way, merged, monkeypatch):
 
 
 @pytest.mark.parametrize("name", every_method())
-def test_hooks_are_heard_everywhere(name):
+def test_hooks_are_called_everywhere(name):
     model = stirred(name, **SIZES)
     heard = set()
     watched = {
@@ -182,7 +182,7 @@ def unheard(name, watched):
     return {key for key in watched if name == "point_peft" and "cp_adapter" in key}
 
 
-def test_backward_hooks_are_heard():
+def test_backward_hooks_are_called():
     model = stirred("dapt", **SIZES).train()
     block = model.backbone.blocks[1]
     heard = set()

@@ -95,7 +95,7 @@ def test_a_merged_model_gives_the_same_logits(name):
 
 
 @pytest.mark.parametrize("name", every_method(mergeable=False))
-def test_nothing_to_merge_is_said(name):
+def test_nothing_to_merge_is_an_error(name):
     with pytest.raises(ValueError, match="nothing that can be folded"):
         make(name).merge()
 

@@ -1,6 +1,6 @@
 """A GPU that is not there, for Triton: kernels are compiled for it and their resources read, nothing runs.
 
-It stands in the place of Triton's driver, so that Triton's own autotuner and compiler decide what is compiled, what
+It replaces Triton's driver, so that Triton's own autotuner and compiler decide what is compiled, what
 happens where a configuration does not compile or does not fit, and what is launched. A process that uses it must not
 have imported Triton as an interpreter, and must have a `TRITON_CACHE_DIR` of its own: what the autotuner "measures"
 here would else be kept for a real GPU.

@@ -177,7 +177,7 @@ def refusal(check):
 
 @pytest.fixture(autouse=True)
 def _quiet(monkeypatch):
-    """Plain PyTorch in the place of fused operations is said once for a process; here it is expected."""
+    """Fused operations warn once per process that plain PyTorch replaces them; here that is expected."""
     monkeypatch.setattr(library, "_say_once", lambda *_: None)
 
 

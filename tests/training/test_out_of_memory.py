@@ -29,7 +29,7 @@ def test_a_run_out_of_memory_names_batch_size_and_method(clouds_folder, tmp_path
         RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory"),
     ],
 )
-def test_every_kind_of_end_of_memory_is_told(error):
+def test_every_out_of_memory_error_is_explained(error):
     with pytest.raises(MemoryError, match=r"out of memory with batch size 1 and method x: less"):
         with explain_out_of_memory("method x", 1, "less"):
             raise error

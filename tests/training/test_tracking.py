@@ -37,7 +37,7 @@ def test_tensorboard_holds_the_log(clouds_folder, tmp_path):
     assert "val accuracy" in board.Tags()["scalars"]
 
 
-def test_a_missing_tensorboard_is_said_once(tmp_path, monkeypatch, capsys):
+def test_a_missing_tensorboard_is_reported_once(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     monkeypatch.setattr(Board, "_said", False)
     for name in ("a", "b"):
@@ -58,7 +58,7 @@ def test_a_missing_tracker_is_named_before_any_work(clouds_folder, tmp_path, mon
 
 
 class Recorder(types.ModuleType):
-    """A tracker that keeps what it is told."""
+    """A tracker that records its calls."""
 
     def __init__(self):
         super().__init__("wandb")

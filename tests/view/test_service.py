@@ -113,7 +113,7 @@ def test_pickles_are_not_run(client):
     assert client.post("/predict?name=scan.npy", content=file.getvalue()).status_code == 422
 
 
-def test_large_files_are_refused_whether_or_not_their_size_is_told(adapted):
+def test_large_files_are_refused_with_and_without_content_length(adapted):
     with TestClient(create_app(adapted, Limits(megabytes=0.001)), base_url=HOME) as client:
         assert client.post("/predict?name=a.npy", content=scan(points=200)).status_code == 413
         chunks = (scan(points=200)[i : i + 100] for i in range(0, 2400, 100))
@@ -131,7 +131,7 @@ def test_what_a_file_unpacks_to_is_bounded_by_what_may_be_sent(adapted):
         assert "refused: it would unpack to 50331648 bytes, at most 16777216 are allowed" in said.json()["error"]
 
 
-def test_a_full_disk_is_said(adapted, monkeypatch):
+def test_a_full_disk_is_reported(adapted, monkeypatch):
     def full(*arguments, **options):
         raise OSError(28, "No space left on device")
 

@@ -97,7 +97,7 @@ def test_folds_drawn_from_a_data_set_repeat_and_differ(tmp_path):
         ((2, 1, -1), ValueError, "fold must be at least 0, got -1"),
     ],
 )
-def test_what_cannot_be_drawn_is_said(tmp_path, numbers, error, message):
+def test_folds_that_cannot_be_drawn_are_an_error(tmp_path, numbers, error, message):
     root = write_clouds(tmp_path / "scans", per_class=6, shapes=SHAPES)
     with pytest.raises(error, match=message):
         load(root, *numbers)

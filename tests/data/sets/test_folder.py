@@ -30,7 +30,7 @@ def test_levels_inside_the_classes_are_kept(tmp_path):
     assert test.labels.tolist() == [0, 1]
 
 
-def test_without_levels_a_stratified_fifth_is_drawn_and_said(tmp_path):
+def test_without_levels_a_stratified_fifth_is_drawn_with_a_note(tmp_path):
     root = write_folder(tmp_path, {"a": 10, "b": 5, "c": 1})
     train, test = folder.load(root, "train"), folder.load(root, "test")
     assert test.labels.bincount(minlength=3).tolist() == [2, 1, 0]

@@ -57,7 +57,7 @@ def test_broken_rooms_are_named(tmp_path, table, message):
         load(tmp_path, "test")[0]
 
 
-def test_missing_rooms_are_said(tmp_path):
+def test_missing_rooms_are_an_error(tmp_path):
     with pytest.raises(DataError, match="no such folder; semantic segmentation needs a folder of rooms"):
         load(tmp_path / "none", "train")
     with pytest.raises(DataError, match="has no rooms named Area_5_office_1"):

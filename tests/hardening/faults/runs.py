@@ -47,7 +47,7 @@ class Child:
                 signal.signal(signal.SIGINT, signal.default_int_handler)
                 os.dup2(says, 1)
                 os.dup2(says, 2)
-                # Under pytest these are files of its own, which nobody reads and which limits on files would meet.
+                # Under pytest these are files of its own, which are not read and which limits on files would affect.
                 sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))
                 prepare()
                 code = command_line(arguments)

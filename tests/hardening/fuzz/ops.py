@@ -48,7 +48,7 @@ class Failure(AssertionError):
 
 
 def spoilt(draw: Draw, value: Any) -> Any:
-    """Another value in the place of an argument: wrong shape, dtype, device, kind or range."""
+    """A bad value for an argument: wrong shape, dtype, device, kind or range."""
     if isinstance(value, tuple):
         if draw.happens(0.2) and not hasattr(value, "_fields"):
             return draw.choice([value[:-1], (*value, value[0]), (), None])

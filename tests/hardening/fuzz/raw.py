@@ -89,7 +89,7 @@ def call(op: Any, arguments: list[Any]) -> str:
         if any(word in str(error) for word in INTERNAL):
             raise
         return "refused"
-    except AttributeError as error:  # None in the place of a tensor reaches operations that are written in Python
+    except AttributeError as error:  # None instead of a tensor reaches operations that are written in Python
         if not str(error).startswith("'NoneType' object"):
             raise
         return "refused"

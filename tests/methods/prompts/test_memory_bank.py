@@ -38,7 +38,7 @@ def test_training_fills_the_bank_with_the_training_clouds(clouds_folder, tmp_pat
     assert result.model["method"]["fields"]["bank_size"] == 18
 
 
-def test_an_empty_bank_is_asked_for(clouds_folder, tmp_path):
+def test_an_empty_bank_is_an_error(clouds_folder, tmp_path):
     config = FinetuneConfig(
         data=str(clouds_folder), method="point_peft", set=(*PEFT, "bank=none"), output=tmp_path / "run", **QUICK, **TINY
     )

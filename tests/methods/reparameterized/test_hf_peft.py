@@ -12,7 +12,7 @@ from tests.methods.tools import SMALL, cloud, make, stirred
 HF = [name for name in method_names() if method_class(name).packages == ("peft",)]
 
 
-def test_without_peft_the_command_that_installs_it_is_said(monkeypatch):
+def test_without_peft_the_error_names_the_install_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
     monkeypatch.setattr("pointpeft.methods.base.find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"method 'lora' needs the package peft: pip install 'pointpeft\[peft\]'"):

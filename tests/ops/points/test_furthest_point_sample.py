@@ -254,7 +254,7 @@ def test_a_bad_coordinate_in_either_of_two_clouds_is_found(bad, cpu_level, one_t
 
 
 @pytest.mark.gpu
-def test_on_cuda_a_bad_coordinate_is_looked_for_only_where_asked(monkeypatch, generator):
+def test_cuda_checks_coordinates_only_under_pointpeft_check(monkeypatch, generator):
     xyz = cloud(2, 37, generator, device="cuda")
     xyz[1, 30, 2] = torch.nan
     monkeypatch.delenv("POINTPEFT_CHECK", raising=False)

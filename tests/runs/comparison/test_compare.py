@@ -71,7 +71,7 @@ def test_a_failing_method_does_not_keep_the_others_from_their_result(clouds_fold
     assert "unknown method 'nope'" in result.failures["nope seed 0"]
 
 
-def test_parts_are_compared_by_their_iou(tmp_path):
+def test_part_segmentation_is_compared_by_miou(tmp_path):
     wanted = config(
         write_parts(tmp_path / "parts.h5"), tmp_path / "c", task="part_segmentation", methods=("linear",), seeds=1
     )
