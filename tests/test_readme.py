@@ -15,7 +15,7 @@ from pointpeft.cli.main import COMMANDS
 from pointpeft.methods import method_class, method_names
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.rst")])
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("**/*.rst")])
 
 
 def blocks(page, language):

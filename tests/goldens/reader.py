@@ -8,12 +8,13 @@ import torch
 from safetensors import safe_open
 
 FOLDER = Path(__file__).parent
-NAMES = sorted(path.stem for path in FOLDER.glob("*.safetensors"))
+PATHS = {path.stem: path for path in sorted(FOLDER.glob("*/*.safetensors"))}
+NAMES = sorted(PATHS)
 
 
 def read(name):
     """The header (config, seed, state, trainable, grad_norm) and the tensors of one golden."""
-    with safe_open(FOLDER / f"{name}.safetensors", "pt") as file:
+    with safe_open(PATHS[name], "pt") as file:
         return json.loads(file.metadata()["meta"]), {key: file.get_tensor(key) for key in file.keys()}
 
 

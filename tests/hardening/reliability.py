@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 TESTS = Path(__file__).parent
-REGRESSIONS = ("fuzz/test_ops_regressions.py", "fuzz/test_readers_regressions.py", "faults/test_inject.py")
+REGRESSIONS = ("regressions/test_ops.py", "regressions/test_readers.py", "faults/test_inject.py")
 HEAD = """# Reliability
 
 What was tried to make pointpeft crash, lose or let in anything, and what came of it. Written by
@@ -85,7 +85,7 @@ def main() -> None:
     text = HEAD + "\n".join(map(row, reports)) + "\n" + COMMANDS
     text += "## Defects found, and the tests that hold their mending\n"
     for name in REGRESSIONS:
-        text += f"\n`tests/{name}`\n\n" + "\n".join(regressions(TESTS / name)) + "\n"
+        text += f"\n`tests/hardening/{name}`\n\n" + "\n".join(regressions(TESTS / name)) + "\n"
     open_ones = [(report["what"], failure) for report in reports for failure in report["failures"]]
     if open_ones:
         text += "\n## Failures of the last long runs\n\n"

@@ -1,7 +1,7 @@
 """Compares a device with the CPU: `python -m tests.hardening.fuzz.on_device --cases 2000 --workers 8`.
 
-Cases and verdict are those of `tests.hardening.fuzz.ops`; the answer on the device replaces that of the kernels',
-and that of the CPU's kernels replaces the reference: indices and copied values alike to the bit, floating values
+Cases and verdict are those of `tests.hardening.fuzz.ops`, where the device takes the role of the kernels and the CPU's
+kernels that of the reference: indices and copied values must be equal to the bit, floating values
 and gradients within rounding. POINTPEFT_FUZZ_DEVICE names the device, cuda without it. On the CPU, where there is no
 GPU, the reference takes the place of the CPU's kernels, so that something is compared.
 """
