@@ -21,7 +21,7 @@ SCORES = (
 PROBE = "test clouds, linear probe of the backbone"
 SPLITS = {"test": "test clouds", "validation": "validation clouds", "linear_probe": PROBE}
 # Entries of the metadata that have a sentence or a table of their own; the others are rows of the first table.
-WITH_SECTIONS = ("selection", "vote", "seeds", "augmentation", *SPLITS)
+WITH_SECTIONS = ("selection", "votes", "seeds", "augmentation", *SPLITS)
 
 
 def model_card(model: PointModel, config: dict[str, Any]) -> str:
@@ -98,8 +98,10 @@ def _protocol(facts: dict[str, Any]) -> list[str]:
         lines.append(f"- Seeds: {', '.join(map(markdown_text, facts['seeds']))}.")
     if "augmentation" in facts:
         lines.append(f"- Augmentation in training: {markdown_text(facts['augmentation'])}.")
-    if "vote" in facts:
-        lines.append("- No vote: one pass per cloud." if facts["vote"] == 1 else f"- Vote over {facts['vote']} passes.")
+    if "votes" in facts:
+        lines.append(
+            "- No vote: one pass per cloud." if facts["votes"] == 1 else f"- Vote over {facts['votes']} passes."
+        )
     return ["## How this was measured", "\n".join(lines)] if lines else []
 
 

@@ -2,7 +2,13 @@
 
 from typing import Any
 
-_METADATA = {name: name.replace(" ", "_") for name in ("up axis", "clouds normalized", "linear probe", "parts of")}
+_METADATA = {
+    "clouds normalized": "clouds_normalized",
+    "linear probe": "linear_probe",
+    "parts of": "parts_of",
+    "up axis": "up_axis",
+    "vote": "votes",
+}
 _SUMMARIES = ("test", "validation", "linear_probe")
 
 

@@ -92,7 +92,7 @@ class FinetuneConfig:
     """Share of the training clouds held out to select the epoch, stratified; used by `--select val-best` alone."""
     select: Selection = "val-best"
     """Which epoch is kept. `test-best`, common in published code, selects on the test set, and results say so."""
-    vote: Annotated[int, arg(aliases=["--votes"])] = 1
+    votes: Annotated[int, arg(aliases=["--vote"])] = 1
     """Passes per test cloud: 1 is a clean pass; more add augmented ones and average the logits."""
     probe: bool = True
     """Also train a linear probe, a head on the frozen features with the same budget, to compare the adapter with."""
@@ -137,6 +137,8 @@ class FinetuneConfig:
         entries = dict(entries)
         if entries.get("quirks") in ("none", "published") and "double_step" not in entries:
             entries["double_step"] = entries.pop("quirks") == "published"
+        if "vote" in entries and "votes" not in entries:
+            entries["votes"] = entries.pop("vote")
         return entries
 
 
@@ -342,7 +344,7 @@ class EvaluateConfig:
     """Run folder of `pointpeft finetune`."""
     data: Annotated[str | None, Positional, arg(metavar="DATA")] = None
     """Labelled clouds; their class names must be among the run's. None: the test split of the run's own data."""
-    vote: Annotated[int, arg(aliases=["--votes"])] = 1
+    votes: Annotated[int, arg(aliases=["--vote"])] = 1
     """Passes per cloud: 1 is a clean pass; more add augmented ones and average the logits."""
     test_augment: TaskAugmentation = "auto"
     """Test-time augmentation, of the passes beyond the first. `auto`: `scale_translate`; for parts `isotropic`; for

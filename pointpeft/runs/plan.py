@@ -216,7 +216,7 @@ def plan_finetune(config: FinetuneConfig) -> FinetunePlan:
         batch_size=config.batch_size,
         num_points=config.num_points,
         augment=task.augment if config.augment == "auto" else config.augment,
-        voting=Voting(config.vote, config.seed, task.test_augment),
+        voting=Voting(config.votes, config.seed, task.test_augment),
         selection=SelectionPlan(config.select, config.val_fraction),
         execution=execution,
         output=OutputPlan(config.output, f"finetune-{data.stem}-{config.method}", config.track, config.quiet),
@@ -226,7 +226,7 @@ def plan_finetune(config: FinetuneConfig) -> FinetunePlan:
 
 
 def _check_finetune(config: FinetuneConfig, task: AnyTask) -> None:
-    _require_at_least(config, 1, "repeats", "vote", "batch_size", "num_points", "epochs")
+    _require_at_least(config, 1, "repeats", "votes", "batch_size", "num_points", "epochs")
     _require_at_least(config, 0, "warmup_epochs", "workers")
     if (config.preset or config.config) and not config.set:  # every recipe sets some options
         raise ValueError(
@@ -334,7 +334,7 @@ class EvaluatePlan:
         run: The run or adapter folder.
         data: None for the run's own.
         drop_non_finite: Also of the run's own data.
-        vote, seed, test_augment: Of the voting; an augmentation of None is the task's.
+        votes, seed, test_augment: Of the voting; an augmentation of None is the task's.
         densities: Points per cloud of further tests.
         folder: Receives the report.
     """
@@ -343,7 +343,7 @@ class EvaluatePlan:
     data: DataPlan | None
     drop_non_finite: bool
     clouds_in: CloudsIn
-    vote: int
+    votes: int
     seed: int
     test_augment: str | None
     densities: tuple[int, ...]
@@ -354,7 +354,7 @@ class EvaluatePlan:
 
     def voting(self, task: AnyTask) -> Voting:
         """The passes over a test cloud."""
-        return Voting(self.vote, self.seed, task.test_augment if self.test_augment is None else self.test_augment)
+        return Voting(self.votes, self.seed, task.test_augment if self.test_augment is None else self.test_augment)
 
 
 def plan_evaluate(config: EvaluateConfig) -> EvaluatePlan:
@@ -367,7 +367,7 @@ def plan_evaluate(config: EvaluateConfig) -> EvaluatePlan:
         data=data,
         drop_non_finite=config.drop_non_finite,
         clouds_in=config.clouds_in,
-        vote=config.vote,
+        votes=config.votes,
         seed=config.seed,
         test_augment=None if config.test_augment == "auto" else config.test_augment,
         densities=config.densities,

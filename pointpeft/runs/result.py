@@ -89,7 +89,7 @@ class FinetuneResult:
     clouds_in: str
     points: int
     augmentation: str
-    vote: int
+    votes: int
     double_step: bool
     epochs: int
     epochs_trained: int
@@ -118,7 +118,7 @@ class FinetuneResult:
             "linear_probe": self.linear_probe,
             "selection": asdict(self.selection),
             "augmentation": self.augmentation,
-            "vote": self.vote,
+            "votes": self.votes,
             "seeds": list(self.seeds),
         }
 
@@ -142,7 +142,7 @@ class EvaluateResult:
     data: str
     clouds_in: str
     points: int
-    vote: int
+    votes: int
     test_augment: str
     selection: dict[str, Any] | None
     clouds_per_second: float

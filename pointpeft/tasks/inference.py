@@ -20,25 +20,25 @@ class Voting:
     """The passes whose answers are averaged: the clean one, then others with random points and an augmentation.
 
     Attributes:
-        vote: How many in all.
+        votes: How many in all.
         seed: Of the others.
         augment: Of the others, one or several by name.
     """
 
-    vote: int = 1
+    votes: int = 1
     seed: int = 0
     augment: str = "scale_translate"
 
     def __post_init__(self) -> None:
-        if self.vote < 1:
-            raise ValueError(f"vote must be at least 1, got {self.vote}")
+        if self.votes < 1:
+            raise ValueError(f"votes must be at least 1, got {self.votes}")
         named(self.augment, "y")
 
     def views(self, clouds: Clouds) -> "Iterator[Tensor | OnDemand]":
         """Points of all clouds, pass by pass; what a cloud draws depends on its place alone. [M, N, 3] each"""
         yield clouds.fixed()
         augment = named(self.augment, clouds.up_axis)
-        for number in range(1, self.vote):
+        for number in range(1, self.votes):
 
             def row(index: int, number: int = number) -> Tensor:
                 generator = torch.Generator().manual_seed(derive_seed(self.seed, "vote", number, index))
@@ -60,7 +60,7 @@ class Voting:
         """
         yield fixed, fixed
         augment, n = named(self.augment, up_axis), fixed.shape[1]
-        for number in range(1, self.vote):
+        for number in range(1, self.votes):
             moved = []
             for index, cloud, query in zip(indices, points, fixed, strict=True):
                 generator = torch.Generator().manual_seed(derive_seed(self.seed, "vote", number, index))
@@ -115,4 +115,4 @@ def voted_logits(
     device = next(model.parameters()).device
     voting = Voting() if voting is None else voting
     total: Any = sum(forward_shared(model, points, batch_size, device, title) for points in voting.views(clouds))
-    return total / voting.vote
+    return total / voting.votes

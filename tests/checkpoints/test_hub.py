@@ -17,7 +17,7 @@ FACTS = {
     "linear_probe": {"overall_accuracy": 0.5, "mean_class_accuracy": 0.4, "clouds": 48},
     "selection": {"rule": "val-best", "meaning": "best epoch on clouds held out", "epoch": 5},
     "seeds": [3],
-    "vote": 1,
+    "votes": 1,
 }
 
 

@@ -131,13 +131,13 @@ def test_a_run_on_disk_ends_with_the_same_weights_and_numbers(tmp_path):
     found = []
     for where, workers in (("memory", 0), ("disk", 0), ("disk", 1)):
         output = tmp_path / f"{where}{workers}"
-        options = {**TINY, "set": TINY_MODEL, "vote": 2, "checkpoint": "none", "device": "cpu", "quiet": True}
+        options = {**TINY, "set": TINY_MODEL, "votes": 2, "checkpoint": "none", "device": "cpu", "quiet": True}
         finetune(FinetuneConfig(data=str(root), output=output, clouds_in=where, workers=workers, **options))
         facts = json.loads((output / "result.json").read_text())
         assert facts["clouds_in"] == where
         found.append((facts, weights(output)))
     reports = [
-        evaluate(EvaluateConfig(tmp_path / "disk0", clouds_in=where, vote=2, device="cpu", quiet=True))
+        evaluate(EvaluateConfig(tmp_path / "disk0", clouds_in=where, votes=2, device="cpu", quiet=True))
         for where in ("memory", "disk")
     ]
     assert [facts["clouds_in"] for facts in reports] == ["memory", "disk"]

@@ -33,11 +33,11 @@ def test_passes_augmentation_and_selection_are_part_of_the_result(run):
     plain = EvaluateConfig(run.folder, device="cpu", quiet=True, output=run.folder / "plain")
     facts = evaluate(plain)
     assert facts.test == run.test
-    assert (facts.vote, facts.test_augment) == (1, "none")
+    assert (facts.votes, facts.test_augment) == (1, "none")
     assert facts.selection["test_set_used"] is True
-    voted = evaluate(replace(plain, vote=4))
-    assert (voted.vote, voted.test_augment) == (4, "scale_translate")
-    turned = evaluate(replace(plain, vote=4, test_augment="rotate"))
+    voted = evaluate(replace(plain, votes=4))
+    assert (voted.votes, voted.test_augment) == (4, "scale_translate")
+    turned = evaluate(replace(plain, votes=4, test_augment="rotate"))
     assert turned.test_augment == "rotate"
     assert len({facts.test["loss"], voted.test["loss"], turned.test["loss"]}) == 3
     written = json.loads((run.folder / "plain" / "result.json").read_text())

@@ -42,7 +42,7 @@ def test_a_run_leaves_everything_it_promises(config, clouds_folder):
     assert facts["linear_probe"]["clouds"] == 24
     assert facts["selection"]["test_set_used"] is False
     assert 0 < facts["trainable_parameters_without_head"] < facts["trainable_parameters"] < facts["parameters"]
-    for name in ("peak_memory_mib", "clouds_per_second", "versions", "augmentation", "vote", "seeds"):
+    for name in ("peak_memory_mib", "clouds_per_second", "versions", "augmentation", "votes", "seeds"):
         assert facts[name], name
     assert "http" not in (result.folder / "report.html").read_text()
 
@@ -187,7 +187,7 @@ def test_voting_is_repeatable_whatever_the_batches(config):
     def loss(**options):
         return evaluate(EvaluateConfig(run=run.folder, device="cpu", quiet=True, **options)).test["loss"]
 
-    assert loss(vote=3) == loss(vote=3, batch_size=5)
+    assert loss(votes=3) == loss(votes=3, batch_size=5)
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,7 @@ def test_voting_is_repeatable_whatever_the_batches(config):
         ({"backbone": "nope"}, "nope"),
         ({"epochs": 0}, "epochs must be at least 1"),
         ({"lr": float("inf")}, "lr must be finite"),
-        ({"vote": 0}, "vote must be at least 1"),
+        ({"votes": 0}, "votes must be at least 1"),
         ({"patience": 2, "select": "last"}, "patience must be None"),
         ({"checkpoint_blocks": True, "method": "dyt", "set": TINY_MODEL[:-1]}, "checkpoint_blocks must be off for dyt"),
         ({"checkpoint_blocks": True, "compile": True}, "checkpoint_blocks must be off with compile"),

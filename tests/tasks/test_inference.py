@@ -25,7 +25,7 @@ def test_the_first_pass_is_clean_and_the_others_are_repeatable():
     for points, again in zip((first, second, third), Voting(3, 1).views(clouds), strict=True):
         assert torch.equal(points, again)
     assert not torch.equal(list(Voting(2, 2).views(clouds))[1], second)
-    with pytest.raises(ValueError, match="vote must be at least 1"):
+    with pytest.raises(ValueError, match="votes must be at least 1"):
         Voting(0)
 
 

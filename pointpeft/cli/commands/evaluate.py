@@ -19,13 +19,13 @@ def run(command: EvaluateConfig) -> int:
     (first, *others), number = task.numbers, task.class_number
     each = {name: entry[number] for name, entry in result.per_class.items() if entry[number] is not None}
     weakest = sorted(each.items(), key=lambda item: item[1])[:3]
-    passes = f"{result.vote} passes, test-time augmentation {result.test_augment}"
+    passes = f"{result.votes} passes, test-time augmentation {result.test_augment}"
     print_rows(
         {
             heading(first): f"{result.test[first]:.2%} of {result.test['clouds']} clouds",
             **{heading(name): f"{result.test[name]:.2%}" for name in others if name != "loss"},
             "weakest classes": ", ".join(f"{name} {value:.0%}" for name, value in weakest),
-            "vote": passes if result.vote > 1 else "none: one clean pass",
+            "votes": passes if result.votes > 1 else "none: one clean pass",
             **{f"with {points} points": f"{test[first]:.2%}" for points, test in result.by_points_per_cloud.items()},
             **({"epoch selected": result.selection["meaning"]} if result.selection else {}),
             **({"note": "; ".join(result.notes)} if result.notes else {}),

@@ -89,7 +89,7 @@ def run(command: FinetuneConfig) -> int:
         f"({result.trainable_parameters_without_head:,} without the head)",
         "clouds": clouds,
         **({"note": "; ".join(result.notes)} if result.notes else {}),
-        "augmentation, vote": f"{result.augmentation}, {result.vote}",
+        "augmentation, votes": f"{result.augmentation}, {result.votes}",
         **({"steps per batch": 2} if result.double_step else {}),
         "speed, memory": f"{result.clouds_per_second} clouds/s in training, "
         f"{result.peak_memory_mib} MiB ({result.peak_memory_of})",

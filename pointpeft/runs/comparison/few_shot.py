@@ -54,7 +54,7 @@ class Protocol:
     epochs: int
     selection: str
     test_set_used: bool
-    vote: int = 1
+    votes: int = 1
 
 
 @dataclass(frozen=True)

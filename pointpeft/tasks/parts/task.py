@@ -89,7 +89,7 @@ class PartSegmentation(Task[PartClouds, PartMetrics]):
             logits = torch.zeros(())
             for cloud, query in voting.dense_views(indices, [rows[:, :3] for rows in whole], xyz, clouds.up_axis):
                 logits = logits + model(cloud.to(device), query=query.to(device), **inputs).float().cpu()
-            logits = require_finite_logits(logits / voting.vote)
+            logits = require_finite_logits(logits / voting.votes)
             within = torch.arange(parts.shape[1]) < counted[chunk][:, None]
             loss = float(cross_entropy(logits[within], parts[within], reduction="sum"))
             return predicted_parts(logits, category, allowed), parts, loss

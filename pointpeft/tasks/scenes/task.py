@@ -111,7 +111,7 @@ def classify_scene(
     device = next(model.parameters()).device
     votes: Tensor | None = None
     loss, count = 0.0, 0
-    for number in range(voting.vote):
+    for number in range(voting.votes):
         generator = torch.Generator().manual_seed(derive_seed(voting.seed, "window", number))
         augment = named(voting.augment if number else "none", "z")
         for points, places, rows in _batched(windows(xyz, num_points, generator), batch_size):

@@ -82,10 +82,10 @@ def test_thinned_clouds_are_a_part_of_what_is_evaluated(config):
 def test_a_run_on_disk_ends_with_the_same_weights_and_numbers(config, tmp_path):
     found = []
     for where in ("memory", "disk"):
-        facts = finetune(replace(config, clouds_in=where, vote=2, output=tmp_path / where))
+        facts = finetune(replace(config, clouds_in=where, votes=2, output=tmp_path / where))
         assert facts.clouds_in == where
         tested = evaluate(
-            EvaluateConfig(tmp_path / where, clouds_in=where, vote=2, device="cpu", quiet=True, densities=(16,))
+            EvaluateConfig(tmp_path / where, clouds_in=where, votes=2, device="cpu", quiet=True, densities=(16,))
         )
         assert tested.clouds_in == where
         weights = load_file(tmp_path / where / "adapter" / "adapter_model.safetensors")
@@ -116,7 +116,7 @@ def test_a_run_learns_parts_and_can_be_evaluated(config, tmp_path):
     assert again.test == facts.test
     assert again.by_points_per_cloud["64"] == facts.test
     assert again.by_points_per_cloud["16"]["clouds"] == facts.test["clouds"]
-    voted = evaluate(EvaluateConfig(result.folder, device="cpu", quiet=True, vote=3, test_augment="isotropic"))
+    voted = evaluate(EvaluateConfig(result.folder, device="cpu", quiet=True, votes=3, test_augment="isotropic"))
     assert voted.test_augment == "isotropic"
     assert voted.test["loss"] != facts.test["loss"]
     with pytest.raises(ValueError, match="densities must be between 8 and 64 points, got 65"):

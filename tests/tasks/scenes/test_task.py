@@ -155,8 +155,8 @@ def test_a_run_learns_rooms_and_can_be_evaluated(config, tmp_path, capsys):
     again = evaluate(EvaluateConfig(result.folder, device="cpu", quiet=True))
     for name in ("miou", "point_accuracy"):
         assert again.test[name] == facts.test[name]
-    voted = evaluate(EvaluateConfig(result.folder, device="cpu", quiet=True, vote=2))
-    assert (voted.vote, voted.test_augment) == (2, "none")
+    voted = evaluate(EvaluateConfig(result.folder, device="cpu", quiet=True, votes=2))
+    assert (voted.votes, voted.test_augment) == (2, "none")
     with pytest.raises(ValueError, match="densities must be empty for scenes"):
         evaluate(EvaluateConfig(result.folder, device="cpu", quiet=True, densities=(64,)))
 
