@@ -334,7 +334,9 @@ class EvaluatePlan:
         run: The run or adapter folder.
         data: None for the run's own.
         drop_non_finite: Also of the run's own data.
-        votes, seed, test_augment: Of the voting; an augmentation of None is the task's.
+        votes: Passes over a test cloud.
+        seed: Of the passes beyond the first.
+        test_augment: Of the passes beyond the first; None for the task's.
         densities: Points per cloud of further tests.
         folder: Receives the report.
     """

@@ -160,7 +160,9 @@ class PretrainResult:
         data: The name of the data, without its folder: the card travels.
         epochs: That were trained; `planned_epochs` is the length of the schedule.
         clouds_seen: By all steps together.
-        first_loss, last_loss, last_learning_rate: Of epochs; None without any.
+        first_loss: Mean loss of the first epoch; None without any.
+        last_loss: Mean loss of the last epoch.
+        last_learning_rate: At the end of the last epoch.
     """
 
     folder: Path

@@ -157,10 +157,10 @@ def create_app(
     """The service as an ASGI application.
 
     `POST /predict?name=scan.ply` with the file as its body gives the class, with `&layers=true` also the token maps; a
-    model of part segmentation gives the part of each point, and `&category=chair` names the category of the cloud. `GET
-    /health` gives the state of the service; `GET /` is the page. Requests for another host name, and those that pages
-    of other origins make, are refused, so that a web site that a visitor opens cannot use a service on the visitor's
-    own machine.
+    model of part segmentation gives the part of each point, and `&category=chair` names the category of the cloud.
+    `GET /health` gives the state of the service; `GET /` is the page. Requests for another host name, and those that
+    pages of other origins make, are refused, so that a web site that a visitor opens cannot use a service on the
+    visitor's own machine.
 
     Args:
         adapted: A classifier of clouds, or a model of part segmentation.

@@ -89,7 +89,8 @@ class FewShotPlan:
     """A comparison of methods over folds.
 
     Attributes:
-        ways, shots: Classes of a fold, and training clouds of each.
+        ways: Classes of a fold.
+        shots: Training clouds of each class.
         folds: How many.
         rule: By which an epoch is kept.
     """

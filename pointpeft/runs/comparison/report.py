@@ -41,7 +41,8 @@ class Row:
         training_loss: Mean over seeds, in the epoch kept; None without logs.
         seeds: How many.
         peak_memory_mib: The largest.
-        clouds_per_second, training_seconds: Medians.
+        clouds_per_second: In training; the median.
+        training_seconds: The median.
         p_value: Of the paired test against the first method; None for that one, and without predictions.
     """
 
