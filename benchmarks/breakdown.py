@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.bench_training import CLASSES, _batch, backend
+from benchmarks.models.bench_training import CLASSES, _batch, backend
 from pointpeft import PointModel, create_model
 
 FOLDER = Path(__file__).resolve().parent

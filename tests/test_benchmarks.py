@@ -96,7 +96,7 @@ def test_the_crossover_times_every_way_and_leaves_the_threads_as_they_were(monke
 
 
 def test_a_row_of_ours_that_plain_pytorch_answers_fails():
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "benchmarks/bench_gather.py"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "benchmarks/points/bench_gather.py"]
     command += ["--benchmark-only", "--benchmark-max-time=0.001", "-k", "cpu and pointpeft"]
     done = subprocess.run(
         command,

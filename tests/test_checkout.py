@@ -76,7 +76,7 @@ def test_the_command_line_is_that_of_the_installed_package(environment, installe
 
 
 TESTS = ("tests/ops/points/test_gather.py", "-k", "cpu and float32")
-ROWS = ("benchmarks/bench_gather.py", "-k", "cpu and pointpeft", "--benchmark-disable")
+ROWS = ("benchmarks/points/bench_gather.py", "-k", "cpu and pointpeft", "--benchmark-disable")
 
 
 @pytest.mark.parametrize("command", [TESTS, ROWS], ids=["tests", "benchmarks"])

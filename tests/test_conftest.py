@@ -78,9 +78,9 @@ def test_folder_called_gpu_leaves_out_no_test(monkeypatch):
 
 def test_operations_and_their_tests_need_torch_and_pytest_alone():
     pytest.importorskip("hypothesis")
-    files = [*(ROOT / "tests" / "ops").rglob("test_*.py"), *(ROOT / "benchmarks").glob("bench_*.py")]
+    files = [*(ROOT / "tests" / "ops").rglob("test_*.py"), *(ROOT / "benchmarks").rglob("bench_*.py")]
     names = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in sorted(files)]
-    models = ("benchmarks.bench_dyt", "benchmarks.bench_training")
+    models = ("benchmarks.models.bench_dyt", "benchmarks.models.bench_training")
     names = ["tests.conftest", *(name for name in names if name not in models)]
     done = subprocess.run(
         [sys.executable, "-c", IMPORT_WITHOUT, *names], cwd=ROOT, capture_output=True, text=True, check=False

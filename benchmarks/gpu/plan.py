@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu import files, outcomes
-from benchmarks.gpu.runner import Step, python
+from benchmarks.gpu.runner import ROOT, Step, python
 from benchmarks.gpu.sanitize import TOOLS
 
 FIRST_CONFIG = {"POINTPEFT_AUTOTUNE": "first"}  # nothing is timed where only right and wrong are asked
@@ -98,7 +98,7 @@ def rows(rehearse: bool, output: str) -> Step:
     if rehearse:
         command += ["--benchmark-max-time=0.001", "-k", "pointpeft and forward", "benchmarks/bench_scale_shift.py"]
     else:
-        command += [f"benchmarks/bench_{name}.py" for name in BENCHES]
+        command += [str(path) for name in BENCHES for path in sorted((ROOT / "benchmarks").rglob(f"bench_{name}.py"))]
     return Step("operations", tuple(command), 90, suffix=".jsonl", summary=timed_rows)
 
 

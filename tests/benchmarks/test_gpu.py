@@ -109,7 +109,7 @@ def test_every_benchmark_of_an_operation_is_in_the_plan():
         "patch_embed_statistics",
         "training",
     }  # models, the CPU alone, or never on CUDA
-    there = {path.stem.removeprefix("bench_") for path in (ROOT / "benchmarks").glob("bench_*.py")}
+    there = {path.stem.removeprefix("bench_") for path in (ROOT / "benchmarks").rglob("bench_*.py")}
     assert there - apart == set(plan.BENCHES)
     names = [step.name for step in plan.plan(rehearse=False)]
     assert names == [

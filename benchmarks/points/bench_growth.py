@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks import rivals
-from benchmarks.bench_furthest_point_sample import begins_like_the_reference
+from benchmarks.points.bench_furthest_point_sample import begins_like_the_reference
 from pointpeft.ops import (
     aggregate_neighbors,
     aggregate_neighbors_reference,
