@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pointpeft.data import DataError
-from pointpeft.runs.comparison.compare import run_config
+from pointpeft.runs.comparison.plan import run_config
 from pointpeft.runs.config import CompareConfig, FewShotConfig, MemoryBankConfig
 from pointpeft.runs.memory_bank import memory_bank
 from pointpeft.tasks.base import create_task
