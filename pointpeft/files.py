@@ -66,7 +66,7 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def require_header(path: Path) -> None:
-    """Refuses a .safetensors file whose header is longer than the file, or than that of any model.
+    """Refuses a .safetensors file whose header is longer than the file, or implausibly long.
 
     Raises:
         ValueError: Names the file.
@@ -98,7 +98,7 @@ def read_json(path: Path) -> Any:
 
 
 def _unpacked_size(path: Path) -> int:
-    """Bytes that a zip archive promises; 0 for a file that is none."""
+    """Unpacked size that a zip archive declares; 0 for another file."""
     if not zipfile.is_zipfile(path):
         return 0
     with zipfile.ZipFile(path) as archive:
@@ -106,7 +106,7 @@ def _unpacked_size(path: Path) -> int:
 
 
 def _first_sentence(text: str) -> str:
-    """Without what torch says next: how to load such a file regardless."""
+    """The first sentence of an error, without torch's advice to load the file regardless."""
     return text.removeprefix("WeightsUnpickler error: ").split(". ")[0].rstrip(".")
 
 
@@ -171,7 +171,7 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
 
 
 def _new_file_beside(path: Path) -> tuple[Path, int]:
-    """An empty file that was not there before, and the permissions that the user's mask gives it."""
+    """A new empty file, with the permissions that the user's mask gives."""
     while True:
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
         try:

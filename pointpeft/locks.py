@@ -73,7 +73,7 @@ class Lock:
             raise OSError(error.errno, f"cannot be written, {error.strerror}", str(self.path)) from error
 
     def release(self) -> None:
-        """Ends the lock; once is enough."""
+        """Releases the lock; further calls do nothing."""
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is not None:
             if _is_at(descriptor, self.path):

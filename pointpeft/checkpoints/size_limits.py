@@ -1,4 +1,4 @@
-"""How large a model may become that a file from elsewhere describes: no larger than the files that fill it."""
+"""Bounds on the size of a model that an untrusted file describes: no larger than the files with its weights."""
 
 import math
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ _MAKES_A_MATRIX = ("aten::eye", "aten::eye.m", "aten::outer", "aten::tri", "aten
 
 
 def require_small_numbers(value: Any, name: str) -> None:
-    """Refuses options with numbers that no model has.
+    """Refuses options with implausibly large numbers.
 
     Raises:
         ValueError: Names the option.
@@ -69,7 +69,7 @@ def bounded_by_files(stored: int) -> Iterator[None]:
 
 
 class _SmallTensors(TorchDispatchMode):
-    """Looks at the sizes that an operation is called with, before it takes memory."""
+    """Checks the sizes of an operation's arguments before it allocates memory."""
 
     def __init__(self, limit: int, stored: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""YAML of plain values from elsewhere, bounded in what its aliases unfold to."""
+"""Untrusted YAML of plain values, with a bound on the expansion of its aliases."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Ctrl-C is answered within a second, also while a long operation keeps the main thread from running Python."""
+"""Handles Ctrl-C within a second, even while a long operation blocks the main thread."""
 
 import os
 import signal

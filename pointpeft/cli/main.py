@@ -92,7 +92,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _write_any_name() -> None:
-    """Lets standard output and error write signs that their encoding lacks as escapes: a name ends no command."""
+    """Writes characters that the encoding of stdout or stderr lacks as escapes, so that no file name ends a command."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.errors != "backslashreplace":
             # A file whose descriptor now leads to a pipe cannot say where it stands, and keeps its way with such signs.

@@ -1,4 +1,4 @@
-"""A look at a data set file by file: what is there, what is missing, what is broken."""
+"""Checks a data set file by file: its contents, and missing and broken files."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ __all__ = ["CheckReport", "check"]
 
 
 def check(path: str | Path, *, labels: Labels = "clouds", drop_non_finite: bool = False) -> CheckReport:
-    """Reads every file of a data set and lists all that is wrong with it.
+    """Reads every file of a data set and lists all problems.
 
     Args:
         path: A source as `load_dataset` takes it, or `load_segments` or `load_scenes`.

@@ -103,7 +103,7 @@ class PointCloudDataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
 
 
 def dropped_note(dropped: dict[str, int] | None) -> tuple[str, ...]:
-    """A sentence on points that were not finite and left out, where there are any."""
+    """A note about dropped points that were not finite, where there are any."""
     if not dropped:
         return ()
     return (f"{sum(dropped.values())} points that are not finite were left out of {len(dropped)} clouds",)

@@ -1,4 +1,4 @@
-"""Any data set of labelled clouds by one word or path."""
+"""Loading of any data set of labelled clouds by its name or path."""
 
 from pathlib import Path
 

@@ -14,7 +14,7 @@ WAIT = 600.0  # seconds for one batch, after which a worker that neither reads n
 
 
 class OnDemand(Sequence[Tensor]):
-    """A row of tensors of which none is kept.
+    """A sequence of tensors, each computed when it is accessed and not cached.
 
     Args:
         row: Gives one of them by its index; a function that can be pickled where workers are to call it.
@@ -37,7 +37,7 @@ class OnDemand(Sequence[Tensor]):
         return self.row(self.indices[index])
 
     def subset(self, chosen: Sequence[int]) -> "OnDemand":
-        """Some of them."""
+        """The rows at some indices."""
         return OnDemand(self.row, [self.indices[i] for i in chosen])
 
     def split(self, size: int) -> "_Stacks":

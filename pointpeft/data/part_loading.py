@@ -1,4 +1,4 @@
-"""Any data set of labelled points by its path: parts of objects, and scenes."""
+"""Loading of any data set of labelled points by its path: parts of objects, and scenes."""
 
 from pathlib import Path
 

@@ -52,7 +52,7 @@ class LoadOptions:
 
 @dataclass(frozen=True)
 class DataSource:
-    """A source taken apart.
+    """The components of a source.
 
     Attributes:
         text: As it was given.
@@ -123,7 +123,7 @@ class DataSet(ABC):
 
     @abstractmethod
     def matches(self, path: Path) -> bool:
-        """Whether a path that exists has this layout; a look at a few names, no file is read whole."""
+        """Whether a path that exists has this layout; checks a few names and reads no file whole."""
 
     @abstractmethod
     def load(self, source: DataSource, split: str, options: LoadOptions) -> Any:
@@ -183,14 +183,14 @@ def data_sets(labels: Labels = "clouds") -> list[DataSet]:
 
 
 def layouts(labels: Labels = "clouds") -> str:
-    """All layouts in words, the one of one's own folders first."""
+    """All layouts in words, that of a user's own folders first."""
     sets = sorted(data_sets(labels), key=lambda data_set: data_set.precedence != ANY_FOLDER)
     *first, last = [data_set.layout for data_set in sets]
     return f"{', '.join(first)} or {last}" if first else last
 
 
 def parse_source(source: str | Path | None, labels: Labels = "clouds") -> DataSource:
-    """Takes a source apart and finds its data set.
+    """Parses a source and finds its data set.
 
     A source is NAME for a data set without files, NAME:PLACE or NAME:PLACE:VARIANT, or a path, PATH or PATH:VARIANT,
     that one of the data sets matches. A path may hold colons: what exists as a whole has no variant.

@@ -1,11 +1,11 @@
-"""Cutting a part out of a labelled set, class by class."""
+"""Stratified splits of a labelled set."""
 
 import torch
 from torch import Tensor
 
 
 def split_validation(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Holds out a part of every class, at random.
+    """Holds out a share of every class, at random.
 
     The part as a whole is `fraction` of all clouds, rounded, as far as every class can keep one cloud for training.
     A class gives its share rounded down; the clouds still missing come from the classes with the largest rests.

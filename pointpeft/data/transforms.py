@@ -184,7 +184,7 @@ class Jitter:
 
 @dataclass(frozen=True)
 class PointDropout:
-    """Puts a random part of every cloud's points onto its first point, so that the shape [B, N, 3] stays.
+    """Moves a random share of every cloud's points onto its first point, which keeps the shape [B, N, 3].
 
     Args:
         most: Largest part dropped; a cloud's own part is uniform in [0, most).

@@ -1,4 +1,4 @@
-"""Runs and predictions on the machines of a Ray cluster: the files that they leave are those of one machine."""
+"""Runs and predictions on a Ray cluster, with the same files as on one machine."""
 
 import logging
 import os
@@ -48,7 +48,7 @@ def connected(address: str) -> Iterator[Any]:
 
 
 def complete_all(runs: "list[PlannedRun]", address: str, cpus: int) -> dict[str, str]:
-    """Makes sure that the results of all runs are there, as many at once as the cluster has room for.
+    """Completes all runs, as many at a time as the cluster has resources for.
 
     A run has a process of its own, and a GPU where its device is one. Where a machine is lost it is taken up elsewhere,
     from its last epoch. All machines must see the run folders and the data under the same paths.
@@ -88,7 +88,7 @@ def _gpus(device: str, room: dict[str, float]) -> int:
 
 
 def _finetune_in(folder: str, run: "PlannedRun") -> str | None:
-    """Completes a run, whose paths are relative to a folder; what went wrong, or None."""
+    """Completes a run, whose paths are relative to a folder; returns the error, or None."""
     from pointpeft.runs.comparison.complete import complete  # on the worker, so that this file needs no torch
 
     os.chdir(folder)
@@ -157,7 +157,7 @@ def predict_on_cluster(
 
 
 def _ray_data() -> Any:
-    """The module `ray.data`, silent: this package prints what a user needs."""
+    """The module `ray.data`, with its own progress bars and log switched off."""
     try:
         import ray.data
     except ImportError as error:
@@ -180,7 +180,7 @@ class _Predictor:
         self.adapted, self.batch_size = load_run(run, make_accelerator(device).device), batch_size
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """The facts of one piece of work, or what is "wrong" with its data or its part."""
+        """The counts of one shard, or under "wrong" the error of its data or its output."""
         from pointpeft.runs.predict import COUNTS, predict_stream
 
         facts: dict[str, Any] = dict.fromkeys(COUNTS, 0)

@@ -10,14 +10,14 @@ from pointpeft.model import PointModel
 
 @dataclass(frozen=True)
 class Adapted:
-    """A model with an adapter, and what it was trained on.
+    """A model with an adapter, and the properties of its training data.
 
     Attributes:
         model: On its device, in evaluation mode.
         classes: Names by index of the logits.
         num_points: Points per cloud it was trained with.
         normalized: Whether its training clouds were centred and scaled to the unit sphere; new ones must be, too.
-        metadata: All that the adapter says of its training.
+        metadata: Everything that the adapter records about its training.
     """
 
     model: PointModel
@@ -28,7 +28,7 @@ class Adapted:
 
     @property
     def fewest_points(self) -> int:
-        """How many points a cloud must have: those of one patch."""
+        """Smallest number of points of a cloud: those of one patch."""
         return self.model.backbone.config.group_size
 
     @property

@@ -18,7 +18,7 @@ from pointpeft.tasks.inference import Voting
 
 
 class Metrics(Protocol):
-    """How well a model answered; each task has a class of its own."""
+    """Quality of a model's predictions; each task has its own class."""
 
     @property
     def score(self) -> list[float]:
@@ -131,7 +131,7 @@ class Task(ABC, Generic[Gathered, Measured]):
         probed: Whether a linear probe on cached features stands beside a result.
         augment: The published recipe's augmentation.
         test_augment: The augmentation of a vote's passes beyond the first.
-        page: What a person is to look at first in a run folder.
+        page: The file of a run folder to open first.
         double_step: Whether the published training code steps twice per batch.
         can_read_lazily: Whether clouds need not be in memory.
         can_drop_non_finite: Whether points that are not finite may be left out.
@@ -164,11 +164,11 @@ class Task(ABC, Generic[Gathered, Measured]):
 
     @abstractmethod
     def load(self, source: str, split: str, up_axis: str | None, lazy: bool = False, **options: Any) -> Any:
-        """One part of a data set; `lazy` leaves its clouds on disk where the task `can_read_lazily`."""
+        """One split of a data set; `lazy` leaves its clouds on disk where the task `can_read_lazily`."""
 
     @abstractmethod
     def gather(self, dataset: Any, num_points: int, on_disk: bool = False, workers: int = 0) -> Gathered:
-        """The clouds of a data set, ready to be dealt out in batches."""
+        """The clouds of a data set, ready to be served in batches."""
 
     def can_read_source_lazily(self, source: str) -> bool:
         """Whether the form of a data set allows its clouds to be read one by one."""
@@ -183,7 +183,7 @@ class Task(ABC, Generic[Gathered, Measured]):
         """Arguments of `create_model` that follow from the labels."""
 
     def metadata(self, clouds: Gathered) -> dict[str, Any]:
-        """Facts of the labels that evaluation and prediction need beside the classes."""
+        """Properties of the labels that evaluation and prediction need beside the classes."""
         return {}
 
     @abstractmethod
@@ -272,11 +272,11 @@ class Task(ABC, Generic[Gathered, Measured]):
 
     @abstractmethod
     def card(self, adapted: Adapted, points: Tensor, name: str, observe: Observe, category: int = 0) -> Card:
-        """A cloud of a file, as `read` gives it, and what the model made of it."""
+        """A cloud of a file, as `read` gives it, with the model's prediction."""
 
     @abstractmethod
     def test_card(self, adapted: Adapted, clouds: Gathered, index: int, observe: Observe) -> Card:
-        """One of the gathered test clouds, with what it truly is."""
+        """One of the gathered test clouds, with its true label."""
 
     @abstractmethod
     def examples(self, clouds: Gathered, count: int) -> list[int]:

@@ -47,7 +47,7 @@ class Clouds:
     ) -> None:
         chosen = range(len(dataset)) if indices is None else [int(i) for i in indices]
         if not chosen:
-            raise ValueError("the data set has no clouds in this part")
+            raise ValueError("the data set has no clouds in this split")
         spare = math.ceil(SPARE * num_points)
         self.num_points = num_points
         self.on_disk, self.workers = on_disk, workers
@@ -113,7 +113,7 @@ class Clouds:
         return self.rows(lambda i: fit(self.points[i], self.num_points))
 
     def thinned(self, num_points: int, seed: int) -> "Clouds":
-        """The clouds seen by fewer points: a random part of those in `fixed`, not spread over the cloud."""
+        """The clouds seen by fewer points: drawn at random from those in `fixed`, not spread over the cloud."""
         thinner = self.subset(range(len(self)))
 
         def row(index: int) -> Tensor:
@@ -126,7 +126,7 @@ class Clouds:
         return thinner
 
     def batches(self, batch_size: int, generator: torch.Generator, rank: int = 0, world: int = 1) -> "Batches":
-        """One epoch: every cloud once in random order, with a random part of its points.
+        """One epoch: every cloud once in random order, with points drawn at random.
 
         Args:
             batch_size: Largest batch, of all processes together. The epoch is cut into batches of equal size up to one
@@ -208,12 +208,12 @@ def drawn(size: int, n: int, generator: torch.Generator) -> Tensor:
 
 
 def thinning(seed: int, index: int) -> torch.Generator:
-    """Decides which points a cloud keeps in `thinned`: by its place alone, so that none need wait for another."""
+    """The generator of the points that a cloud keeps in `thinned`; it depends on the cloud's index alone."""
     return torch.Generator().manual_seed(derive_seed(seed, "thinned", index))
 
 
 def spread(points: Tensor, count: int) -> Tensor:
-    """At most `count` points, chosen by farthest point sampling. [n, 3] -> [min(n, most), 3]"""
+    """At most `count` points, chosen by farthest point sampling. [n, 3] -> [min(n, count), 3]"""
     points = points.float()
     if len(points) <= count:
         return points

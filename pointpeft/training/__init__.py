@@ -1,1 +1,1 @@
-"""The training loop and what it stands on; knows no task and no data set."""
+"""The training loop and its building blocks; independent of tasks and data sets."""

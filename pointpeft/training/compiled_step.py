@@ -9,7 +9,7 @@ BACKEND = "inductor"
 
 
 def check_compiled(cuda_graph: bool, device: torch.device) -> None:
-    """Says what is missing before anything is compiled.
+    """Checks the requirements of compilation and of CUDA graphs.
 
     Raises:
         ValueError: CUDA graphs on a device other than CUDA, or without Triton, which generates their kernels.

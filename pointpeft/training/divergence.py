@@ -1,4 +1,4 @@
-"""Training that diverges is found before anything of it is written, and ends in a sentence that says what to try."""
+"""Detects divergence before it reaches a checkpoint, and ends the run with an error that suggests remedies."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -30,7 +30,7 @@ def not_finite(content: Any, name: str = "") -> str | None:
 
 
 def require_finite_weights(weights: Mapping[str, Tensor], owner: str) -> None:
-    """Refuses weights that no training can go on from and no cloud can be classified with.
+    """Refuses weights that are not finite.
 
     Raises:
         NotFiniteError: A tensor holds NaN or Inf; names it.
@@ -53,7 +53,7 @@ def require_finite_logits(logits: Tensor, rows: str = "clouds") -> Tensor:
 
 
 class Divergence:
-    """Looks at the gradients of every step, and at what the end of an epoch would write.
+    """Checks the gradients of every step, and at the end of an epoch everything that is about to be written.
 
     Args:
         recipe: The run's `Recipe`.
@@ -78,7 +78,7 @@ class Divergence:
             self._look(self.steps[-1:])
 
     def end(self, row: Mapping[str, float], written: Mapping[str, Any]) -> None:
-        """Looks at the steps of the epoch, at its mean losses and at what a checkpoint would hold.
+        """Checks the steps of the epoch, its mean losses and the contents of the next checkpoint.
 
         Raises:
             NotFiniteError: Something is not finite.
@@ -92,7 +92,7 @@ class Divergence:
             raise self.error(f"{name} is not finite")
 
     def measure(self, function: Callable[[], Answer]) -> Answer:
-        """Calls what measures the model; numbers that are not finite there tell of divergence, too.
+        """Calls a function that measures the model; a `NotFiniteError` there is divergence, too.
 
         Raises:
             NotFiniteError: The function raised one.

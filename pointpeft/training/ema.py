@@ -1,4 +1,4 @@
-"""An exponential moving average of what is trained."""
+"""An exponential moving average of the trained weights."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -28,11 +28,11 @@ FLOOR = 1e-6  # learning rate at the very start and end
 
 @dataclass(frozen=True)
 class Recipe:
-    """How long and how fast.
+    """Hyper-parameters of training.
 
     Attributes:
         epochs: Passes over the data, the length of the cosine.
-        warmup: Part of the schedule with a linearly rising learning rate.
+        warmup: Share of the schedule with a linearly rising learning rate.
         per_epoch: Whether the learning rate changes between epochs alone, as published, or at every step.
         double_step: Steps twice per batch with one gradient, before clipping and after, as the published segmentation
             code does.
@@ -70,7 +70,7 @@ class Recipe:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
 
     def rate(self, progress: float) -> float:
-        """Learning rate at a part of the schedule: linear up from the floor, then a cosine down to it."""
+        """Learning rate at a share of the schedule: linear up from the floor, then a cosine down to it."""
         if progress < self.warmup:
             return FLOOR + (self.lr - FLOOR) * progress / self.warmup
         along = min(1.0, (progress - self.warmup) / max(1e-9, 1.0 - self.warmup))
@@ -123,7 +123,7 @@ def train(
     Args:
         model: The bare model; changed in place.
         batches: The batches of an epoch: of several processes each gets its rows, `share`, of the same batch, and the
-            sum of losses, each weighted by its part of the clouds, is minimised.
+            sum of losses, each weighted by its share of the clouds, is minimised.
         loss_of: (model, points, labels) -> named losses, means over the clouds, whose sum is minimised.
         after_epoch: (model, state) -> numbers for the log; may keep the selected weights in `state.best`.
         progress_bar: Its title, or None for none.
@@ -227,7 +227,7 @@ def train(
 
 
 def _progress(recipe: Recipe, state: State, within: float, seconds: float) -> float:
-    """Part of the schedule that is behind us: of the epochs, or of the time where that is ahead."""
+    """Completed share of the schedule: of the epochs, or of the time limit where that is larger."""
     by_epochs = (state.epoch + 1) / (recipe.epochs + 1) if recipe.per_epoch else (state.epoch + within) / recipe.epochs
     by_time = 0.0 if recipe.time_limit is None else (state.elapsed + seconds) / recipe.time_limit
     return max(by_epochs, by_time)

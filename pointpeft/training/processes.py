@@ -22,7 +22,7 @@ def rank_and_world() -> tuple[int, int]:
 
 
 def share(total: int, rank: int, world: int) -> slice:
-    """The rows of a batch that are a process's: consecutive ones, as many as others have up to one.
+    """The rows of a batch that one process computes: consecutive, and as many as others' up to one.
 
     Args:
         total: Clouds in the batch of all processes.
@@ -48,7 +48,7 @@ def require_clouds(smallest: int, world: int) -> None:
 def augment_share(
     augment: Callable[[Tensor, torch.Generator], Tensor], points: Tensor, total: int, generator: torch.Generator
 ) -> Tensor:
-    """Augments a process's rows of a batch by the numbers that they would get if the whole batch were here.
+    """Augments one process's rows of a batch exactly as if the whole batch were augmented here.
 
     Args:
         augment: Draws numbers by the shape of its argument; a cloud depends on no other.
@@ -112,7 +112,7 @@ def total_of(value: Tensor) -> Tensor:
 def deal(
     items: Sequence[Item] | Iterator[Item], answer: Callable[[Item], Answer], title: str | None = None, unit: str = "it"
 ) -> list[Answer]:
-    """Answers for all items, each computed by one process; all get all, in the items' order.
+    """Computes an answer for every item on one of the processes; all processes get all answers, in order.
 
     Args:
         items: The same on all processes, which must all call this. Of a sequence a process asks for its own alone; an

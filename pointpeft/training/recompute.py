@@ -1,4 +1,4 @@
-"""Blocks that keep their input alone for the backward pass and compute the rest again: less memory, more time."""
+"""Activation checkpointing: blocks store only their input for the backward pass and recompute the rest."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

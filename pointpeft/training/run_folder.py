@@ -28,7 +28,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 class RunFolder:
-    """A folder with `config.json`, `checkpoint.pt`, `log.csv`, `result.json` and what the run adds.
+    """A folder with `config.json`, `checkpoint.pt`, `log.csv`, `result.json` and further files of the run.
 
     Args:
         path: The folder; created if it does not exist.
@@ -190,7 +190,7 @@ def _write_sealed(path: Path, state: dict[str, Any]) -> None:
 
 
 def _seal_holds(path: Path) -> bool:
-    """Whether the file ends in the checksum of what stands before it."""
+    """Whether the file ends with the checksum of its preceding bytes."""
     length = path.stat().st_size - len(_SEAL) - 64
     if length < 0:
         return False

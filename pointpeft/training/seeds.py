@@ -1,4 +1,4 @@
-"""Seeds derived from seeds."""
+"""Independent seeds derived from one seed."""
 
 import hashlib
 

@@ -63,7 +63,7 @@ class SyncedBatchNorm1d(nn.BatchNorm1d):
 
 @torch.no_grad()
 def average_statistics(model: nn.Module) -> None:
-    """Gives all processes the mean of what their plain BatchNorms in training have tracked."""
+    """Averages the running statistics of plain BatchNorms over all processes."""
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training and module.track_running_stats:
             if isinstance(module, SyncedBatchNorm1d):

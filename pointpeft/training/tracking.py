@@ -48,7 +48,7 @@ class Board:
 
 
 def require_tracker(name: str) -> None:
-    """Looks for a tracker before any work is done.
+    """Checks that the package of a tracker is installed.
 
     Raises:
         ImportError: Its package is not installed.
@@ -61,7 +61,7 @@ def require_tracker(name: str) -> None:
 
 
 class Tracker:
-    """A run of Weights & Biases or Trackio, which have one interface; a resumed run goes on in it.
+    """A run of Weights & Biases or Trackio, which have one interface; a resumed run continues there.
 
     Where and whether they send anything is theirs to say: `WANDB_MODE=offline`, `TRACKIO_DIR`.
 

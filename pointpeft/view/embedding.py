@@ -1,4 +1,4 @@
-"""The clouds of a data set as points of a plane: near to each other where the classifier's input is alike."""
+"""Clouds of a data set embedded in a plane by the features that the classifier's head gets."""
 
 from collections.abc import Sequence
 from importlib.util import find_spec

@@ -63,7 +63,7 @@ class Limits:
 
 
 class Batcher:
-    """Gathers clouds that arrive close together into one pass of the model, in a thread of its own."""
+    """Batches clouds that arrive close together into one forward pass, in a thread of its own."""
 
     def __init__(self, adapted: Adapted, limits: Limits):
         self.adapted, self.limits = adapted, limits

@@ -1,4 +1,4 @@
-"""The page of `pointpeft serve`: scans are dropped on it, and shown in the colours of what the model makes of them."""
+"""The page of `pointpeft serve`: scans dropped on it are shown in the colours of predictions and token maps."""
 
 import json
 

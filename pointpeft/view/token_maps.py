@@ -51,7 +51,7 @@ def meanings() -> dict[str, str]:
 
 @torch.no_grad()
 def observe(model: PointModel, xyz: Tensor, **inputs: Tensor) -> Observation:
-    """Runs one cloud and records what the model does with its patches.
+    """Runs one cloud and records attention and the maps of the method.
 
     Args:
         model: In evaluation mode; it is left as it is.
@@ -90,7 +90,7 @@ def observe(model: PointModel, xyz: Tensor, **inputs: Tensor) -> Observation:
 
 
 def _attention_maps(tables: list[Tensor], ctx: Context) -> dict[str, Tensor]:
-    """From the attention of each block, [T, P + T], to what the patches get and what prompts draw from them. [G]"""
+    """Averages the attention of each block, [T, P + T], into maps of the patches. [G]"""
     if not tables:
         return {}
     from_class = _patches(tables[-1][0], ctx)  # a causal model's class token sees no patch
@@ -113,7 +113,7 @@ def _most_similar(similarities: Tensor) -> list[tuple[int, float]]:
 def _record(
     stack: ExitStack, model: PointModel, reader: CallReader, values: list[Tensor] | None = None
 ) -> list[Tensor]:
-    """The list, filled in the order of the calls, of what a reader reads until the stack is closed."""
+    """A list of the values that a reader extracts, in the order of the calls, until the stack is closed."""
     values = [] if values is None else values
     for module in model.modules():
         if isinstance(module, reader.module):

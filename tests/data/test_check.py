@@ -43,7 +43,7 @@ def test_every_broken_file_of_a_folder_is_listed(tmp_path):
     report = check(root)
     assert not report.ok
     problems = broken(report)
-    for words in ("none: has no clouds", "only in the test part: rod", "00.npy: the file is empty", "01.npy: 9 of 9",
+    for words in ("none: has no clouds", "only in the test split: rod", "00.npy: the file is empty", "01.npy: 9 of 9",
                   "02.npy: all its 9 points are one", "test/a/00.npy: cannot be read"):  # fmt: skip
         assert sum(words in line for line in problems) == 1, words
     assert len(problems) == 6

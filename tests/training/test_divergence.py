@@ -136,8 +136,8 @@ def test_a_model_that_gives_nan_names_no_class(clouds_folder, tmp_path):
     for result in predict(broken(), files):
         assert "class" not in result
         assert "the model's logits are not finite for 1 of 1 clouds" in result["error"]
-    facts = predict_stream(broken(), [clouds_folder / "test" / "ball"], tmp_path / "out.jsonl")
-    assert facts["errors"] == facts["clouds"] == 8
+    result = predict_stream(broken(), [clouds_folder / "test" / "ball"], tmp_path / "out.jsonl")
+    assert result.errors == result.clouds == 8
     assert "class" not in (tmp_path / "out.jsonl").read_text()
 
 

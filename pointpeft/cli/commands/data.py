@@ -1,4 +1,4 @@
-"""`pointpeft data`: look at a data set before training on it."""
+"""`pointpeft data`: check a data set before training on it."""
 
 import json
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from tyro.conf import Positional
 
 @dataclass(frozen=True)
 class Data:
-    """Check a data set file by file: what was found, what is missing, what is broken, and how to mend it.
+    """Check a data set file by file: report contents, missing and broken files, and how to repair them.
 
     Exit code 1 when anything is broken.
     """

@@ -15,7 +15,7 @@ __all__ = ["FinetuneConfig", "revise", "run"]
 
 
 def revise(command: FinetuneConfig, parse: Callable[..., Any]) -> FinetuneConfig:
-    """The command with the recipe or the file of options that it names as its defaults.
+    """Replaces the command's defaults by the recipe or the file of options that it names.
 
     Args:
         command: As parsed with the usual defaults.
@@ -58,7 +58,7 @@ def revise(command: FinetuneConfig, parse: Callable[..., Any]) -> FinetuneConfig
 
 
 def _variant(data: str, variant: str) -> str:
-    """The data with the recipe's variant, where its data set has that one and none is named."""
+    """Adds the recipe's variant to the data, where its data set has that variant and none is named."""
     from pointpeft.data.registry import parse_source  # start-up time: it imports torch
 
     source = parse_source(data)

@@ -1,4 +1,4 @@
-"""`pointpeft memory-bank`: what Point-PEFT remembers of a data set, as a file."""
+"""`pointpeft memory-bank`: Point-PEFT's memory bank of a data set, as a file."""
 
 from pointpeft.cli.table import print_rows
 from pointpeft.runs.config import MemoryBankConfig

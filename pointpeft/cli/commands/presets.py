@@ -15,7 +15,7 @@ COLUMNS = ("preset", "backbone", "lr", "epochs", "warm-up", "batch", "points", "
 
 @dataclass(frozen=True)
 class Presets:
-    """Print the published recipes that `pointpeft finetune --preset NAME` knows, and where they leave the published
+    """Print the published recipes that `pointpeft finetune --preset NAME` knows, and how they differ from the published
     procedure.
 
     All use AdamW with a linear warm-up and a cosine; weight decay 0.05 and a gradient norm of at most 10, if the

@@ -1,4 +1,4 @@
-"""`pointpeft show`: clouds coloured by what the adapted model makes of them."""
+"""`pointpeft show`: clouds coloured by predictions and token maps."""
 
 import sys
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from tyro.conf import Positional, arg
 
 @dataclass(frozen=True)
 class Show:
-    """Write a page and pictures of clouds, coloured by class or part, attention, and what the method does with patches.
+    """Write a page and pictures of clouds, coloured by class or part, attention, and the method's token maps.
 
     That is the influence of prompts and what the method shows of itself, such as dynamic scales, dispatched patches or
     what a memory recalls; of scenes the class of each point. The page is one file that needs no network: clouds are

@@ -1,1 +1,1 @@
-"""The furniture clouds that travel with the package, and how they were made."""
+"""The furniture clouds that the package contains, and how they were made."""

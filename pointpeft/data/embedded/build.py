@@ -1,4 +1,4 @@
-"""Makes the embedded set of furniture clouds again: `python -m pointpeft.data.embedded.build PATH_TO_H5`.
+"""Rebuilds the embedded set of furniture clouds: `python -m pointpeft.data.embedded.build PATH_TO_H5`.
 
 The input holds clouds of 2048 points sampled from the meshes of the Sweet Home 3D furniture libraries, area-weighted,
 in random order: `data (M, N, 3)`, and per cloud `id`, `name` and `licence`. Which items are taken, and their classes,

@@ -53,7 +53,7 @@ def resampling_ratio(clouds: Tensor) -> Tensor:
 
 
 def connected_groups(linked: Tensor) -> list[int]:
-    """Numbers the groups of items that hang together through links.
+    """Numbers the connected components of items and links.
 
     Args:
         linked: Which pairs are linked, bool, symmetric. [B, B]

@@ -1,1 +1,1 @@
-"""File formats: bytes to arrays, with bounds on what a file may ask for."""
+"""File formats: bytes to arrays, with bounds on the memory that a file may claim."""

@@ -30,7 +30,7 @@ _limit: ContextVar[int | None] = ContextVar("limit", default=None)
 
 @contextmanager
 def limited(size: int) -> Iterator[None]:
-    """Inside it no file may unpack to more than `size` bytes, whatever its own size is."""
+    """Within it no file may unpack to more than `size` bytes, whatever its own size is."""
     token = _limit.set(size)
     try:
         yield
@@ -60,7 +60,7 @@ def brief(value: object) -> str:
 
 
 def is_plain(name: str) -> bool:
-    """Whether a name that a list from elsewhere gives stays in its folder: one part of a path, and not `..`."""
+    """Whether a name from an untrusted list stays in its folder: one component of a path, and not `..`."""
     return name not in ("", ".", "..") and not any(mark in name for mark in "/\\\0")
 
 

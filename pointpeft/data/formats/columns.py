@@ -84,12 +84,12 @@ def plain_name(name: str) -> str:
 
 
 def without_units(text: str) -> str:
-    """A text without what stands in brackets, where more than that is there."""
+    """A text without its bracketed words, unless nothing else remains."""
     return rest if (rest := _BRACKETS.sub("", text)).strip() else text
 
 
 def is_other(name: str) -> bool:
-    """Whether a name is that of something else than a coordinate, such as time, colour or a label."""
+    """Whether a name denotes something other than a coordinate, such as time, colour or a label."""
     return _OTHERS.match(plain_name(name)) is not None
 
 

@@ -51,7 +51,7 @@ def read_h5(path: Path, num_classes: int | None, *, as_is: bool = False) -> tupl
 
 
 def list_h5(path: Path, num_classes: int | None) -> tuple[tuple[int, int], Tensor, list[str]]:
-    """All of a file but its points, which `H5Rows` reads.
+    """Everything in a file except its points, which `H5Rows` reads.
 
     Returns:
         (M, N), clouds and points of each; labels and names as by `read_h5`.
@@ -156,7 +156,7 @@ def _row_cache(data: h5py.Dataset) -> int:
 
 @contextmanager
 def open_h5(path: Path) -> Iterator[h5py.File]:
-    """The file; whatever goes wrong inside names it."""
+    """Opens the file; errors within the block name it."""
     if not os.path.isfile(path):  # of a name too long for any file, too
         raise DataError(f"{path}: no such file")
     try:

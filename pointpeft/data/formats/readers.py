@@ -236,7 +236,7 @@ def _read_npz(path: Path) -> Mesh | np.ndarray:
 
 
 def _faces_of(file: Any, plain: dict[str, str], key: str | None) -> str | None:
-    """The array that lists the corners of faces, or None; under a rare name it must look like corners, too."""
+    """The array that lists the corners of faces, or None; under a rare name its values must be plausible, too."""
     for name in _FACES:
         if name in plain and plain[name] != key:
             return plain[name]

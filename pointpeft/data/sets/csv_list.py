@@ -83,7 +83,7 @@ def _table(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
 def _collect(
     root: Path, columns: Sequence[str], rows: Sequence[tuple[int, list[str]]], clouds: dict[str, list[tuple[Path, str]]]
 ) -> list[str]:
-    """Finds the clouds of all rows; gives what is wrong with the others, in one line where it is the same with all."""
+    """Finds the clouds of all rows; returns the problems of the others, in one line where all have the same."""
     problems: list[tuple[str, str]] = []  # what it is, and where
     splits = _SPLIT_COLUMN in columns and any(len(row) > columns.index(_SPLIT_COLUMN) for _, row in rows)
     first: dict[Path, int] = {}

@@ -104,8 +104,8 @@ def load(
 
     Where the source is a folder of published folds (`5way_10shot/0.pkl` or `5way10shot/0.pkl`), the fold is read: its
     pickles are read as numbers alone, no code in them is run. Else the source is any data set, and the fold is drawn
-    from it: W of the classes that have at least S training clouds, S clouds of the training part of each, and up to 20
-    of its test part. Folds of one seed are drawn independently of each other. What a fold has not drawn is not read,
+    from it: W of the classes that have at least S training clouds, S clouds of the training split of each, and up to 20
+    of its test split. Folds of one seed are drawn independently of each other. What a fold has not drawn is not read,
     where the data set's form allows it.
 
     Args:

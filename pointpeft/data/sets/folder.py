@@ -1,4 +1,4 @@
-"""Clouds of one's own: a folder with one sub-folder per class, or a CSV file that lists files and labels."""
+"""A user's own clouds: a folder with one sub-folder per class, or a CSV file that lists files and labels."""
 
 import os
 from collections import Counter
@@ -35,7 +35,7 @@ _BESIDE = (
 
 @register_data_set
 class Folder(DataSet):
-    """A folder of one's own: PATH."""
+    """A user's own folder: PATH."""
 
     name = "folder"
     title = "folder of clouds"
@@ -53,12 +53,12 @@ class Folder(DataSet):
         return load(source.path, split, options.num_points, up_axis, drop_non_finite=options.drop_non_finite)
 
     def check(self, source: DataSource, findings: Findings, *, drop_non_finite: bool = False) -> None:
-        """Looks at every file, and at what is passed over."""
+        """Checks every file, and lists files that are ignored."""
         path, dropped = source.path, {} if drop_non_finite else None
         listing = scan(path)
         findings.lines.append(f"{self.title}, up axis {UP_AXIS}")
         findings.problems += listing.problems
-        for split, clouds in listing.parts.items():
+        for split, clouds in listing.splits.items():
             findings.counts(split, [label for _, label in clouds], listing.classes)
             if clouds or listing.problems:
                 continue
@@ -71,13 +71,13 @@ class Folder(DataSet):
                 f"note: {len(others)} files of other kinds are passed over, the first is {relative(others[0], path)}"
             )
         findings.notes(listing.notes)
-        findings.files([file for clouds in listing.parts.values() for file, _ in clouds], listing.root, dropped)
+        findings.files([file for clouds in listing.splits.values() for file, _ in clouds], listing.root, dropped)
         findings.notes(dropped_note(dropped))
 
 
 @register_data_set
 class CsvList(Folder):
-    """A list of one's own: FILE.csv."""
+    """A user's own list: FILE.csv."""
 
     name = "csv"
     title = "CSV file of clouds"
@@ -112,13 +112,13 @@ def load(
         drop_non_finite: Leave points out that are not finite; `notes` say how many, of the clouds read so far.
 
     Raises:
-        DataError: No such clouds, a class seen only in the test part, a path that leaves the folder.
+        DataError: No such clouds, a class seen only in the test split, a path that leaves the folder.
     """
     listing = scan(Path(source))
     if listing.problems:
         others = f" (and {len(listing.problems) - 1} more problems)" if len(listing.problems) > 1 else ""
         raise DataError(listing.problems[0] + others)
-    clouds = listing.parts[split]
+    clouds = listing.splits[split]
     if not clouds:
         raise DataError(f"{source}: has no {split} clouds" + ("; " + "; ".join(listing.notes) if listing.notes else ""))
     files = [path for path, _ in clouds]
@@ -141,12 +141,12 @@ def scan(source: Path) -> Listing:
 
 
 def cloud_files(folder: Path) -> list[Path]:
-    """The files below a folder whose kind can be read, sorted; hidden ones and documents are left out."""
+    """The files below a folder that can be read as clouds, sorted, without hidden ones and documents."""
     return [path for path in _walk(folder) if path.suffix.lower() in EXTENSIONS and not _is_document(path)]
 
 
 def other_files(folder: Path) -> list[Path]:
-    """The files below a folder that are not read as clouds, sorted; hidden ones are left out."""
+    """The files below a folder that are not read as clouds, sorted, without hidden ones."""
     return [path for path in _walk(folder) if path.suffix.lower() not in EXTENSIONS or _is_document(path)]
 
 
@@ -156,7 +156,7 @@ def relative(path: Path, root: Path) -> str:
 
 
 def _is_document(path: Path) -> bool:
-    """Whether a text file is named as documents are, and has no row of numbers."""
+    """Whether a text file has the name of a document, and no row of numbers."""
     if path.suffix.lower() != ".txt" or not path.stem.lower().startswith(_DOCUMENTS):
         return False
     try:

@@ -1,4 +1,4 @@
-"""The furniture clouds that travel with the package: real shapes to try things on, without a download."""
+"""The furniture clouds that the package contains: real shapes for first experiments, without a download."""
 
 from pathlib import Path
 

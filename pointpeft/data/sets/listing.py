@@ -21,14 +21,14 @@ class Listing:
     Attributes:
         root: The folder that names are relative to.
         classes: Class names, sorted.
-        parts: (file, label) of "train" and "test".
+        splits: (file, label) of "train" and "test".
         notes: What the user should know.
         problems: What makes the data set unusable.
     """
 
     root: Path
     classes: tuple[str, ...]
-    parts: dict[str, list[tuple[Path, int]]]
+    splits: dict[str, list[tuple[Path, int]]]
     notes: tuple[str, ...]
     problems: tuple[str, ...]
 
@@ -36,10 +36,10 @@ class Listing:
 def make_listing(
     root: Path, clouds: dict[str, list[tuple[Path, str]]], notes: list[str], problems: list[str]
 ) -> Listing:
-    """Numbers the classes of the files found, and draws a test part where there is none."""
+    """Numbers the classes of the files found, and draws a test split where there is none."""
     classes_of = {split: {name for _, name in members} for split, members in clouds.items()}
     if clouds["train"] and (unseen := sorted(classes_of["test"] - classes_of["train"])):
-        problems.append(f"{root}: classes only in the test part: {', '.join(unseen)}; nothing can be learnt about them")
+        problems.append(f"{root}: classes only in the test split: {', '.join(unseen)}, which cannot be learnt")
     classes = tuple(sorted(classes_of["train"] or classes_of["test"]))
     number = {name: i for i, name in enumerate(classes)}
     numbered = {s: [(path, number[name]) for path, name in clouds[s] if name in number] for s in ("train", "test")}
@@ -52,9 +52,9 @@ def make_listing(
 def _draw_test(
     clouds: list[tuple[Path, int]], classes: tuple[str, ...]
 ) -> tuple[dict[str, list[tuple[Path, int]]], str]:
-    """Sets a part of every class aside."""
+    """Holds out a share of every class."""
     train, test = split_validation(torch.tensor([label for _, label in clouds]), TEST_FRACTION, SEED)
-    note = f"no test part is given: {len(test)} of {len(clouds)} clouds were drawn as one, class by class, seed {SEED}"
+    note = f"no test split is given: {len(test)} of {len(clouds)} clouds were drawn for it, class by class, seed {SEED}"
     counts = Counter(clouds[i][1] for i in test.tolist())
     untested = [name for label, name in enumerate(classes) if not counts[label]]
     if untested:

@@ -44,7 +44,7 @@ class ModelNet40(DataSet):
         )
 
     def check(self, source: DataSource, findings: Findings, *, drop_non_finite: bool = False) -> None:
-        """Looks at every file of the form that is there."""
+        """Checks every file of the form that the folder holds."""
         root = source.path
         layout = require_form(root, SPLITS[0])
         findings.lines.append(f"{self.title} ({layout}), up axis {UP_AXIS}")
@@ -123,7 +123,7 @@ def load(
         points = [normalize_precisely(at_most(cloud, num_points)) for cloud in clouds]
         names = [f"{path.name}[{i}]" for i in range(len(points))]
     if not len(labels):
-        raise DataError(f"{root}: its {split} part has no clouds")
+        raise DataError(f"{root}: its {split} split has no clouds")
     return PointCloudDataset(points, labels, classes, names, up_axis=up_axis, normalized=True, dropped=dropped)
 
 

@@ -28,7 +28,7 @@ _NAMED = {"train": "train", "training": "train", "val": "train", "test": "test",
 
 @register_data_set
 class PartFiles(DataSet):
-    """Files of one's own whose points have parts: PATH."""
+    """A user's own files whose points have parts: PATH."""
 
     name = "part_files"
     title = "files of clouds with parts"
@@ -163,7 +163,7 @@ def _cloud(
 
 
 def _split_of(place: Path) -> str:
-    """The part that a path is named for: train, test or none."""
+    """The split in the name of a path: train, test or none."""
     folders = (part for part in place.parts[:-1] if part.lower() in _NAMED)
     words = (word for word in re.split(r"[^a-z]+", place.stem.lower()) if word in _NAMED)
     return next((_NAMED[word.lower()] for word in (*folders, *words)), "")
@@ -172,7 +172,7 @@ def _split_of(place: Path) -> str:
 def _choose(labels: Tensor, splits: list[str], split: str, source: Path) -> tuple[list[int], tuple[str, ...]]:
     if set(splits) == {""}:
         train, test = split_validation(labels, TEST_FRACTION, SEED)
-        note = f"{source.name} has no test part: a fifth of its clouds, drawn once with a fixed seed, is it"
+        note = f"{source.name} has no test split: a fifth of its clouds, drawn once with a fixed seed, is used"
         return (train if split == "train" else test).tolist(), (note,)
     unnamed = sum(name == "" for name in splits)
     if unnamed:

@@ -54,7 +54,7 @@ class ScanObjectNN(DataSet):
         )
 
     def check(self, source: DataSource, findings: Findings, *, drop_non_finite: bool = False) -> None:
-        """Looks at the variant that the source names; without one at all that are there."""
+        """Checks the variant that the source names, or all variants in the folder."""
         chosen = [source.variant] if source.variant else variants(source.path)
         if not chosen:
             find_existing(source.path, "train", HARDEST)  # says what is missing
@@ -78,7 +78,7 @@ def find(root: Path, split: str, variant: str) -> Path:
 
 
 def variants(root: Path) -> list[str]:
-    """The variants of which at least one file is there."""
+    """The variants with at least one file."""
     return [v for v in VARIANTS if any(find(root, split, v).is_file() for split in _PART)]
 
 

@@ -59,7 +59,7 @@ class ShapeNetPart(DataSet):
 
 
 def is_shapenetpart(root: Path) -> bool:
-    """Whether a folder is laid out so."""
+    """Whether a folder has this layout."""
     return (root / CATEGORIES).is_file() and (root / "train_test_split").is_dir()
 
 
@@ -91,7 +91,7 @@ def load(root: str | Path, split: str, up_axis: str = UP_AXIS, *, drop_non_finit
             labels.append(categories.index(folders[synset]))
     require_files(files, f"{split} clouds")
     if not files:
-        raise DataError(f"{root}: its {split} part has no clouds")
+        raise DataError(f"{root}: its {split} split has no clouds")
     first = np.cumsum([0, *PART_COUNTS.values()])
     dropped: dict[str, int] | None = {} if drop_non_finite else None
     return SegmentDataset(

@@ -75,7 +75,7 @@ def load(
     """Lists one split of a set of shards; clouds are centred and scaled to the unit sphere.
 
     Clouds of tar files are read when they are needed, those of HDF5 files into memory, unless `lazy`. Without shards
-    named for a test part, a fifth of every class is set aside for testing, always the same clouds; the data set's
+    named for a test split, a fifth of every class is set aside for testing, always the same clouds; the data set's
     `notes` say so.
 
     Args:
@@ -101,7 +101,7 @@ def load(
     elif all(_ends(path, HDF5) for path in files):
         dataset = _of_hdf5(files, classes, num_points, up_axis, lazy, dropped)
     else:
-        raise DataError(f"{source}: its {split} part mixes .tar and HDF5 shards")
+        raise DataError(f"{source}: its {split} split mixes .tar and HDF5 shards")
     if not len(dataset):
         raise DataError(f"{source}: its {split} shards have no clouds")
     return dataset if files_of["test"] else _drawn(dataset, split)
@@ -259,6 +259,6 @@ def _drawn(dataset: PointCloudDataset, split: str) -> PointCloudDataset:
     train, test = split_validation(dataset.labels, TEST_FRACTION, SEED)
     dataset.notes = (
         *dataset.notes,
-        f"no test part is given: {len(test)} of {len(dataset)} clouds were drawn as one, class by class, seed {SEED}",
+        f"no test split is given: {len(test)} of {len(dataset)} clouds were drawn for it, class by class, seed {SEED}",
     )
     return dataset.subset(train if split == "train" else test)

@@ -82,7 +82,7 @@ def _compare(plan: ComparePlan) -> Comparison:
 
 
 def require_same_recipe(config: SharedRecipe, folder: RunFolder, command: str, free: Sequence[str]) -> None:
-    """A folder holds runs of one recipe; what is `free`, such as methods and seeds, may be added to it.
+    """Checks that a folder holds runs of the same recipe; only the options in `free`, such as seeds, may differ.
 
     Raises:
         ValueError: It holds runs of another recipe.
@@ -98,7 +98,7 @@ def require_same_recipe(config: SharedRecipe, folder: RunFolder, command: str, f
 
 
 def require_same_inputs(data: str, runs: Runs, folder: RunFolder) -> None:
-    """A folder holds runs on one state of the data and of each file of pre-trained weights.
+    """Checks that the data and the files of pre-trained weights are those of the folder's first run.
 
     Raises:
         ValueError: One of them has changed since its first run.

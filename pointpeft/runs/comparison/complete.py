@@ -1,4 +1,4 @@
-"""Completes the runs of a comparison: results are kept, stopped runs resumed, failures turned into sentences."""
+"""Completes the runs of a comparison: keeps results, resumes stopped runs, and turns failures into messages."""
 
 import multiprocessing
 import traceback
@@ -14,7 +14,7 @@ EXPECTED = (ValueError, OSError, ImportError)
 
 
 def failure_of(function: Callable[..., Any], *arguments: Any) -> str | None:
-    """Calls a function and returns what went wrong, None for nothing."""
+    """Calls a function and returns its error as a message, or None."""
     try:
         function(*arguments)
     except EXPECTED as error:
@@ -25,12 +25,12 @@ def failure_of(function: Callable[..., Any], *arguments: Any) -> str | None:
 
 
 def complete(run: PlannedRun) -> str | None:
-    """Makes sure, in this process, that the run has its result; returns what went wrong, None for nothing."""
+    """Completes a run in this process; returns the error as a message, or None."""
     return None if run.result.exists() else failure_of(finetune, run.resumable())
 
 
 def complete_in_process(run: PlannedRun) -> str | None:
-    """As `complete`, in a process of its own: its peak memory is its own, and a crash takes nothing with it."""
+    """As `complete`, in a new process, so that peak memory is measured for this run and a crash stays isolated."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_send_failure, args=(run, sender))

@@ -138,7 +138,7 @@ def markdown(result: FewShotResult) -> str:
 
 
 def _results(runs: list[PlannedRun]) -> dict[int, FinetuneResult]:
-    """The results that are there, by fold."""
+    """Results of the finished folds, by fold."""
     return {fold: read_result(run.folder) for fold, run in enumerate(runs) if run.result.exists()}
 
 

@@ -1,4 +1,4 @@
-"""Whether two methods differ on the same test clouds."""
+"""A paired test of two methods on the same test clouds."""
 
 import numpy as np
 

@@ -39,7 +39,7 @@ class Classification(Task[Clouds, Metrics]):
     def load(
         self, source: str, split: str, up_axis: str | None, lazy: bool = False, **options: Any
     ) -> PointCloudDataset:
-        """One part of a data set; `options` are those of `load_dataset`."""
+        """One split of a data set; `options` are those of `load_dataset`."""
         return load_dataset(source, split, up_axis=up_axis, lazy=lazy, **options)
 
     def gather(self, dataset: Any, num_points: int, on_disk: bool = False, workers: int = 0) -> Clouds:

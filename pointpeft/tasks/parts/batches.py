@@ -52,7 +52,7 @@ class PartClouds(Clouds):
 
     def __init__(self, dataset: Any, num_points: int, *, on_disk: bool = False, workers: int = 0) -> None:
         if not len(dataset):
-            raise ValueError("the data set has no clouds in this part")
+            raise ValueError("the data set has no clouds in this split")
         self.num_points = num_points
         self.on_disk, self.workers = on_disk, workers
         self.classes, self.parts = tuple(dataset.classes), tuple(dataset.parts)

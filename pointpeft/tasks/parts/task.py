@@ -36,7 +36,7 @@ class PartSegmentation(Task[PartClouds, PartMetrics]):
     question = "What are its parts?"
 
     def load(self, source: str, split: str, up_axis: str | None, lazy: bool = False, **options: Any) -> Any:
-        """One part of a data set; `options` are those of `load_segments`."""
+        """One split of a data set; `options` are those of `load_segments`."""
         return load_segments(source, split, up_axis=up_axis, lazy=lazy, **options)
 
     def gather(self, dataset: Any, num_points: int, on_disk: bool = False, workers: int = 0) -> PartClouds:

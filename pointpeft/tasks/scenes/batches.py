@@ -55,7 +55,7 @@ class Scenes:
         self.num_points, self.blocks = num_points, blocks
         self.classes, self.names = tuple(dataset.classes), list(dataset.names)
         self.up_axis, self.normalized, self.notes = dataset.up_axis, dataset.normalized, tuple(dataset.notes)
-        self.labels: Tensor = dataset.labels  # the areas: what a validation part is drawn evenly from
+        self.labels: Tensor = dataset.labels  # the areas, from which a validation split is drawn evenly
         scenes = [dataset[i] for i in range(len(dataset))]
         self.points, self.point_labels = [xyz for xyz, _ in scenes], [labels for _, labels in scenes]
 

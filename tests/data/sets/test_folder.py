@@ -90,7 +90,7 @@ def test_a_broken_cloud_is_named_when_it_is_read(tmp_path):
 @pytest.mark.parametrize(
     ("sizes", "words"),
     [
-        ({"train/a": 1, "test/a": 1, "test/rod": 1}, "classes only in the test part: rod"),
+        ({"train/a": 1, "test/a": 1, "test/rod": 1}, "classes only in the test split: rod"),
         ({"a/x": 1, "b/x": 1, "Train/x": 1}, "Train: holds folders of clouds, as a split does, but beside it are 2"),
         ({"a": 1, "Train/y": 1}, "Train: holds folders of clouds, as a split does, but beside it are 1"),
         ({"a/train": 1, "a/test": 1, "b": 1}, "b: has no train/ and test/"),
@@ -158,7 +158,7 @@ def test_a_csv_file_gives_paths_labels_and_splits(listed, text):
 def test_a_csv_file_may_be_written_otherwise(listed, tmp_path, text):
     listing = folder.scan(listed(text.format(root=tmp_path)))
     assert listing.problems == ()
-    found = sorted((path.name, listing.classes[label]) for part in listing.parts.values() for path, label in part)
+    found = sorted((path.name, listing.classes[label]) for part in listing.splits.values() for path, label in part)
     assert found == [("00.npy", "a"), ("01.npy", "b"), ("02.npy", "a")]
 
 
@@ -179,7 +179,7 @@ def test_documents_and_folders_of_systems_are_no_classes_and_no_clouds(tmp_path)
     listing = folder.scan(root)
     assert listing.problems == ()
     assert listing.classes == ("a", "b")
-    assert sum(len(part) for part in listing.parts.values()) == 13
+    assert sum(len(part) for part in listing.splits.values()) == 13
     notes = "\n".join(folder.load(root, "train").notes)
     assert "empty/ is empty and no class" in notes
     # What cannot be read is said wherever the notes of a data set are, not by its check alone.
@@ -202,7 +202,7 @@ def test_a_class_named_as_a_split_is_a_class_above_splits(tmp_path, name):
     listing = folder.scan(root)
     assert (listing.problems, listing.notes) == ((), ())
     assert listing.classes == tuple(sorted(("Boat", "Car", name)))
-    assert [len(listing.parts[split]) for split in ("train", "test")] == [6, 6]
+    assert [len(listing.splits[split]) for split in ("train", "test")] == [6, 6]
 
 
 def test_a_csv_file_without_splits_is_divided(listed):
@@ -232,7 +232,7 @@ def test_a_csv_file_without_splits_is_divided(listed):
         ("x/00.npy\n", "line 1: has no label"),
         ("x/00.npy,a,train\nx/01.npy,a,\n", "line 2: split must be train, test or val, got ''"),
         ("x/00.npy,a,holdout\n", "got 'holdout'"),
-        ("x/00.npy,a,train\nx/01.npy,rod,test\n", "classes only in the test part: rod"),
+        ("x/00.npy,a,train\nx/01.npy,rod,test\n", "classes only in the test split: rod"),
         ("path,class\nx/00.npy,a\n", r"columns must be path,label\[,split\]"),
         ("", "lists no clouds"),
         ("path,label\n", "lists no clouds"),

@@ -36,7 +36,7 @@ def test_a_file_of_many_clouds(tmp_path, suffix):
     path = write(tmp_path / f"clouds{suffix}", content)
     train, test = load_segments(path), load_segments(path, "test")
     assert (len(train), len(test)) == (8, 2)
-    assert "has no test part" in train.notes[0]
+    assert "has no test split" in train.notes[0]
     assert train.parts_of == ((0, 1), (2, 3))
     seen = torch.cat([part[i][0] for part in (train, test) for i in range(len(part))])
     assert len(seen) == 300

@@ -107,7 +107,7 @@ def test_one_shard_sets_a_test_part_aside(tmp_path):
     train, test = load_dataset(shard), load_dataset(shard, "test")
     assert (len(train), len(test)) == (8, 2)
     assert not set(train.names) & set(test.names)
-    assert "no test part is given: 2 of 10 clouds" in train.notes[0]
+    assert "no test split is given: 2 of 10 clouds" in train.notes[0]
 
 
 @pytest.mark.parametrize("lazy", [False, True])
