@@ -1,21 +1,16 @@
-"""Random cases of every CUDA operation, and what each must give. One stem per operation, as in csrc."""
+"""Random cases of every CUDA operation, and what each must give: a file for each .cu file of csrc, by its name."""
 
 import importlib
 from collections.abc import Callable
+from pathlib import Path
 
 from tests.csrc.cases.draw import Case, Draw
 
-OPERATIONS = (
-    "gather",
-    "ball_query",
-    "knn",
-    "furthest_point_sample",
-    "aggregate_neighbors",
-    "chamfer_distance",
-    "sample_and_group",
+OPERATIONS = tuple(
+    sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem not in ("__init__", "draw"))
 )
 
 
 def makers(operation: str) -> tuple[Callable[[Draw], Case], ...]:
-    """Functions that draw a case of a kernel file."""
+    """Functions that draw a case of a .cu file."""
     return importlib.import_module(f"tests.csrc.cases.{operation}").CASES

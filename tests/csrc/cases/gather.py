@@ -13,7 +13,7 @@ def shape_of_indices(draw: Draw) -> tuple[int, ...]:
 
 def gather(draw: Draw) -> Case:
     dtype = draw.choice(DTYPES)
-    b, n, c = draw.randint(1, 3), draw.size(300), draw.size(70)
+    b, n, c = draw.randint(1, 3), draw.size(300), draw.choice((draw.size(70), 4, 16, 32))  # rows of 16 bytes as well
     x = draw.normal(b, n, c) * 50
     features = draw.strided(x > 0 if dtype == torch.bool else x.to(dtype))
     outside = draw.random() < 0.3

@@ -93,12 +93,14 @@ def run(*command: object) -> None:
 
 
 def make(target: Path, *command: object) -> Path:
-    """Runs a command that writes `target`, unless it is there; it appears whole."""
-    if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f"{os.getpid()}.{target.name}")
-        run(*command, "-o", partial)
-        partial.replace(target)
+    """Runs a command that writes `target`, unless it is there or another process is at it; it appears whole."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with open(target.with_name(f"{target.name}.lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not target.exists():
+            partial = target.with_name(f"{os.getpid()}.{target.name}")
+            run(*command, "-o", partial)
+            partial.replace(target)
     return target
 
 
@@ -135,19 +137,14 @@ def build(
     """
     sources = translation.sources() if sources is None else sources
     kernels = [name for name in sources if name.endswith(".cu") and (only is None or name in only)]
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    with open(FOLDER / "lock", "w") as lock, ThreadPoolExecutor(os.cpu_count()) as pool:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # processes of one test run wait for the first instead of compiling as well
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
         jobs = [pool.submit(compile_kernels, name, sources, architecture) for name in kernels]
         jobs += [pool.submit(compile_emulator, path) for path in sorted(HERE.glob("*.cpp"))]
         objects = [job.result() for job in jobs]
-        key = digest(*(path.name for path in objects), str(architecture))
-        library = f"pointpeft_emulated_sm{architecture}_{key}"
-        naming = FOLDER / f"{library}.cpp"
-        naming.write_text(
-            f'#include "emulation.h"\nconst char* emulation::library_name() {{ return "{library}"; }}\n',
-            encoding="utf-8",
-        )
-        target = FOLDER / f"{library}.so"
-        make(target, *compiler(), *COMMON, "-shared", "-Wl,-Bsymbolic", "-Wl,-z,defs", naming, *objects, *SYSTEM)
-    return target, library
+    library = f"pointpeft_emulated_sm{architecture}_{digest(*(path.name for path in objects))}"
+    with tempfile.TemporaryDirectory() as folder:
+        naming = Path(folder, "name.cpp")
+        text = f'#include "emulation.h"\nconst char* emulation::library_name() {{ return "{library}"; }}\n'
+        naming.write_text(text, encoding="utf-8")
+        flags = [*COMMON, "-shared", "-Wl,-Bsymbolic", "-Wl,-z,defs"]
+        return make(FOLDER / f"{library}.so", *compiler(), *flags, naming, *objects, *SYSTEM), library
