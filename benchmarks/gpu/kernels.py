@@ -40,8 +40,7 @@ def kernels(device: str, dtype: torch.dtype, tiny: bool) -> list[Kernel]:
     def draw(*shapes: tuple[int, ...]) -> list[Tensor]:
         return [(torch.randn(s, generator=generator) / s[-1] ** 0.5).to(device, dtype) for s in shapes]
 
-    x, maps = (b, t, c), [(r, c), (r,), (c, r), (c,)]
-    mapped = 4.0 * b * t * c * r
+    x = (b, t, c)
     widths = (8, 8, 16, c) if tiny else (128, 256, 512, c)
     h1, h2, h3, _ = widths
     embed = [(h1, 3), (h1,), (h2, h1), (h2,), (h3, 2 * h2), (h3,), (c, h3), (c,)]
@@ -51,15 +50,15 @@ def kernels(device: str, dtype: torch.dtype, tiny: bool) -> list[Kernel]:
         return lambda patches, *weights: function(patches, ops.PatchEmbedWeights(*weights))
 
     def prompted(function: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda *inputs: function(*inputs, with_prompt=True)
+        return lambda x, *weights: function(x, ops.AdapterWeights(*weights), with_prompt=True)
 
     return [
         Kernel(
-            "dynamic_adapter",
-            prompted(ops.dynamic_adapter),
-            prompted(ops.dynamic_adapter_reference),
-            draw(x, (c,), (c,), (1, c), (1,), *maps),
-            mapped,
+            "adapter",
+            prompted(ops.adapter),
+            prompted(ops.adapter_reference),
+            draw(x, (c,), (c,), (1, c), (1,), (r, c), (r,), (c, r), (c,)),
+            4.0 * b * t * c * r,
         ),
         Kernel(
             "patch_embed",
@@ -69,7 +68,6 @@ def kernels(device: str, dtype: torch.dtype, tiny: bool) -> list[Kernel]:
             2.0 * points * (3 * h1 + h1 * h2 + h1 * h3 + h3 * c),
         ),
         Kernel("scale_shift", ops.scale_shift, ops.scale_shift_reference, draw(x, (c,), (c,)), 0),
-        Kernel("bottleneck_adapter", ops.bottleneck_adapter, ops.bottleneck_adapter_reference, draw(x, *maps), mapped),
     ]
 
 

@@ -113,14 +113,12 @@ def fused(make: Inputs) -> Iterator[NamedCall]:
         name = str(dtype).removeprefix("torch.")
         x = make.rand(2, 33, c, dtype=dtype)
         vectors = make.weights(*[(c,)] * 4, dtype=dtype)
-        maps = make.weights((r, c), (r,), (c, r), (c,), dtype=dtype)
         yield f"scale_shift {name}", lambda x=x, v=vectors: backward(ops.scale_shift, x, *v[:2])
         yield f"layer_norm {name}", lambda x=x, v=vectors: backward(ops.layer_norm, x, *v)
-        yield f"bottleneck_adapter {name}", lambda x=x, m=maps: backward(ops.bottleneck_adapter, x, *m)
-        adapter = [*vectors[:2], *make.weights((1, c), (1,), dtype=dtype), *maps]
+        adapter = [*vectors[:2], *make.weights((1, c), (1,), (r, c), (r,), (c, r), (c,), dtype=dtype)]
         for prompt in (False, True):
-            call = lambda *t, p=prompt: ops.dynamic_adapter(*t, with_prompt=p)  # noqa: E731
-            what = f"dynamic_adapter {'with prompt ' * prompt}{name}"
+            call = lambda x, *w, p=prompt: ops.adapter(x, ops.AdapterWeights(*w), with_prompt=p)  # noqa: E731
+            what = f"adapter {'with prompt ' * prompt}{name}"
             yield what, lambda x=x, a=adapter, call=call: backward(call, x, *a)
         mlp = make.weights((h, c), (h,), (h,), (h,), (c, h), (c,), (c,), (c,), dtype=dtype)
         yield f"scale_shift_mlp {name}", lambda x=x, m=mlp: ops.scale_shift_mlp(x, *m)

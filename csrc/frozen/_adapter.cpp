@@ -17,19 +17,19 @@ POINTPEFT_INLINE A survivor(const Dropout& dropout, A scale, int64_t index) {
   return kept(dropout.low, dropout.high, static_cast<uint32_t>(index), dropout.probability) ? scale : A(0);
 }
 
-// h = s act(z) with dropout. `first` is the index of the row's first element.
-template <bool kRelu, bool kDrops, class T, class A>
+// h = s GELU(z) with dropout. `first` is the index of the row's first element.
+template <bool kDrops, class T, class A>
 POINTPEFT_INLINE void hidden_row(const T* __restrict z, A s, const Dropout dropout, A scale, int64_t first, int64_t r,
                                  T* __restrict h) {
   for (int64_t i = 0; i < r; ++i) {
     const A value = static_cast<A>(z[i]);
     const A factor = kDrops ? survivor(dropout, scale, first + i) : A(1);
-    h[i] = static_cast<T>((kRelu ? (value > 0 ? value : A(0)) : gelu(value)) * factor * s);
+    h[i] = static_cast<T>(gelu(value) * factor * s);
   }
 }
 
-// dz from back = g W_up, and the sum back · act(z) with dropout, which the gate's gradient needs.
-template <bool kRelu, bool kDrops, class T, class A>
+// dz from back = g W_up, and the sum back · GELU(z) with dropout, which the gate's gradient needs.
+template <bool kDrops, class T, class A>
 POINTPEFT_INLINE void hidden_backward_row(const T* __restrict back, const T* __restrict z, A s, const Dropout dropout,
                                           A scale, int64_t first, int64_t r, T* __restrict dz, A* __restrict d_bias,
                                           A* sum) {
@@ -42,8 +42,7 @@ POINTPEFT_INLINE void hidden_backward_row(const T* __restrict back, const T* __r
       const A factor = kDrops ? survivor(dropout, scale, first + i) : A(1);
       A below, density;
       normal(value, below, density);
-      const A h = kRelu ? (value > 0 ? value : A(0)) : value * below;
-      const A slope = kRelu ? (value > 0 ? A(1) : A(0)) : below + value * density;
+      const A h = value * below, slope = below + value * density;
       part[l] += from * h * factor;
       const A d = from * s * factor * slope;
       d_bias[i] += d;
@@ -102,16 +101,16 @@ POINTPEFT_INLINE void gradient_row(const T* __restrict grad, T* __restrict a, co
 // The passes over rows at one vector level.
 #define POINTPEFT_LEVEL(NAME, TARGET)                                                                                 \
   struct NAME {                                                                                                       \
-    template <bool kRelu, bool kDrops, class T, class A>                                                              \
+    template <bool kDrops, class T, class A>                                                                          \
     TARGET static void hidden(Rows<const T> z, const A* s, Dropout dropout, A scale, int64_t begin, int64_t end,      \
                               int64_t r, Rows<T> h) {                                                                 \
-      for (int64_t n = begin; n < end; ++n) hidden_row<kRelu, kDrops>(z[n], s[n], dropout, scale, n * r, r, h[n]);    \
+      for (int64_t n = begin; n < end; ++n) hidden_row<kDrops>(z[n], s[n], dropout, scale, n * r, r, h[n]);           \
     }                                                                                                                 \
-    template <bool kRelu, bool kDrops, class T, class A>                                                              \
+    template <bool kDrops, class T, class A>                                                                          \
     TARGET static void hidden_backward(Rows<const T> back, Rows<const T> z, const A* s, Dropout dropout, A scale,     \
                                        int64_t begin, int64_t end, int64_t r, Rows<T> dz, A* d_bias, A* sum) {        \
       for (int64_t n = begin; n < end; ++n)                                                                           \
-        hidden_backward_row<kRelu, kDrops>(back[n], z[n], s[n], dropout, scale, n * r, r, dz[n], d_bias, sum + n);    \
+        hidden_backward_row<kDrops>(back[n], z[n], s[n], dropout, scale, n * r, r, dz[n], d_bias, sum + n);           \
     }                                                                                                                 \
     template <bool kPrompt, class T, class A>                                                                         \
     TARGET static void output(Rows<T> a, const A* up_bias, const A* s, int64_t begin, int64_t end, int64_t c,         \
@@ -148,9 +147,8 @@ A scale_of(double probability) {
   return A(1) / static_cast<A>(1 - probability);
 }
 
-// s ⊙ dropout(act(z)) of rows [N, R]; s is [N], in the type of sums.
-Tensor adapter_hidden(const Tensor& z, const Tensor& s, const std::optional<Tensor>& seed, double probability,
-                      bool relu) {
+// s ⊙ dropout(GELU(z)) of rows [N, R]; s is [N], in the type of sums.
+Tensor adapter_hidden(const Tensor& z, const Tensor& s, const std::optional<Tensor>& seed, double probability) {
   require_dim("z", z, 2);
   const int64_t n = z.size(0), r = z.size(1);
   Tensor h = torch::stable::new_empty(z, {n, r}, z.scalar_type());
@@ -162,12 +160,10 @@ Tensor adapter_hidden(const Tensor& z, const Tensor& s, const std::optional<Tens
     const auto factor = channels_of<A>("s", s, n);
     const Dropout dropout = dropout_of(seed, probability);
     dispatch_level([&](auto level) {
-      dispatch_flag(relu, [&](auto flag) {
-        dispatch_flag(dropout.drops, [&](auto drops) {
-          over_rows(n, [&](int64_t begin, int64_t end) {
-            decltype(level)::template hidden<decltype(flag)::value, decltype(drops)::value>(
-                from, factor.data(), dropout, scale_of<A>(probability), begin, end, r, to);
-          });
+      dispatch_flag(dropout.drops, [&](auto drops) {
+        over_rows(n, [&](int64_t begin, int64_t end) {
+          decltype(level)::template hidden<decltype(drops)::value>(from, factor.data(), dropout,
+                                                                   scale_of<A>(probability), begin, end, r, to);
         });
       });
     });
@@ -175,10 +171,9 @@ Tensor adapter_hidden(const Tensor& z, const Tensor& s, const std::optional<Tens
   return h;
 }
 
-// dz of rows [N, R], its sum over rows [R], and back · dropout(act(z)) [N], from back = g W_up.
+// dz of rows [N, R], its sum over rows [R], and back · dropout(GELU(z)) [N], from back = g W_up.
 std::tuple<Tensor, Tensor, Tensor> adapter_hidden_backward(const Tensor& back, const Tensor& z, const Tensor& s,
-                                                           const std::optional<Tensor>& seed, double probability,
-                                                           bool relu) {
+                                                           const std::optional<Tensor>& seed, double probability) {
   require_dim("z", z, 2);
   const int64_t n = z.size(0), r = z.size(1);
   Tensor dz = torch::stable::new_empty(z, {n, r}, z.scalar_type()), d_bias = dz, sum = dz;
@@ -193,13 +188,11 @@ std::tuple<Tensor, Tensor, Tensor> adapter_hidden_backward(const Tensor& back, c
     d_bias = new_sums<A>(z, r), sum = new_sums<A>(z, n);
     A* of_row = static_cast<A*>(sum.mutable_data_ptr());
     dispatch_level([&](auto level) {
-      dispatch_flag(relu, [&](auto flag) {
-        dispatch_flag(dropout.drops, [&](auto drops) {
-          over_parts(n, [&](int64_t part, int64_t begin, int64_t end) {
-            decltype(level)::template hidden_backward<decltype(flag)::value, decltype(drops)::value>(
-                g, from, factor.data(), dropout, scale_of<A>(probability), begin, end, r, to, sums.data() + part * r,
-                of_row);
-          });
+      dispatch_flag(dropout.drops, [&](auto drops) {
+        over_parts(n, [&](int64_t part, int64_t begin, int64_t end) {
+          decltype(level)::template hidden_backward<decltype(drops)::value>(g, from, factor.data(), dropout,
+                                                                            scale_of<A>(probability), begin, end, r, to,
+                                                                            sums.data() + part * r, of_row);
         });
       });
     });
@@ -328,9 +321,9 @@ std::tuple<Tensor, Tensor> adapter_gradient(const Tensor& grad, const std::optio
 }  // namespace pointpeft
 
 STABLE_TORCH_LIBRARY_FRAGMENT(pointpeft, m) {
-  m.def("_adapter_hidden(Tensor z, Tensor s, Tensor? seed, float probability, bool relu) -> Tensor");
+  m.def("_adapter_hidden(Tensor z, Tensor s, Tensor? seed, float probability) -> Tensor");
   m.def(
-      "_adapter_hidden_backward(Tensor back, Tensor z, Tensor s, Tensor? seed, float probability, bool relu) "
+      "_adapter_hidden_backward(Tensor back, Tensor z, Tensor s, Tensor? seed, float probability) "
       "-> (Tensor, Tensor, Tensor)");
   m.def("_adapter_output(Tensor(a!) a, Tensor up_bias, Tensor s, int clouds) -> Tensor");
   m.def(

@@ -3,9 +3,8 @@
 from pointpeft.ops.core import derivatives, library
 from pointpeft.ops.core.library import backend
 from pointpeft.ops.frozen.adapted_mlp import adapted_mlp, adapted_mlp_reference
+from pointpeft.ops.frozen.adapter import AdapterWeights, adapter, adapter_reference
 from pointpeft.ops.frozen.attention import attention, attention_reference
-from pointpeft.ops.frozen.bottleneck_adapter import bottleneck_adapter, bottleneck_adapter_reference
-from pointpeft.ops.frozen.dynamic_adapter import dynamic_adapter, dynamic_adapter_reference
 from pointpeft.ops.frozen.frozen_attention import frozen_attention, frozen_attention_reference
 from pointpeft.ops.frozen.frozen_linear import frozen_linear, frozen_linear_reference
 from pointpeft.ops.frozen.frozen_mlp import frozen_mlp, frozen_mlp_reference
@@ -24,10 +23,13 @@ from pointpeft.ops.points.knn import knn, knn_reference
 from pointpeft.ops.points.sample_and_group import Groups, sample_and_group, sample_and_group_reference
 
 __all__ = [
+    "AdapterWeights",
     "Groups",
     "PatchEmbedWeights",
     "adapted_mlp",
     "adapted_mlp_reference",
+    "adapter",
+    "adapter_reference",
     "aggregate_neighbors",
     "aggregate_neighbors_reference",
     "attention",
@@ -35,12 +37,8 @@ __all__ = [
     "backend",
     "ball_query",
     "ball_query_reference",
-    "bottleneck_adapter",
-    "bottleneck_adapter_reference",
     "chamfer_distance",
     "chamfer_distance_reference",
-    "dynamic_adapter",
-    "dynamic_adapter_reference",
     "fold_batch_norm",
     "frozen_attention",
     "frozen_attention_reference",

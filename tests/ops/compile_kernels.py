@@ -22,7 +22,7 @@ from tests.ops.stub_gpu import SHARED_LIMIT, Built, StubGpu
 ARCHS = (80, 90, 100, 120)
 RANKS = (1, 3, 8, 16, 64, 128, 256)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-FLAGS = ("norm", "gate", "prompt", "dropout", "relu")
+FLAGS = ("prompt", "dropout")
 MAX_STACK = 64
 """Bytes a thread: a kernel that spills more than sixteen registers is slower than its memory traffic makes it."""
 
@@ -52,23 +52,22 @@ def patch_embed(dtype: torch.dtype, asked: argparse.Namespace) -> Iterator[Case]
 def adapters(dtype: torch.dtype, asked: argparse.Namespace) -> Iterator[Case]:
     from pointpeft.ops.frozen import _adapter_triton
 
-    some = [(True, True, True, True, False), (False, False, False, False, True), (True, False, False, False, False)]
+    some = [(True, True), (False, False), (True, False)]
     flags = [*itertools.product([True, False], repeat=len(FLAGS))] if asked.all else some[: asked.flags]
     c = 384
     limit = _adapter_triton.MAX_RANK_FLOAT32 if dtype == torch.float32 else _adapter_triton.MAX_RANK
     ranks = [rank for rank in asked.ranks if rank <= limit]
-    for rank, (norm, gate, prompt, dropout, relu) in itertools.product(ranks, flags):
+    for rank, (prompt, dropout) in itertools.product(ranks, flags):
         sizes = [(c,), (c,), (1, c), (1,), (rank, c), (rank,), (c, rank), (c,)]
-        present = [norm, norm, gate, gate, True, True, True, True]
-        weights = [torch.zeros(s, dtype=dtype) if there else None for s, there in zip(sizes, present, strict=True)]
+        weights = [torch.zeros(s, dtype=dtype) for s in sizes]
         x, grad_prompt = torch.zeros(2, 129, c, dtype=dtype), torch.zeros(2, c, dtype=dtype) if prompt else None
-        given = (x, *weights, torch.tensor(1) if dropout else None, 1e-5, 1.0, 0.1, relu)
+        given = (x, *weights, torch.tensor(1) if dropout else None, 1e-5, 0.1)
 
         def call(given=given, prompt=prompt, grad_prompt=grad_prompt):
             _adapter_triton.launch(*given, prompt)
             _adapter_triton.launch_backward(given[0], grad_prompt, *given)
 
-        on = [flag for flag, there in zip(FLAGS, (norm, gate, prompt, dropout, relu), strict=True) if there]
+        on = [flag for flag, there in zip(FLAGS, (prompt, dropout), strict=True) if there]
         yield Case(f"adapter R={rank} {'+'.join(on)}", call)
 
 

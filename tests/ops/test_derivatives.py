@@ -55,6 +55,10 @@ MAPS = draw(12, 6), draw(12), draw(8, 6), draw(8)
 
 PUBLIC = {
     "adapted_mlp": (_adapted_mlp, [TOKENS, LAST + 1, LAST, MLP[2], MLP[6], *ADAPTER]),
+    "adapter": (
+        lambda x, *weights: ops.adapter(x, ops.AdapterWeights(*weights), with_prompt=True),
+        [TOKENS, *ADAPTER],
+    ),
     "aggregate_neighbors": (
         lambda f, w: [ops.aggregate_neighbors(f, IDX, m, w if m == "weighted" else None) for m in MODES],
         [XYZ, SHARES],
@@ -64,9 +68,7 @@ PUBLIC = {
         [draw(2, 3, 12), draw(12), draw(12) + 1],
     ),
     "ball_query": (lambda q, s: ops.ball_query(q, s, 0.9, 3), [XYZ, MORE]),
-    "bottleneck_adapter": (ops.bottleneck_adapter, [TOKENS, *ADAPTER[4:]]),
     "chamfer_distance": (lambda a, b: [ops.chamfer_distance(a, b, norm) for norm in (1, 2)], [XYZ, MORE]),
-    "dynamic_adapter": (lambda *t: ops.dynamic_adapter(*t, with_prompt=True), [TOKENS, *ADAPTER]),
     "frozen_attention": (
         lambda x, s, b: ops.frozen_attention(x, *MAPS[:2], 2, s, b),
         [TOKENS, draw(12), draw(12) + 1],
@@ -128,8 +130,8 @@ RIGHT = {
 
 REFUSED = {
     "adapted_mlp": lambda op, x: op(x, None, LAST, LAST, [*MLP, *ADAPTER], None, 1e-5, 1e-5, 0.0, False)[0],
-    "adapter": lambda op, x: op(x, *ADAPTER, None, 1e-5, 1.0, 0.0, False, True)[0],
-    "adapter_backward": lambda op, x: op(x, None, TOKENS, *ADAPTER, None, 1e-5, 1.0, 0.0, False)[0],
+    "adapter": lambda op, x: op(x, *ADAPTER, None, 1e-5, 0.0, True)[0],
+    "adapter_backward": lambda op, x: op(x, None, TOKENS, *ADAPTER, None, 1e-5, 0.0)[0],
     "attention": lambda op, x: op(x, LAST, LAST, 2)[0],
     "attention_backward": lambda op, x: op(
         draw(2, 3, 2), x, LAST, LAST, *torch.ops.pointpeft.attention(TOKENS, LAST, LAST, 2), 2

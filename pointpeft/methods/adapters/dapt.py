@@ -15,7 +15,7 @@ from pointpeft.methods.base import Method, factory_kwargs, register_method
 from pointpeft.methods.reparameterized.scale_shift import ScaleShift, fold, is_foldable, mapped, normed, terms
 from pointpeft.methods.token_map import TokenMap
 from pointpeft.model import PointModel
-from pointpeft.ops import adapted_mlp, attention, dynamic_adapter, frozen_attention
+from pointpeft.ops import AdapterWeights, adapted_mlp, adapter, attention, frozen_attention
 from pointpeft.ops.core.library import autocast_dtype, use_fused_reference
 from pointpeft.weights.publication import Publication, YamlModel, modelnet_recipe, scanobjectnn_recipes
 
@@ -44,10 +44,10 @@ class DynamicAdapter(nn.Module):
         nn.init.zeros_(self.up.bias)
 
     @property
-    def weights(self) -> list[Tensor]:
+    def weights(self) -> AdapterWeights:
         """Weight and bias of each layer, as the operations take them."""
         layers = (self.norm, self.scale, self.down, self.up)
-        return [tensor for layer in layers for tensor in (layer.weight, layer.bias)]
+        return AdapterWeights(*(tensor for layer in layers for tensor in (layer.weight, layer.bias)))
 
     @property
     def options(self) -> dict[str, Any]:
@@ -63,7 +63,7 @@ class DynamicAdapter(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The result a and its prompt, the mean over tokens of GELU(a). [B, T, C] -> [B, T, C], [B, C]"""
         if self.is_fusable:
-            a, prompt = dynamic_adapter(x, *self.weights, **self.options, with_prompt=True)
+            a, prompt = adapter(x, self.weights, **self.options, with_prompt=True)
             return a, prompt
         u = self.norm(x)
         a = F.relu(self.scale(u)) * self.up(self.dropout(F.gelu(self.down(u))))

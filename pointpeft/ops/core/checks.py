@@ -1,6 +1,7 @@
 """Argument checks shared by the operations: each error names the argument, what it got and what it needs."""
 
 import os
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -65,6 +66,12 @@ def require_same_kind(name: str, tensor: Tensor, other_name: str, other: Tensor)
         raise ValueError(f"{name} is on {tensor.device}, but {other_name} is on {other.device}")
     if tensor.dtype != other.dtype:
         raise ValueError(f"{name} is {tensor.dtype}, but {other_name} is {other.dtype}")
+
+
+def require_weights(name: str, value: Any, kind: type[Any]) -> None:
+    """`value` is a `kind`, one of the NamedTuples of weights."""
+    if not isinstance(value, kind):
+        raise ValueError(f"{name} must be {kind.__name__}({', '.join(kind._fields)}), got {type(value).__name__}")
 
 
 def require_together(name: str, tensor: Tensor | None, other_name: str, other: Tensor | None) -> None:

@@ -80,10 +80,10 @@ def norm_backward(
 
 
 hidden = _compiled("_adapter_hidden")
-"""(z, s, seed, probability, relu) -> s ⊙ dropout(act(z)); s float32 or float64 [N], seed None where nothing drops."""
+"""(z, s, seed, probability) -> s ⊙ dropout(GELU(z)); s float32 or float64 [N], seed None where nothing drops."""
 
 hidden_backward = _compiled("_adapter_hidden_backward")
-"""(back, z, s, seed, probability, relu) -> (dz, its sum over rows, back · dropout(act(z)) per row)."""
+"""(back, z, s, seed, probability) -> (dz, its sum over rows, back · dropout(GELU(z)) per row)."""
 
 output = _compiled("_adapter_output")
 """(a, up_bias, s, clouds): a += s ⊗ up_bias; returns the mean over each cloud's rows of GELU(a), for clouds > 0."""

@@ -1,10 +1,9 @@
-"""The bottleneck adapters' one operation: with or without LayerNorm, a scale per token, dropout and a prompt.
+"""The adapter's registered operation: a = s ⊙ (W_up h + b_up) and its prompt, the mean over tokens of GELU(a).
 
-All forms compute a = s ⊙ (W_up h + b_up) with h = dropout(act(z)), z = W_down u + b_down, u = LN(x) or x, and
-s = multiplier · ReLU(w·u + c), or the multiplier alone.
+h = dropout(GELU(z)), z = W_down u + b_down, s = ReLU(w·u + c) and u = LN(x).
 """
 
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,59 +12,86 @@ from pointpeft.ops.core import derivatives, dropout, library, products, rows
 from pointpeft.ops.frozen import _adapter_composed, _adapter_triton
 
 
-def _bottleneck_cpu(x, nw, nb, gw, gb, dw, db, seed, eps, multiplier, dropout_p, relu):
-    """U of tokens [N, C], its mean and 1 / deviation, the gate before its ReLU, s, z, and s ⊙ h."""
-    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-    u, stats, gate = x, None, None
-    if nw is not None:
-        u, stats, gate = rows.norm(x, nw, nb, gw, eps)
-    elif gw is not None:
-        gate = torch.mv(u, gw[0]).to(wide)
-    if gw is None:
-        gate, s = None, x.new_full((x.shape[0],), multiplier, dtype=wide)
-    else:
-        gate += gb
-        s = gate.relu().mul_(multiplier)
-    z = products.linear(u, dw, db)
-    return u, stats, gate, s, z, rows.hidden(z, s, seed, dropout_p, relu)
+class AdapterWeights(NamedTuple):
+    """LayerNorm, gate, down and up map of an adapter of rank R.
+
+    Attributes:
+        norm_weight: [C]
+        norm_bias: [C]
+        gate_weight: [1, C]
+        gate_bias: [1]
+        down_weight: [R, C]
+        down_bias: [R]
+        up_weight: [C, R]
+        up_bias: [C]
+    """
+
+    norm_weight: Tensor
+    norm_bias: Tensor
+    gate_weight: Tensor
+    gate_bias: Tensor
+    down_weight: Tensor
+    down_bias: Tensor
+    up_weight: Tensor
+    up_bias: Tensor
 
 
-def _cpu(x, nw, nb, gw, gb, dw, db, uw, ub, seed, eps, multiplier, dropout_p, relu, with_prompt):
+class Bottleneck(NamedTuple):
+    """What the CPU's passes compute of N tokens before the map up.
+
+    Attributes:
+        u: LN(x). [N, C]
+        stats: Mean and 1 / deviation of each token. [2 N]
+        gate: w·u + c. [N]
+        scale: s. [N]
+        z: [N, R]
+        scaled: s ⊙ h. [N, R]
+    """
+
+    u: Tensor
+    stats: Tensor
+    gate: Tensor
+    scale: Tensor
+    z: Tensor
+    scaled: Tensor
+
+
+def bottleneck(x: Tensor, weights: AdapterWeights, seed: Tensor | None, eps: float, dropout_p: float) -> Bottleneck:
+    """The first half of an adapter on the CPU, of tokens [N, C]."""
+    u, stats, gate = rows.norm(x, weights.norm_weight, weights.norm_bias, weights.gate_weight, eps)
+    gate += weights.gate_bias
+    scale = gate.relu()
+    z = products.linear(u, weights.down_weight, weights.down_bias)
+    return Bottleneck(u, stats, gate, scale, z, rows.hidden(z, scale, seed, dropout_p))
+
+
+def _cpu(x, nw, nb, gw, gb, dw, db, uw, ub, seed, eps, dropout_p, with_prompt):
     shape = x.shape
     x = rows.packed(x.reshape(-1, shape[-1]))
-    *_, s, _, hs = _bottleneck_cpu(x, nw, nb, gw, gb, dw, db, seed, eps, multiplier, dropout_p, relu)
-    a = products.linear(hs, uw)
-    prompt = rows.output(a, ub, s, shape[0] if with_prompt else 0)
+    half = bottleneck(x, AdapterWeights(nw, nb, gw, gb, dw, db, uw, ub), seed, eps, dropout_p)
+    a = products.linear(half.scaled, uw)
+    prompt = rows.output(a, ub, half.scale, shape[0] if with_prompt else 0)
     return a.view(shape), prompt if with_prompt else x.new_empty(0)
 
 
-def _cpu_backward(grad, grad_prompt, x, nw, nb, gw, gb, dw, db, uw, ub, seed, eps, multiplier, dropout_p, relu):
+def _cpu_backward(grad, grad_prompt, x, nw, nb, gw, gb, dw, db, uw, ub, seed, eps, dropout_p):
     shape = x.shape
     x, grad = (rows.packed(t.reshape(-1, shape[-1])) for t in (x, grad))
-    weights = (nw, nb, gw, gb, dw, db)
-    u, stats, gate, s, z, hs = _bottleneck_cpu(x, *weights, seed, eps, multiplier, dropout_p, relu)
+    half = bottleneck(x, AdapterWeights(nw, nb, gw, gb, dw, db, uw, ub), seed, eps, dropout_p)
     g = grad
     if grad_prompt is not None:
-        g = products.linear(hs, uw)
-    d_ub, to_bias = rows.gradient(grad, grad_prompt, g, ub, s)
+        g = products.linear(half.scaled, uw)
+    d_ub, to_bias = rows.gradient(grad, grad_prompt, g, ub, half.scale)
     back = products.linear(g, uw.t())  # [N, R]
-    d_uw = torch.mm(g.t(), hs)
-    dz, d_db, dgate = rows.hidden_backward(back, z, s, seed, dropout_p, relu)
-    d_dw = torch.mm(dz.t(), u)
-    du = products.linear(dz, dw.t())
-    d_gw = d_gb = d_nw = d_nb = none = x.new_empty(0)
-    if gate is not None:
-        dgate = torch.where(gate > 0, (dgate + to_bias) * multiplier, 0)
-        d_gb = dgate.sum()[None]
-    if nw is not None and stats is not None:
-        du, (d_nw, d_nb, d_unit) = rows.norm_backward(du, x, stats, nw, gw, dgate if gate is not None else None)
-        if gate is not None:  # u = weight ⊙ x̂ + bias
-            d_gw = torch.addcmul(d_gb * nb, d_unit, nw)[None]
-    elif gate is not None:
-        du.addr_(dgate.to(du.dtype), gw[0])
-        d_gw = torch.mv(u.t(), dgate.to(u.dtype))[None]
-    grads = (d_nw, d_nb, d_gw, d_gb, d_dw, d_db, d_uw, d_ub)
-    return du.view(shape), *(none.clone() if t is none else t.to(x.dtype) for t in grads)
+    d_uw = torch.mm(g.t(), half.scaled)
+    dz, d_db, d_gate = rows.hidden_backward(back, half.z, half.scale, seed, dropout_p)
+    d_dw = torch.mm(dz.t(), half.u)
+    d_gate = torch.where(half.gate > 0, d_gate + to_bias, 0)
+    d_gb = d_gate.sum()[None]
+    dx, (d_nw, d_nb, d_unit) = rows.norm_backward(products.linear(dz, dw.t()), x, half.stats, nw, gw, d_gate)
+    d_gw = torch.addcmul(d_gb * nb, d_unit, nw)[None]  # u = weight ⊙ x̂ + bias
+    grads = AdapterWeights(d_nw, d_nb, d_gw, d_gb, d_dw, d_db, d_uw, d_ub)
+    return dx.view(shape), *(t.to(x.dtype) for t in grads)
 
 
 def _held(down_weight: Tensor) -> bool:
@@ -86,24 +112,21 @@ def _cuda_backward(grad, grad_prompt, x, nw, nb, gw, gb, dw, *rest):
     return answer(grad, grad_prompt, x, nw, nb, gw, gb, dw, *rest)
 
 
-def _fake(x, nw, nb, gw, gb, dw, db, uw, ub, seed, eps, multiplier, dropout_p, relu, with_prompt):
+def _fake(x, nw, nb, gw, gb, dw, db, uw, ub, seed, eps, dropout_p, with_prompt):
     return x.new_empty(x.shape), x.new_empty((x.shape[0], x.shape[2]) if with_prompt else (0,))
 
 
-def _fake_backward(grad, grad_prompt, x, nw, nb, gw, gb, dw, db, uw, ub, seed, eps, multiplier, dropout_p, relu):
-    return [x.new_empty(x.shape)] + [
-        x.new_empty((0,) if w is None else w.shape) for w in (nw, nb, gw, gb, dw, db, uw, ub)
-    ]
+def _fake_backward(grad, grad_prompt, x, nw, nb, gw, gb, dw, db, uw, ub, seed, eps, dropout_p):
+    return [x.new_empty(t.shape) for t in (x, nw, nb, gw, gb, dw, db, uw, ub)]
 
 
-_WEIGHTS = (
-    "Tensor x, Tensor? norm_weight, Tensor? norm_bias, Tensor? gate_weight, Tensor? gate_bias, Tensor down_weight, "
-    "Tensor down_bias, Tensor up_weight, Tensor up_bias, Tensor? seed, float eps, float multiplier, float dropout_p, "
-    "bool relu"
+_ARGUMENTS = (
+    f"Tensor x, {', '.join(f'Tensor {name}' for name in AdapterWeights._fields)}, Tensor? seed, float eps, "
+    "float dropout_p"
 )
-_op = library.define(f"adapter({_WEIGHTS}, bool with_prompt) -> (Tensor, Tensor)", cpu=_cpu, cuda=_cuda, fake=_fake)
-_backward_op = library.define(
-    f"adapter_backward(Tensor grad, Tensor? grad_prompt, {_WEIGHTS}) -> ({', '.join(['Tensor'] * 9)})",
+op = library.define(f"adapter({_ARGUMENTS}, bool with_prompt) -> (Tensor, Tensor)", cpu=_cpu, cuda=_cuda, fake=_fake)
+backward_op = library.define(
+    f"adapter_backward(Tensor grad, Tensor? grad_prompt, {_ARGUMENTS}) -> ({', '.join(['Tensor'] * 9)})",
     cpu=_cpu_backward,
     cuda=_cuda_backward,
     fake=_fake_backward,
@@ -114,36 +137,27 @@ class _Adapter(torch.autograd.Function):
     """Keeps x, the weights and the seed."""
 
     @staticmethod
-    def forward(ctx, x, nw, nb, gw, gb, dw, db, uw, ub, seed, eps, multiplier, dropout_p, relu, with_prompt):
+    def forward(ctx, x, nw, nb, gw, gb, dw, db, uw, ub, seed, eps, dropout_p, with_prompt):
         ctx.save_for_backward(x, nw, nb, gw, gb, dw, db, uw, ub, seed)
-        ctx.options = (eps, multiplier, dropout_p, relu)
+        ctx.options = (eps, dropout_p)
         ctx.with_prompt = with_prompt
-        return _op(x, nw, nb, gw, gb, dw, db, uw, ub, seed, eps, multiplier, dropout_p, relu, with_prompt)
+        return op(x, nw, nb, gw, gb, dw, db, uw, ub, seed, eps, dropout_p, with_prompt)
 
     @staticmethod
-    @derivatives.once_differentiable("pointpeft.ops.dynamic_adapter or bottleneck_adapter")
+    @derivatives.once_differentiable("pointpeft.ops.adapter")
     def backward(ctx, grad, grad_prompt):
-        saved = ctx.saved_tensors
-        grads = _backward_op(grad, grad_prompt if ctx.with_prompt else None, *saved, *ctx.options)
-        grads = [g if tensor is not None else None for g, tensor in zip(grads, saved[:9], strict=True)]
-        return *grads, None, None, None, None, None, None
+        grads = backward_op(grad, grad_prompt if ctx.with_prompt else None, *ctx.saved_tensors, *ctx.options)
+        return *grads, None, None, None, None
 
 
 def apply(
-    x: Tensor,
-    weights: Any,
-    seed: Tensor | None,
-    eps: float,
-    multiplier: float,
-    dropout_p: float,
-    activation: str,
-    with_prompt: bool,
+    x: Tensor, weights: AdapterWeights, seed: Tensor | None, eps: float, dropout_p: float, with_prompt: bool
 ) -> tuple[Tensor, Tensor]:
-    """The result and the prompt; `weights` as the kernels take them, None where missing."""
-    args = (x, *weights, seed, float(eps), float(multiplier), float(dropout_p), activation == "relu", with_prompt)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, *weights)):
+    """The result and the prompt, which is empty where it is not asked for."""
+    args = (x, *weights, seed, float(eps), float(dropout_p), with_prompt)
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *weights)):
         return _Adapter.apply(*args)
-    return _op(*args)
+    return op(*args)
 
 
 def checked_seed(x: Tensor, seed: Tensor | None, dropout_p: float, training: bool) -> Tensor | None:

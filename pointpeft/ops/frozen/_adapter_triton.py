@@ -1,4 +1,4 @@
-"""The bottleneck adapters on a GPU: the formulas of `_adapter` in three Triton kernels."""
+"""The adapter on a GPU: the formulas of `_adapter` in three Triton kernels."""
 
 from __future__ import annotations
 
@@ -27,24 +27,6 @@ SPLITS = 24  # parts of the tokens that the weights' gradients are summed over, 
 
 
 @triton_launch.device_function
-def _activation(z, RELU: tl.constexpr):
-    """act(z)."""
-    if RELU:
-        return relu(z)
-    else:
-        return gelu(z)
-
-
-@triton_launch.device_function
-def _activation_slope(z, RELU: tl.constexpr):
-    """The derivative of act at z, of ReLU as PyTorch defines it: 1 where z is NaN."""
-    if RELU:
-        return tl.where(z <= 0, 0.0, 1.0)
-    else:
-        return gelu_slope(z)
-
-
-@triton_launch.device_function
 def _row_statistics(x, start, inside, C, eps, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr):
     """Mean and reciprocal deviation of each token. [BLOCK_M] each"""
     total = tl.zeros((BLOCK_M,), tl.float32)
@@ -63,30 +45,24 @@ def _row_statistics(x, start, inside, C, eps, BLOCK_M: tl.constexpr, BLOCK_C: tl
 
 
 @triton_launch.device_function
-def _normal(x, start, columns, there, mean, rstd, NORM: tl.constexpr):
-    """The normalised x of a block of channels, or x itself; 0 outside. [BLOCK_M, BLOCK_C]"""
+def _normal(x, start, columns, there, mean, rstd):
+    """The normalised x of a block of channels; 0 outside. [BLOCK_M, BLOCK_C]"""
     value = tl.load(x + start[:, None] + columns[None], there, 0.0).to(tl.float32)
-    if NORM:
-        value = tl.where(there, (value - mean[:, None]) * rstd[:, None], 0.0)
-    return value
+    return tl.where(there, (value - mean[:, None]) * rstd[:, None], 0.0)
 
 
 @triton_launch.device_function
-def _input(normal, norm_weight, norm_bias, columns, there, C, NORM: tl.constexpr):
+def _input(normal, norm_weight, norm_bias, columns, there, C):
     """The input u from the normalised x; 0 outside. [BLOCK_M, BLOCK_C]"""
-    if NORM:
-        weight = tl.load(norm_weight + columns, columns < C, 0.0).to(tl.float32)
-        bias = tl.load(norm_bias + columns, columns < C, 0.0).to(tl.float32)
-        return tl.where(there, normal * weight[None] + bias[None], 0.0)
-    else:
-        return normal
+    weight = tl.load(norm_weight + columns, columns < C, 0.0).to(tl.float32)
+    bias = tl.load(norm_bias + columns, columns < C, 0.0).to(tl.float32)
+    return tl.where(there, normal * weight[None] + bias[None], 0.0)
 
 
 @triton_launch.device_function
 def _bottleneck(
     x, norm_weight, norm_bias, gate_weight, gate_bias, down_weight, down_bias, start, inside, C, R, mean, rstd,
-    NORM: tl.constexpr, GATE: tl.constexpr, RP: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
+    RP: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Bottleneck z [BLOCK_M, RP] and the gate before its ReLU [BLOCK_M]."""
     ranks = tl.arange(0, RP)
@@ -95,17 +71,15 @@ def _bottleneck(
     for begin in range(0, C, BLOCK_C):
         columns = begin + tl.arange(0, BLOCK_C)
         there = inside[:, None] & (columns < C)[None]
-        normal = _normal(x, start, columns, there, mean, rstd, NORM)
-        u = _input(normal, norm_weight, norm_bias, columns, there, C, NORM)
-        if GATE:
-            gate += tl.sum(u * tl.load(gate_weight + columns, columns < C, 0.0).to(tl.float32)[None], 1)
+        normal = _normal(x, start, columns, there, mean, rstd)
+        u = _input(normal, norm_weight, norm_bias, columns, there, C)
+        gate += tl.sum(u * tl.load(gate_weight + columns, columns < C, 0.0).to(tl.float32)[None], 1)
         weight = tl.load(
             down_weight + ranks[None] * C + columns[:, None], (ranks < R)[None] & (columns < C)[:, None], 0.0
         )
         z = tl.dot(u.to(weight.dtype), weight, z, input_precision=PRECISION)
     z += tl.load(down_bias + ranks, ranks < R, 0.0).to(tl.float32)[None]
-    if GATE:
-        gate += tl.load(gate_bias).to(tl.float32)
+    gate += tl.load(gate_bias).to(tl.float32)
     return z, gate
 
 
@@ -139,9 +113,9 @@ _CONFIGS = [
 @triton_launch.kernel(_CONFIGS, key=["bucket", "C", "R"], suits=_fits_registers)
 def _forward_kernel(
     x, norm_weight, norm_bias, gate_weight, gate_bias, down_weight, down_bias, up_weight, up_bias, seed, out, partial,
-    T, bucket, C, R, eps, multiplier, dropout_p,
-    NORM: tl.constexpr, GATE: tl.constexpr, DROPOUT: tl.constexpr, RELU: tl.constexpr, PROMPT: tl.constexpr,
-    RP: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
+    T, bucket, C, R, eps, dropout_p,
+    DROPOUT: tl.constexpr, PROMPT: tl.constexpr, RP: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """a, and sums of GELU(a) over 16 tokens each; program (cloud, tokens). Moves 2 T C values and 2 C R weights."""
     blocks = tl.cdiv(T, BLOCK_M)
@@ -152,19 +126,14 @@ def _forward_kernel(
     tokens = cloud * T + rows
     start = tokens * C
     ranks = tl.arange(0, RP)
-    mean = tl.zeros((BLOCK_M,), tl.float32)
-    rstd = tl.zeros((BLOCK_M,), tl.float32)
-    if NORM:
-        mean, rstd = _row_statistics(x, start, inside, C, eps, BLOCK_M, BLOCK_C)
+    mean, rstd = _row_statistics(x, start, inside, C, eps, BLOCK_M, BLOCK_C)
     z, gate = _bottleneck(
         x, norm_weight, norm_bias, gate_weight, gate_bias, down_weight, down_bias, start, inside, C, R, mean, rstd,
-        NORM, GATE, RP, PRECISION, BLOCK_M, BLOCK_C,
+        RP, PRECISION, BLOCK_M, BLOCK_C,
     )  # fmt: skip
-    h = _activation(z, RELU)
+    h = gelu(z)
     h *= _survivors(seed, tokens, ranks, R, dropout_p, DROPOUT, BLOCK_M, RP)
-    s = tl.full((BLOCK_M,), 1.0, tl.float32) * multiplier
-    if GATE:
-        s *= relu(gate)
+    s = relu(gate)
     h = h.to(up_weight.dtype.element_ty)
     for begin in range(0, C, BLOCK_C):
         columns = begin + tl.arange(0, BLOCK_C)
@@ -202,9 +171,9 @@ def _gradient(grad, grad_prompt, up_weight, up_bias, hs, s, cloud, start, column
 @triton_launch.kernel(_CONFIGS, key=["bucket", "C", "R"], suits=_fits_registers)
 def _backward_kernel(
     x, norm_weight, norm_bias, gate_weight, gate_bias, down_weight, down_bias, up_weight, up_bias, seed,
-    grad, grad_prompt, grad_x, out_hs, out_dz, out_rows, T, bucket, C, R, eps, multiplier, dropout_p,
-    NORM: tl.constexpr, GATE: tl.constexpr, DROPOUT: tl.constexpr, RELU: tl.constexpr, PROMPT: tl.constexpr,
-    RP: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
+    grad, grad_prompt, grad_x, out_hs, out_dz, out_rows, T, bucket, C, R, eps, dropout_p,
+    DROPOUT: tl.constexpr, PROMPT: tl.constexpr, RP: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Computes the bottleneck again, then the gradient of x; leaves s ⊙ h and the gradient of z (T x R each) and per
     token (mean, 1 / deviation, s, gradient of the gate) for the weights' kernel. Program (cloud, tokens).
@@ -218,21 +187,16 @@ def _backward_kernel(
     clouds = tokens * 0 + cloud
     start = tokens * C
     ranks = tl.arange(0, RP)
-    mean = tl.zeros((BLOCK_M,), tl.float32)
-    rstd = tl.zeros((BLOCK_M,), tl.float32)
-    if NORM:
-        mean, rstd = _row_statistics(x, start, inside, C, eps, BLOCK_M, BLOCK_C)
+    mean, rstd = _row_statistics(x, start, inside, C, eps, BLOCK_M, BLOCK_C)
     z, gate = _bottleneck(
         x, norm_weight, norm_bias, gate_weight, gate_bias, down_weight, down_bias, start, inside, C, R, mean, rstd,
-        NORM, GATE, RP, PRECISION, BLOCK_M, BLOCK_C,
+        RP, PRECISION, BLOCK_M, BLOCK_C,
     )  # fmt: skip
-    h = _activation(z, RELU)
-    slope = _activation_slope(z, RELU)
+    h = gelu(z)
+    slope = gelu_slope(z)
     survivors = _survivors(seed, tokens, ranks, R, dropout_p, DROPOUT, BLOCK_M, RP)
     h *= survivors
-    s = tl.full((BLOCK_M,), 1.0, tl.float32) * multiplier
-    if GATE:
-        s *= relu(gate)
+    s = relu(gate)
     hs = (h * s[:, None]).to(up_weight.dtype.element_ty)
 
     back = tl.zeros((BLOCK_M, RP), tl.float32)  # g W_up
@@ -248,30 +212,12 @@ def _backward_kernel(
         )
         back = tl.dot(g.to(weight.dtype), weight, back, input_precision=PRECISION)
         to_bias += tl.sum(g * tl.load(up_bias + columns, columns < C, 0.0).to(tl.float32)[None], 1)
-    dgate = tl.zeros((BLOCK_M,), tl.float32)
-    if GATE:
-        dgate = tl.where(gate <= 0, 0.0, multiplier * (tl.sum(back * h, 1) + to_bias))
+    dgate = tl.where(gate <= 0, 0.0, tl.sum(back * h, 1) + to_bias)
     dz = back * s[:, None] * survivors * slope
     small = dz.to(down_weight.dtype.element_ty)
 
     inner = tl.zeros((BLOCK_M,), tl.float32)  # means of LayerNorm's backward
     outer = tl.zeros((BLOCK_M,), tl.float32)
-    if NORM:
-        for begin in range(0, C, BLOCK_C):
-            columns = begin + tl.arange(0, BLOCK_C)
-            there = inside[:, None] & (columns < C)[None]
-            weight = tl.load(
-                down_weight + ranks[:, None] * C + columns[None], (ranks < R)[:, None] & (columns < C)[None], 0.0
-            )
-            du = tl.dot(small, weight, input_precision=PRECISION)
-            if GATE:
-                du += dgate[:, None] * tl.load(gate_weight + columns, columns < C, 0.0).to(tl.float32)[None]
-            normal = _normal(x, start, columns, there, mean, rstd, NORM)
-            dn = du * tl.load(norm_weight + columns, columns < C, 0.0).to(tl.float32)[None]
-            inner += tl.sum(dn, 1)
-            outer += tl.sum(dn * normal, 1)
-        inner /= C
-        outer /= C
     for begin in range(0, C, BLOCK_C):
         columns = begin + tl.arange(0, BLOCK_C)
         there = inside[:, None] & (columns < C)[None]
@@ -279,12 +225,24 @@ def _backward_kernel(
             down_weight + ranks[:, None] * C + columns[None], (ranks < R)[:, None] & (columns < C)[None], 0.0
         )
         du = tl.dot(small, weight, input_precision=PRECISION)
-        if GATE:
-            du += dgate[:, None] * tl.load(gate_weight + columns, columns < C, 0.0).to(tl.float32)[None]
-        if NORM:
-            normal = _normal(x, start, columns, there, mean, rstd, NORM)
-            dn = du * tl.load(norm_weight + columns, columns < C, 0.0).to(tl.float32)[None]
-            du = rstd[:, None] * (dn - inner[:, None] - normal * outer[:, None])
+        du += dgate[:, None] * tl.load(gate_weight + columns, columns < C, 0.0).to(tl.float32)[None]
+        normal = _normal(x, start, columns, there, mean, rstd)
+        dn = du * tl.load(norm_weight + columns, columns < C, 0.0).to(tl.float32)[None]
+        inner += tl.sum(dn, 1)
+        outer += tl.sum(dn * normal, 1)
+    inner /= C
+    outer /= C
+    for begin in range(0, C, BLOCK_C):
+        columns = begin + tl.arange(0, BLOCK_C)
+        there = inside[:, None] & (columns < C)[None]
+        weight = tl.load(
+            down_weight + ranks[:, None] * C + columns[None], (ranks < R)[:, None] & (columns < C)[None], 0.0
+        )
+        du = tl.dot(small, weight, input_precision=PRECISION)
+        du += dgate[:, None] * tl.load(gate_weight + columns, columns < C, 0.0).to(tl.float32)[None]
+        normal = _normal(x, start, columns, there, mean, rstd)
+        dn = du * tl.load(norm_weight + columns, columns < C, 0.0).to(tl.float32)[None]
+        du = rstd[:, None] * (dn - inner[:, None] - normal * outer[:, None])
         tl.store(grad_x + start[:, None] + columns[None], du.to(grad_x.dtype.element_ty), there)
 
     narrow = inside[:, None] & (ranks < R)[None]
@@ -314,8 +272,7 @@ _WEIGHT_CONFIGS = [
 def _weight_kernel(
     x, norm_weight, norm_bias, gate_weight, down_weight, up_weight, up_bias, grad, grad_prompt, hs, dz, rows_facts,
     up_parts, down_parts, channel_parts, rank_parts, N, T, C, R, per_split,
-    NORM: tl.constexpr, GATE: tl.constexpr, PROMPT: tl.constexpr, RP: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
+    PROMPT: tl.constexpr, RP: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Sums over one part of the tokens of all weights' gradients; program (channels, part). Keeps them in registers."""
     columns = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -350,21 +307,18 @@ def _weight_kernel(
             PRECISION,
         )  # fmt: skip
         g = tl.where(there, g, 0.0)
-        normal = _normal(x, start, columns, there, mean, rstd, NORM)
-        u = _input(normal, norm_weight, norm_bias, columns, there, C, NORM)
+        normal = _normal(x, start, columns, there, mean, rstd)
+        u = _input(normal, norm_weight, norm_bias, columns, there, C)
         d_up = tl.dot(tl.trans(g.to(scaled.dtype)), scaled, d_up, input_precision=PRECISION)
         d_down = tl.dot(tl.trans(u.to(slopes.dtype)), slopes, d_down, input_precision=PRECISION)
         d_up_bias += tl.sum(g * s[:, None], 0)
         d_down_bias += tl.sum(slopes.to(tl.float32), 0)
-        if GATE:
-            d_gate += tl.sum(u * dgate[:, None], 0)
-            d_gate_bias += dgate
-        if NORM:
-            du = tl.dot(slopes, down, input_precision=PRECISION)
-            if GATE:
-                du += dgate[:, None] * tl.load(gate_weight + columns, column_there, 0.0).to(tl.float32)[None]
-            d_norm_weight += tl.sum(du * normal, 0)
-            d_norm_bias += tl.sum(tl.where(there, du, 0.0), 0)
+        d_gate += tl.sum(u * dgate[:, None], 0)
+        d_gate_bias += dgate
+        du = tl.dot(slopes, down, input_precision=PRECISION)
+        du += dgate[:, None] * tl.load(gate_weight + columns, column_there, 0.0).to(tl.float32)[None]
+        d_norm_weight += tl.sum(du * normal, 0)
+        d_norm_bias += tl.sum(tl.where(there, du, 0.0), 0)
     place = split * C * R + columns[:, None] * R + ranks[None]
     tl.store(up_parts + place, d_up, weight_there)
     tl.store(down_parts + place, d_down, weight_there)
@@ -377,8 +331,8 @@ def _weight_kernel(
         tl.store(rank_parts + split * (R + 1) + R, tl.sum(d_gate_bias, 0))
 
 
-def launch(x, nw, nb, gw, gb, dw, db, uw, ub, seed, eps, multiplier, dropout_p, relu, with_prompt):
-    """The forward pass on x [B, T, C]: a, and the prompt [B, C] or nothing. `nw` … `db` as `_adapter._WEIGHTS`."""
+def launch(x, nw, nb, gw, gb, dw, db, uw, ub, seed, eps, dropout_p, with_prompt):
+    """The forward pass on x [B, T, C]: a, and the prompt [B, C] or nothing. `nw` to `ub`: `AdapterWeights`."""
     x = x.contiguous()
     batch, t, c = x.shape
     r = dw.shape[0]
@@ -389,15 +343,15 @@ def launch(x, nw, nb, gw, gb, dw, db, uw, ub, seed, eps, multiplier, dropout_p, 
         _forward_kernel.launch(
             lambda meta: (batch * -(-t // meta["BLOCK_M"]),),
             x, *_pointers(x, nw, nb, gw, gb, dw, db, uw, ub, seed), out, partial,
-            t, triton_launch.power_of_two(t), c, r, float(eps), float(multiplier), float(dropout_p),
-            PROMPT=with_prompt, **_constants(x, nw, gw, seed, r, relu),
+            t, triton_launch.power_of_two(t), c, r, float(eps), float(dropout_p),
+            PROMPT=with_prompt, **_constants(x, seed, r),
         )  # fmt: skip
     prompt = (partial.sum(1) / t).to(x.dtype) if with_prompt else x.new_empty(0)
     return out, prompt
 
 
-def launch_backward(grad, grad_prompt, x, nw, nb, gw, gb, dw, db, uw, ub, seed, eps, multiplier, dropout_p, relu):
-    """Gradients of x and of the eight weights, empty where one is missing."""
+def launch_backward(grad, grad_prompt, x, nw, nb, gw, gb, dw, db, uw, ub, seed, eps, dropout_p):
+    """Gradients of x and of the eight weights."""
     x, grad = x.contiguous(), grad.contiguous()
     batch, t, c = x.shape
     r, n = dw.shape[0], batch * t
@@ -406,12 +360,12 @@ def launch_backward(grad, grad_prompt, x, nw, nb, gw, gb, dw, db, uw, ub, seed, 
     facts = x.new_empty(n, 4, dtype=torch.float32)
     prompt = grad if grad_prompt is None else grad_prompt.contiguous()
     pointers = _pointers(x, nw, nb, gw, gb, dw, db, uw, ub, seed)
-    constants = _constants(x, nw, gw, seed, r, relu) | {"PROMPT": grad_prompt is not None}
+    constants = _constants(x, seed, r) | {"PROMPT": grad_prompt is not None}
     if x.numel():
         _backward_kernel.launch(
             lambda meta: (batch * -(-t // meta["BLOCK_M"]),),
             x, *pointers, grad, prompt, grad_x, hs, dz, facts, t, triton_launch.power_of_two(t), c, r,
-            float(eps), float(multiplier), float(dropout_p), **constants,
+            float(eps), float(dropout_p), **constants,
         )  # fmt: skip
     weights = (nw, nb, gw, gb, dw, db, uw, ub)
     if x.dtype == torch.float32 or r > MAX_RANK_SUMS:
@@ -421,14 +375,14 @@ def launch_backward(grad, grad_prompt, x, nw, nb, gw, gb, dw, db, uw, ub, seed, 
 
 def _weight_gradients(grad, prompt, x, weights, pointers, constants, hs, dz, facts):
     """Gradients of the eight weights, summed by a kernel over parts of the tokens, then over the parts."""
-    nw, _, gw, _, dw, *_ = weights
+    dw = weights[4]
     batch, t, c = x.shape
     r, n = dw.shape[0], batch * t
     splits = max(1, min(SPLITS, -(-n // 16)))
     sizes = [(splits, c, r), (splits, c, r), (splits, 4, c), (splits, r + 1)]
     up_parts, down_parts, channel_parts, rank_parts = (x.new_zeros(s, dtype=torch.float32) for s in sizes)
     if x.numel():
-        constants = {name: constants[name] for name in ("NORM", "GATE", "PROMPT", "RP", "PRECISION")}
+        constants = {name: constants[name] for name in ("PROMPT", "RP", "PRECISION")}
         nw_, nb_, gw_, _, dw_, _, uw_, ub_, _ = pointers
         _weight_kernel.launch(
             lambda meta: (-(-c // meta["BLOCK_C"]), splits),
@@ -438,23 +392,18 @@ def _weight_gradients(grad, prompt, x, weights, pointers, constants, hs, dz, fac
     d_ub, d_nw, d_nb, d_gw = channel_parts.sum(0).to(x.dtype)
     ranks = rank_parts.sum(0).to(x.dtype)
     d_dw = down_parts.sum(0).t().to(x.dtype, memory_format=torch.contiguous_format)
-    none = x.new_empty(0)
-    norm = (none, none) if nw is None else (d_nw.clone(), d_nb.clone())
-    gate = (none, none) if gw is None else (d_gw.view(1, c).clone(), ranks[r:].clone())
+    norm, gate = (d_nw.clone(), d_nb.clone()), (d_gw.view(1, c).clone(), ranks[r:].clone())
     return *norm, *gate, d_dw, ranks[:r].clone(), up_parts.sum(0).to(x.dtype), d_ub.clone()
 
 
 def _pointers(x: Tensor, *tensors: Tensor | None) -> list[Tensor]:
-    """Contiguous; what is not there is never read, so any pointer does."""
+    """Contiguous; a seed that is not there is never read, so any pointer does."""
     return [x if tensor is None else tensor.contiguous() for tensor in tensors]
 
 
-def _constants(x: Tensor, nw: Any, gw: Any, seed: Any, rank: int, relu: bool) -> dict[str, Any]:
+def _constants(x: Tensor, seed: Tensor | None, rank: int) -> dict[str, Any]:
     return {
-        "NORM": nw is not None,
-        "GATE": gw is not None,
         "DROPOUT": seed is not None,
-        "RELU": relu,
         "RP": triton_launch.power_of_two(rank),
         "PRECISION": triton_launch.precision(x.dtype),
     }

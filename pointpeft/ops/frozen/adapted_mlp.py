@@ -10,7 +10,8 @@ from torch import Tensor
 from pointpeft.ops.core import checks, derivatives, library, products
 from pointpeft.ops.core import rows as _rows
 from pointpeft.ops.frozen import _adapter
-from pointpeft.ops.frozen.dynamic_adapter import dynamic_adapter_reference
+from pointpeft.ops.frozen._adapter import AdapterWeights
+from pointpeft.ops.frozen.adapter import adapter_reference
 from pointpeft.ops.frozen.layer_norm import layer_norm_reference
 from pointpeft.ops.frozen.scale_shift_mlp import _backward_op as _mlp_backward_op
 from pointpeft.ops.frozen.scale_shift_mlp import _op as _mlp_op
@@ -28,7 +29,7 @@ def _normed(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor
 def _branches(u, seed, eps, dropout_p, weights):
     """MLP and adapter of u added up, the prompt, and what the MLP keeps beside u."""
     y, z = _mlp_op(u.view(-1, u.shape[-1]), *weights[:_MLP])
-    a, prompt = _adapter._op(u, *weights[_MLP:], seed, eps, 1.0, dropout_p, False, True)
+    a, prompt = _adapter.op(u, *weights[_MLP:], seed, eps, dropout_p, True)
     return a.add_(y.view(u.shape)), prompt, z
 
 
@@ -43,8 +44,8 @@ def _cpu(x, branch, norm_weight, norm_bias, weights, seed, norm_eps, eps, dropou
     """What is added to x and what is normed come out of one pass, and both branches are added up in one more."""
     if x.shape[0] == 0:
         return _composed(x, branch, norm_weight, norm_bias, weights, seed, norm_eps, eps, dropout_p, keep)
-    (w1, b1, gamma1, beta1, w2, b2, gamma2, beta2), adapter = weights[:_MLP], weights[_MLP:]
-    shape, dtype, (uw, ub) = x.shape, w1.dtype, adapter[6:]
+    (w1, b1, gamma1, beta1, w2, b2, gamma2, beta2), adapter = weights[:_MLP], AdapterWeights(*weights[_MLP:])
+    shape, dtype = x.shape, w1.dtype
     x = _rows.packed(x.reshape(-1, shape[-1]))
     (n, c), total = x.shape, None
     u, z, a = (_rows.scratch(n, c, dtype, name) for name in ("u", "z", "a"))
@@ -53,11 +54,11 @@ def _cpu(x, branch, norm_weight, norm_bias, weights, seed, norm_eps, eps, dropou
         branch, total = _rows.packed(branch.reshape(x.shape)), x.new_empty(x.shape)
     _rows.add_norm(x, branch, norm_weight, norm_bias, norm_eps, total, u)
     maps(u, w1, b1, gamma1, beta1, w2, out=z)
-    nw, nb, gw, gb, dw, db = adapter[:6]
-    *_, s, _, hidden = _adapter._bottleneck_cpu(u, nw, nb, gw, gb, dw, db, seed, eps, 1.0, dropout_p, False)
-    products.linear(hidden, uw, out=a)
+    half = _adapter.bottleneck(u, adapter, seed, eps, dropout_p)
+    products.linear(half.scaled, adapter.up_weight, out=a)
     y = torch.empty(n, c, dtype=dtype) if total is None else total
-    prompt = _rows.closing(a, ub, s, z, gamma2, torch.addcmul(beta2, b2, gamma2), total, shape[0], y)
+    shift2 = torch.addcmul(beta2, b2, gamma2)
+    prompt = _rows.closing(a, adapter.up_bias, half.scale, z, gamma2, shift2, total, shape[0], y)
     return y.view(shape), prompt, z if keep else z.new_empty(0)
 
 
@@ -100,7 +101,7 @@ class _AdaptedMlp(torch.autograd.Function):
         du, d_gamma1, d_beta1, d_gamma2, d_beta2 = _mlp_backward_op(
             grad.view(rows), u.view(rows), z, w1, b1, gamma1, beta1, w2, b2, gamma2
         )
-        also, *adapter_grads = _adapter._backward_op(grad, grad_prompt, u, *adapter, seed, eps, 1.0, dropout_p, False)
+        also, *adapter_grads = _adapter.backward_op(grad, grad_prompt, u, *adapter, seed, eps, dropout_p)
         du = also.add_(du.view(x.shape)).to(x.dtype)
         norm_grads = _ATEN.native_layer_norm_backward.default(
             du, x, x.shape[-1:], mean, rstd, norm_weight, norm_bias, [True, True, True]
@@ -132,7 +133,7 @@ def adapted_mlp(
         norm: Weight and bias of LN, γ and β, as `layer_norm` takes them. [C] each
         mlp: w1, b1, γ1, β1, w2, b2, γ2 and β2, as `scale_shift_mlp` takes them. Here and in `norm` a γ and its β may be
             None: where they are folded into what stands before them.
-        adapter: Norm, scale, down and up, weight and bias of each, as `dynamic_adapter` takes them.
+        adapter: Norm, scale, down and up, weight and bias of each, as `adapter` takes them.
         branch: What attention adds to x; under autocast of its type while x may stay float32. [B, T, C]
         norm_eps: Added to the variance of x.
         eps: Added to the variance of u in the adapter's own LayerNorm.
@@ -240,6 +241,6 @@ def adapted_mlp_reference(
     x = x if branch is None else x + branch
     u = layer_norm_reference(x, *norm, eps=norm_eps).to(mlp[0].dtype)
     options = {"eps": eps, "dropout_p": dropout_p, "training": training, "seed": seed}
-    a, prompt = dynamic_adapter_reference(u, *adapter, **options, with_prompt=True)
+    a, prompt = adapter_reference(u, AdapterWeights(*adapter), **options, with_prompt=True)
     y = scale_shift_mlp_reference(u, *mlp) + a
     return y if branch is None else x + y, prompt

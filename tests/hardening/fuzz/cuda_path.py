@@ -22,8 +22,7 @@ REACH = 17  # of most sizes: the interpreter needs milliseconds for a block
 
 NAMES = (
     "adapted_mlp",
-    "bottleneck_adapter",
-    "dynamic_adapter",
+    "adapter",
     "frozen_linear",
     "frozen_mlp",
     "patch_embed",
@@ -33,7 +32,7 @@ NAMES = (
 """Operations that are written in Python; attention is not among them: its CUDA answer has no CPU counterpart."""
 
 
-MULTIPLY = ("adapted_mlp", "bottleneck_adapter", "dynamic_adapter", "patch_embed")
+MULTIPLY = ("adapted_mlp", "adapter", "patch_embed")
 """Those whose kernels multiply matrices."""
 
 

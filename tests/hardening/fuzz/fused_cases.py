@@ -146,7 +146,7 @@ def frozen_linear(draw: Draw) -> Case:
 @case_of
 def adapted_mlp(draw: Draw) -> Case:
     dtype, c, h, r = draw.choice(FLOATS), draw.size(33), draw.size(65), draw.size(17)
-    arguments, calm = adapter(draw, {}, c, dtype)
+    arguments, calm = with_dropout(draw, c, dtype)
     mixed = dtype.itemsize == 2 and draw.happens(0.3)
     shapes = {
         "norm": [(c,)] * 4,
@@ -171,35 +171,28 @@ def adapted_mlp(draw: Draw) -> Case:
     return Case(arguments, (), None, tuple(learns), calm)
 
 
-def adapter(draw: Draw, shapes: dict[str, tuple[int, ...]], c: int, dtype: torch.dtype) -> tuple[dict[str, Any], bool]:
+def with_dropout(draw: Draw, c: int, dtype: torch.dtype) -> tuple[dict[str, Any], bool]:
+    """Tokens and the options of dropout, and whether the tokens are tame."""
     x = tokens(draw, dtype, c, 3)
     seed = torch.tensor(draw.getrandbits(62)) if draw.happens(0.7) else None
     training = draw.happens(0.5) and seed is not None  # without a seed no two calls drop alike
     dropout = draw.choice([0.0, 0.1, 0.9])
-    arguments = {"x": x, **layer(draw, dtype, shapes), "dropout_p": dropout, "training": training, "seed": seed}
-    return arguments, tame(x)
+    return {"x": x, "dropout_p": dropout, "training": training, "seed": seed}, tame(x)
+
+
+def adapter_weights(draw: Draw, dtype: torch.dtype, c: int, r: int) -> ops.AdapterWeights:
+    shapes = [(c,), (c,), (1, c), (1,), (r, c), (r,), (c, r), (c,)]
+    return ops.AdapterWeights(*layer(draw, dtype, dict(enumerate(shapes))).values())
 
 
 @case_of
-def bottleneck_adapter(draw: Draw) -> Case:
+def adapter(draw: Draw) -> Case:
     dtype, c, r = draw.choice(FLOATS), draw.size(65), draw.size(33)
-    shapes = {"down_weight": (r, c), "down_bias": (r,), "up_weight": (c, r), "up_bias": (c,)}
-    arguments, calm = adapter(draw, shapes, c, dtype)
-    arguments |= {"multiplier": draw.choice([1.0, 0.1, 0.0, -2.0]), "activation": draw.choice(["gelu", "relu"])}
-    return Case(arguments, (), None, ("x", *shapes), calm and arguments["activation"] == "gelu")
-
-
-@case_of
-def dynamic_adapter(draw: Draw) -> Case:
-    dtype, c, r = draw.choice(FLOATS), draw.size(65), draw.size(33)
-    shapes = {"ln_weight": (c,), "ln_bias": (c,), "scale_weight": (1, c), "scale_bias": (1,)}
-    shapes |= {"down_weight": (r, c), "down_bias": (r,), "up_weight": (c, r), "up_bias": (c,)}
-    arguments, calm = adapter(draw, shapes, c, dtype)
-    arguments["with_prompt"] = draw.happens(0.4)
-    x = arguments["x"]
-    # The scale's ReLU may fall to either side in a short dtype.
-    calm = calm and dtype.itemsize > 2 and not even(x)
-    return Case(arguments, (), None, ("x", *shapes), calm)
+    arguments, calm = with_dropout(draw, c, dtype)
+    arguments |= {"weights": adapter_weights(draw, dtype, c, r), "with_prompt": draw.happens(0.4)}
+    # The gate's ReLU may fall to either side in a short dtype.
+    calm = calm and dtype.itemsize > 2 and not even(arguments["x"])
+    return Case(arguments, (), None, ("x", *(f"weights[{i}]" for i in range(8))), calm)
 
 
 @case_of

@@ -20,7 +20,6 @@ from torch import Tensor
 from pointpeft import _C, ops
 from pointpeft.ops.core import products
 from pointpeft.ops.core.library import force_backend
-from pointpeft.ops.frozen.bottleneck_adapter import ACTIVATIONS
 from tests.conftest import CPU_LEVELS
 from tests.hardening.fuzz import fused_cases, point_cases  # noqa: F401
 from tests.hardening.fuzz.case import CASES, Case, replaced, tensors_of
@@ -132,7 +131,6 @@ def gelu(x: Tensor) -> Tensor:
 
 
 @mock.patch("torch.nn.functional.gelu", gelu)
-@mock.patch.dict(ACTIVATIONS, gelu=gelu)
 def judged(
     name: str,
     case: Case,
@@ -243,7 +241,11 @@ def run(draw: Draw, name: str, change: Callable[[str, Tensor], Tensor] | None = 
 @cache
 def words(name: str) -> tuple[str, ...]:
     """What an error of an operation may name."""
-    return *inspect.signature(getattr(ops, name)).parameters, *ops.PatchEmbedWeights._fields
+    return (
+        *inspect.signature(getattr(ops, name)).parameters,
+        *ops.PatchEmbedWeights._fields,
+        *ops.AdapterWeights._fields,
+    )
 
 
 def verdict(draw: Draw, name: str, case: Case) -> str:

@@ -91,13 +91,13 @@ def _add_norm_rows(draw: Draw) -> list[Any]:
 @raw
 def _adapter_hidden(draw: Draw) -> list[Any]:
     s = Shapes(draw)
-    return [s.of(s.n, s.r), s.of(s.n, dtype=wide(s.dtype)), s.seed(), 0.1, draw.happens(0.5)]
+    return [s.of(s.n, s.r), s.of(s.n, dtype=wide(s.dtype)), s.seed(), 0.1]
 
 
 @raw
 def _adapter_hidden_backward(draw: Draw) -> list[Any]:
     s = Shapes(draw)
-    return [s.of(s.n, s.r), s.of(s.n, s.r), s.of(s.n, dtype=wide(s.dtype)), s.seed(), 0.1, draw.happens(0.5)]
+    return [s.of(s.n, s.r), s.of(s.n, s.r), s.of(s.n, dtype=wide(s.dtype)), s.seed(), 0.1]
 
 
 @raw

@@ -47,16 +47,11 @@ def test_attention_refuses_a_number_of_heads_that_is_none(heads):
 
 
 @pytest.mark.usefixtures("backend")
-@pytest.mark.parametrize(
-    ("op", "shapes"),
-    [
-        (ops.bottleneck_adapter, [(4, 0), (4,), (0, 4), (0,)]),
-        (ops.dynamic_adapter, [(0,), (0,), (1, 0), (1,), (4, 0), (4,), (0, 4), (0,)]),
-    ],
-)
-def test_adapters_refuse_tokens_without_channels(op, shapes):
+@pytest.mark.parametrize("dropout_p", [0.0, 0.1])
+def test_the_adapter_refuses_tokens_without_channels(dropout_p):
+    weights = ops.AdapterWeights(*map(torch.zeros, [(0,), (0,), (1, 0), (1,), (4, 0), (4,), (0, 4), (0,)]))
     with pytest.raises(ValueError, match="x must have channels"):
-        op(torch.zeros(2, 3, 0), *(torch.zeros(shape) for shape in shapes))
+        ops.adapter(torch.zeros(2, 3, 0), weights, dropout_p=dropout_p)
 
 
 @pytest.mark.usefixtures("backend")
@@ -64,15 +59,16 @@ def test_adapters_refuse_tokens_without_channels(op, shapes):
     ("change", "message"),
     [
         ({"dropout_p": None}, "dropout_p must be at least 0 and below 1, got None"),
-        ({"multiplier": "3"}, "multiplier must be a finite number, got '3'"),
+        ({"eps": "3"}, "eps must be a finite number of at least 0, got '3'"),
         ({"down_weight": [[1.0]]}, "down_weight must be a tensor, got list"),
     ],
 )
-def test_the_bottleneck_adapter_names_an_argument_of_another_kind(change, message):
-    weights = {"down_weight": torch.zeros(1, 4), "down_bias": torch.zeros(1)}
-    weights |= {"up_weight": torch.zeros(4, 1), "up_bias": torch.zeros(4)}
+def test_the_adapter_names_an_argument_of_another_kind(change, message):
+    weights = ops.AdapterWeights(*map(torch.zeros, [(4,), (4,), (1, 4), (1,), (1, 4), (1,), (4, 1), (4,)]))
+    options = {name: change[name] for name in change.keys() - set(weights._fields)}
+    weights = weights._replace(**{name: change[name] for name in change.keys() & set(weights._fields)})
     with pytest.raises(ValueError, match=re.escape(message)):
-        ops.bottleneck_adapter(torch.zeros(1, 2, 4), **{**weights, **change})
+        ops.adapter(torch.zeros(1, 2, 4), weights, **options)
 
 
 @pytest.mark.usefixtures("backend")
@@ -251,7 +247,7 @@ def test_an_adapter_over_no_clouds_has_zero_gradients(generator):
     sizes = [(12,), (12,), (1, 12), (1,), (4, 12), (4,), (12, 4), (12,)]
     weights = [draw(generator, *size).float().requires_grad_() for size in sizes]
     x = torch.zeros(0, 5, 12, requires_grad=True)
-    a, prompt = ops.dynamic_adapter(x, *weights, with_prompt=True)
+    a, prompt = ops.adapter(x, ops.AdapterWeights(*weights), with_prompt=True)
     assert a.shape == (0, 5, 12)
     assert prompt.shape == (0, 12)
     for weight, grad in zip(weights, torch.autograd.grad(a.sum() + prompt.sum(), weights), strict=True):

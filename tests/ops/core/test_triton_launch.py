@@ -156,8 +156,8 @@ def adapter_inputs(batch, tokens, c, rank, dtype=torch.bfloat16):
 
 def test_the_number_of_tokens_has_no_limit(recorders):
     inputs = adapter_inputs(2, 1_100_000, 1, 1)
-    _adapter_triton.launch(*inputs, None, 1e-5, 1.0, 0.0, False, False)
-    _adapter_triton.launch_backward(inputs[0], None, *inputs, None, 1e-5, 1.0, 0.0, False)
+    _adapter_triton.launch(*inputs, None, 1e-5, 0.0, False)
+    _adapter_triton.launch_backward(inputs[0], None, *inputs, None, 1e-5, 0.0)
     for kernel in (_adapter_triton._forward_kernel, _adapter_triton._backward_kernel, _adapter_triton._weight_kernel):
         ((first, *others), _, _) = recorders[kernel].launches[0]
         assert first < 2**31
@@ -171,11 +171,11 @@ def test_neighbouring_numbers_of_tokens_share_a_choice_and_flags_do_not(name, re
     first = kernel._first_that_fits
     monkeypatch.setattr(kernel, "_first_that_fits", lambda *given: choices.append(0) or first(*given))
 
-    def launch(batch, tokens, rank, relu=False, prompt=False, seed=None):
+    def launch(batch, tokens, rank, prompt=False, seed=None):
         x, *weights = adapter_inputs(batch, tokens, 8, rank)
         grad_prompt = torch.zeros(batch, 8, dtype=x.dtype) if prompt else None
-        _adapter_triton.launch(x, *weights, seed, 1e-5, 1.0, 0.0, relu, prompt)
-        _adapter_triton.launch_backward(x, grad_prompt, x, *weights, seed, 1e-5, 1.0, 0.0, relu)
+        _adapter_triton.launch(x, *weights, seed, 1e-5, 0.0, prompt)
+        _adapter_triton.launch_backward(x, grad_prompt, x, *weights, seed, 1e-5, 0.0)
 
     for batch in (2, 3):
         for tokens in (129, 135, 140):
@@ -193,12 +193,12 @@ def test_the_first_configuration_that_fits_is_taken(recorders):
     inputs = adapter_inputs(1, 5, 8, 4)
     recorders[kernel].refused = (4,)
     for _ in range(2):
-        _adapter_triton.launch(*inputs, None, 1e-5, 1.0, 0.0, False, False)
+        _adapter_triton.launch(*inputs, None, 1e-5, 0.0, False)
     assert [constants["num_warps"] for _, constants, _ in recorders[kernel].launches] == [8, 8]
     kernel.chosen.clear()
     recorders[kernel].refused = (4, 8)
     with pytest.raises(Exception, match="shared memory, Required: 300000"):
-        _adapter_triton.launch(*inputs, None, 1e-5, 1.0, 0.0, False, False)
+        _adapter_triton.launch(*inputs, None, 1e-5, 0.0, False)
 
 
 def test_the_switch_of_autotuning_is_checked(monkeypatch):
@@ -268,8 +268,8 @@ def test_threads_choose_one_after_the_other_and_once(monkeypatch):
 def test_a_rank_that_no_program_holds_is_composed_and_said_once(dtype, rank, recorders):
     inputs = adapter_inputs(1, 3, 8, rank, dtype)
     with pytest.warns(RuntimeWarning, match=f"an adapter of rank {rank} in {dtype} runs in plain PyTorch on CUDA"):
-        a, _ = _adapter._cuda(*inputs, None, 1e-5, 1.0, 0.0, False, False)
-    grads = _adapter._cuda_backward(a, None, *inputs, None, 1e-5, 1.0, 0.0, False)
+        a, _ = _adapter._cuda(*inputs, None, 1e-5, 0.0, False)
+    grads = _adapter._cuda_backward(a, None, *inputs, None, 1e-5, 0.0)
     assert [g.shape for g in grads] == [t.shape for t in inputs]
     assert not any(recorder.launches for recorder in recorders.values())
 

@@ -172,7 +172,7 @@ POOLED = "aggregate_neighbors_backward"
         ("_scale_shift_rows_backward", (M.half(), M, V, None, M.clone()), "grad must be float32, got float16"),
         ("_norm_rows_backward", (M, M, torch.rand(12).double(), V, None, None), "stats must be float32, got float64"),
         ("_add_norm_rows", (M, None, V.half(), V, 1e-5, None, M.clone()), "weight must be float32, got float16"),
-        ("_adapter_hidden", (M, torch.rand(6).half(), None, 0.0, False), "s must be float32, got float16"),
+        ("_adapter_hidden", (M, torch.rand(6).half(), None, 0.0), "s must be float32, got float16"),
         ("_adapter_output", (M.clone(), V, torch.rand(6), -2), "clouds must divide N = 6, got -2"),
         ("_attention", (QKV, None, None, 2, MIXED.double()), "out must be contiguous, of the type of qkv"),
         ("_attention", (QKV.long(), None, None, 2, MIXED.clone()), "qkv must be float32"),

@@ -2,9 +2,9 @@ import pytest
 import torch
 
 from benchmarks.conftest import DEVICES
-from pointpeft.ops import dynamic_adapter, dynamic_adapter_reference
+from pointpeft.ops import AdapterWeights, adapter, adapter_reference
 
-CANDIDATES = {"pointpeft": dynamic_adapter, "reference": dynamic_adapter_reference}
+CANDIDATES = {"pointpeft": adapter, "reference": adapter_reference}
 
 
 def _inputs(batch, tokens, c, r, device, dtype):
@@ -14,23 +14,21 @@ def _inputs(batch, tokens, c, r, device, dtype):
 
 
 def _step(function, inputs, train):
-    if not train:
-        return function(*inputs, with_prompt=True)
-    a, prompt = function(*inputs, with_prompt=True)
-    return (a, prompt, *torch.autograd.grad(a.sum() + prompt.sum(), inputs))
+    a, prompt = function(inputs[0], AdapterWeights(*inputs[1:]), with_prompt=True)
+    return (a, prompt, *torch.autograd.grad(a.sum() + prompt.sum(), inputs)) if train else (a, prompt)
 
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("train", [False, True], ids=["forward", "step"])
 @pytest.mark.parametrize("batch", [1, 16, 32])
 @pytest.mark.parametrize("name", CANDIDATES)
-def bench_dynamic_adapter(compare, name, batch, train, device):
+def bench_adapter(compare, name, batch, train, device):
     tokens, c, r = 129, 384, 64
     inputs = [t.requires_grad_(train) for t in _inputs(batch, tokens, c, r, device, torch.float32)]
-    expected = _step(dynamic_adapter_reference, inputs, train)
+    expected = _step(adapter_reference, inputs, train)
     weights = sum(t.nbytes for t in inputs[1:])
     compare(
-        f"dynamic_adapter {'step' if train else 'forward'} {batch}x{tokens}x{c} r={r}",
+        f"adapter {'step' if train else 'forward'} {batch}x{tokens}x{c} r={r}",
         lambda: _step(CANDIDATES[name], inputs, train),
         lambda got: all(torch.allclose(g, e, rtol=1e-3, atol=1e-4) for g, e in zip(got, expected, strict=True)),
         device=device,

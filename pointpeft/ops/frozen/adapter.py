@@ -1,4 +1,4 @@
-"""DAPT's dynamic adapter: LayerNorm, a bottleneck and a scale per token in one pass, and its prompt."""
+"""The dynamic adapter: LayerNorm, a bottleneck and a gate per token in one pass, and its prompt."""
 
 from __future__ import annotations
 
@@ -7,18 +7,22 @@ from torch import Tensor
 
 from pointpeft.ops.core import checks, dropout, library
 from pointpeft.ops.frozen import _adapter
+from pointpeft.ops.frozen._adapter import AdapterWeights
 
 
-def dynamic_adapter(
+def checked_weights(weights: AdapterWeights, like: Tensor, channels: int) -> AdapterWeights:
+    """`weights`, of the dtype and on the device of `like`; a ValueError names one that is wrong."""
+    c, r = channels, checks.num_rows(weights.down_weight)
+    shapes = ((c,), (c,), (1, c), (1,), (r, c), (r,), (c, r), (c,))
+    for name, weight, shape in zip(AdapterWeights._fields, weights, shapes, strict=True):
+        checks.require_shape(name, weight, shape)
+        checks.require_same_kind(name, weight, "x", like)
+    return weights
+
+
+def adapter(
     x: Tensor,
-    ln_weight: Tensor,
-    ln_bias: Tensor,
-    scale_weight: Tensor,
-    scale_bias: Tensor,
-    down_weight: Tensor,
-    down_bias: Tensor,
-    up_weight: Tensor,
-    up_bias: Tensor,
+    weights: AdapterWeights,
     *,
     eps: float = 1e-5,
     dropout_p: float = 0.0,
@@ -32,14 +36,7 @@ def dynamic_adapter(
 
     Args:
         x: Tokens, any strides; under autocast all tensors are cast to its type. [B, T, C]
-        ln_weight: [C]
-        ln_bias: [C]
-        scale_weight: [1, C]
-        scale_bias: [1]
-        down_weight: [R, C]
-        down_bias: [R]
-        up_weight: [C, R]
-        up_bias: [C]
+        weights: Of LN, of the gate w and c, and of the maps down and up.
         eps: Added to the variance in LN.
         dropout_p: Probability of an element of the bottleneck to be dropped, in [0, 1).
         training: Whether to drop.
@@ -57,36 +54,23 @@ def dynamic_adapter(
     """
     if not isinstance(x, Tensor):
         raise ValueError(f"x must be a tensor, got {type(x).__name__}")
-    names = ("ln_weight", "ln_bias", "scale_weight", "scale_bias", "down_weight", "down_bias", "up_weight", "up_bias")
-    weights = (ln_weight, ln_bias, scale_weight, scale_bias, down_weight, down_bias, up_weight, up_bias)
-    x, *weights = library.autocast(x, *weights)
+    checks.require_weights("weights", weights, AdapterWeights)
+    x, *cast = library.autocast(x, *weights)
     checks.require_floating("x", x, 3)
     checks.require_channels("x", x)
-    c, r = x.shape[-1], checks.num_rows(down_weight)
-    shapes = ((c,), (c,), (1, c), (1,), (r, c), (r,), (c, r), (c,))
-    for name, weight, shape in zip(names, weights, shapes, strict=True):
-        checks.require_shape(name, weight, shape)
-        checks.require_same_kind(name, weight, "x", x)
+    weights = checked_weights(AdapterWeights(*cast), x, x.shape[-1])
     checks.require_number("eps", eps, 0.0, "a finite number of at least 0")
     seed = _adapter.checked_seed(x, seed, dropout_p, training)
     if library.use_fused_reference(x):
-        return dynamic_adapter_reference(
-            x, *weights, eps=eps, dropout_p=dropout_p, training=training, seed=seed, with_prompt=with_prompt
-        )
-    a, prompt = _adapter.apply(x, weights, seed, eps, 1.0, dropout_p, "gelu", with_prompt)
+        options = {"eps": eps, "dropout_p": dropout_p, "training": training, "seed": seed}
+        return adapter_reference(x, weights, **options, with_prompt=with_prompt)
+    a, prompt = _adapter.apply(x, weights, seed, eps, dropout_p, with_prompt)
     return (a, prompt) if with_prompt else a
 
 
-def dynamic_adapter_reference(
+def adapter_reference(
     x: Tensor,
-    ln_weight: Tensor,
-    ln_bias: Tensor,
-    scale_weight: Tensor,
-    scale_bias: Tensor,
-    down_weight: Tensor,
-    down_bias: Tensor,
-    up_weight: Tensor,
-    up_bias: Tensor,
+    weights: AdapterWeights,
     *,
     eps: float = 1e-5,
     dropout_p: float = 0.0,
@@ -94,12 +78,12 @@ def dynamic_adapter_reference(
     seed: Tensor | None = None,
     with_prompt: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """The definition in plain PyTorch; arguments and result as in `dynamic_adapter`."""
-    u = F.layer_norm(x, x.shape[-1:], ln_weight, ln_bias, eps)
-    s = F.relu(F.linear(u, scale_weight, scale_bias))  # [B, T, 1]
-    h = F.gelu(F.linear(u, down_weight, down_bias))
+    """The definition in plain PyTorch; arguments and result as in `adapter`."""
+    u = F.layer_norm(x, x.shape[-1:], weights.norm_weight, weights.norm_bias, eps)
+    s = F.relu(F.linear(u, weights.gate_weight, weights.gate_bias))  # [B, T, 1]
+    h = F.gelu(F.linear(u, weights.down_weight, weights.down_bias))
     if training and dropout_p > 0:
         seed = dropout.fresh_seed(x.device) if seed is None else seed
         h = h * dropout.mask(seed, h.numel(), dropout_p).view_as(h) / (1 - dropout_p)
-    a = s * F.linear(h, up_weight, up_bias)
+    a = s * F.linear(h, weights.up_weight, weights.up_bias)
     return (a, F.gelu(a).mean(1)) if with_prompt else a
