@@ -120,9 +120,10 @@ def fused(make: Inputs) -> Iterator[NamedCall]:
             call = lambda x, *w, p=prompt: ops.adapter(x, ops.AdapterWeights(*w), with_prompt=p)  # noqa: E731
             what = f"adapter {'with prompt ' * prompt}{name}"
             yield what, lambda x=x, a=adapter, call=call: backward(call, x, *a)
-        mlp = make.weights((h, c), (h,), (h,), (h,), (c, h), (c,), (c,), (c,), dtype=dtype)
-        yield f"scale_shift_mlp {name}", lambda x=x, m=mlp: ops.scale_shift_mlp(x, *m)
-        yield f"frozen_mlp {name}", lambda x=x, m=mlp: ops.frozen_mlp(x, *(m[i] for i in (0, 1, 4, 5)))
+        mlp = make.weights((h, c), (h,), (c, h), (c,), (h,), (h,), (c,), (c,), dtype=dtype)
+        for count, what in ((4, ""), (8, "with scale and shift ")):
+            call = lambda x=x, w=mlp[:count]: ops.frozen_mlp(x, ops.MlpWeights(*w))  # noqa: E731
+            yield f"frozen_mlp {what}{name}", call
         qkv = make.weights((3 * c, c), (3 * c,), dtype=dtype)
         yield f"frozen_attention {name}", lambda x=x, w=qkv: ops.frozen_attention(x, *w, 2)
         shapes = [(16, 3), (16,), (32, 16), (32,), (32, 64), (32,), (c, 32), (c,)]

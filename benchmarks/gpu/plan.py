@@ -23,8 +23,6 @@ BENCHES = (
     "patch_embed",
     "scale_shift",
     "layer_norm",
-    "adapted_mlp",
-    "scale_shift_mlp",
     "frozen_attention",
     "attention",
     "frozen_linear",

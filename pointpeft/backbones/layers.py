@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pointpeft.backbones.context import Context
 from pointpeft.backbones.plain import is_frozen
-from pointpeft.ops import attention, frozen_attention, frozen_linear, frozen_mlp
+from pointpeft.ops import MlpWeights, attention, frozen_attention, frozen_linear, frozen_mlp
 from pointpeft.ops.frozen.attention import heads
 
 
@@ -153,7 +153,7 @@ class Mlp(nn.Module):
         fc1, fc2 = self.fc1, self.fc2
         if first is None and second is None and is_frozen(fc1) and is_frozen(fc2):
             if fc1.bias is not None and fc2.bias is not None:
-                return frozen_mlp(x, fc1.weight, fc1.bias, fc2.weight, fc2.bias)
+                return frozen_mlp(x, MlpWeights(fc1.weight, fc1.bias, fc2.weight, fc2.bias))
         hidden = F.gelu(linear(fc1, x) if first is None else first(x))
         return linear(fc2, hidden) if second is None else second(hidden)
 

@@ -2,17 +2,15 @@
 
 from pointpeft.ops.core import derivatives, library
 from pointpeft.ops.core.library import backend
-from pointpeft.ops.frozen.adapted_mlp import adapted_mlp, adapted_mlp_reference
 from pointpeft.ops.frozen.adapter import AdapterWeights, adapter, adapter_reference
 from pointpeft.ops.frozen.attention import attention, attention_reference
 from pointpeft.ops.frozen.frozen_attention import frozen_attention, frozen_attention_reference
 from pointpeft.ops.frozen.frozen_linear import frozen_linear, frozen_linear_reference
-from pointpeft.ops.frozen.frozen_mlp import frozen_mlp, frozen_mlp_reference
+from pointpeft.ops.frozen.frozen_mlp import MlpWeights, NormWeights, frozen_mlp, frozen_mlp_reference
 from pointpeft.ops.frozen.layer_norm import layer_norm, layer_norm_reference
 from pointpeft.ops.frozen.patch_embed import PatchEmbedWeights, fold_batch_norm, patch_embed, patch_embed_reference
 from pointpeft.ops.frozen.patch_embed_statistics import patch_embed_statistics, patch_embed_statistics_reference
 from pointpeft.ops.frozen.scale_shift import scale_shift, scale_shift_reference
-from pointpeft.ops.frozen.scale_shift_mlp import scale_shift_mlp, scale_shift_mlp_reference
 from pointpeft.ops.points.aggregate_neighbors import aggregate_neighbors, aggregate_neighbors_reference
 from pointpeft.ops.points.ball_query import ball_query, ball_query_reference
 from pointpeft.ops.points.chamfer_distance import chamfer_distance, chamfer_distance_reference
@@ -25,9 +23,9 @@ from pointpeft.ops.points.sample_and_group import Groups, sample_and_group, samp
 __all__ = [
     "AdapterWeights",
     "Groups",
+    "MlpWeights",
+    "NormWeights",
     "PatchEmbedWeights",
-    "adapted_mlp",
-    "adapted_mlp_reference",
     "adapter",
     "adapter_reference",
     "aggregate_neighbors",
@@ -63,8 +61,6 @@ __all__ = [
     "sample_and_group",
     "sample_and_group_reference",
     "scale_shift",
-    "scale_shift_mlp",
-    "scale_shift_mlp_reference",
     "scale_shift_reference",
 ]
 

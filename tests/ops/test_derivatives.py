@@ -40,12 +40,14 @@ PATCHES, PATCH_WEIGHTS = (
     draw(1, 2, 5, 3),
     [draw(4, 3), draw(4), draw(5, 4), draw(5), draw(6, 10), draw(6), draw(7, 6), draw(7)],
 )
-MLP = [FROZEN_MLP[0], FROZEN_MLP[1], draw(8) + 1, draw(8), FROZEN_MLP[2], FROZEN_MLP[3], draw(6) + 1, draw(6)]
+MLP = ops.MlpWeights(*FROZEN_MLP, draw(8) + 1, draw(8), draw(6) + 1, draw(6))
 
 
-def _adapted_mlp(x, weight, bias, gamma1, gamma2, *adapter):
-    mlp = [*MLP[:2], gamma1, *MLP[3:6], gamma2, MLP[7]]
-    return ops.adapted_mlp(x, [weight, bias, None, None], mlp, adapter)
+def _every_mlp(x, weight, bias, scale1, shift1, scale2, shift2, *adapter):
+    """Without scales, with them, and with an adapter beside it."""
+    plain, scaled = ops.MlpWeights(*MLP[:4]), ops.MlpWeights(*MLP[:4], scale1, shift1, scale2, shift2)
+    beside = {"norm": ops.NormWeights(weight, bias), "adapter": ops.AdapterWeights(*adapter)}
+    return ops.frozen_mlp(x, plain), ops.frozen_mlp(x, scaled), *ops.frozen_mlp(x, scaled, **beside)
 
 
 CALLS = {"frozen_attention": ["attention", "frozen_linear"], "frozen_mlp": ["frozen_linear"]}
@@ -54,7 +56,6 @@ CALLS = {"frozen_attention": ["attention", "frozen_linear"], "frozen_mlp": ["fro
 MAPS = draw(12, 6), draw(12), draw(8, 6), draw(8)
 
 PUBLIC = {
-    "adapted_mlp": (_adapted_mlp, [TOKENS, LAST + 1, LAST, MLP[2], MLP[6], *ADAPTER]),
     "adapter": (
         lambda x, *weights: ops.adapter(x, ops.AdapterWeights(*weights), with_prompt=True),
         [TOKENS, *ADAPTER],
@@ -77,7 +78,7 @@ PUBLIC = {
         lambda x, g, b: [ops.frozen_linear(x, *MAPS[2:]), ops.frozen_linear(x, *MAPS[2:], g, b)],
         [TOKENS, draw(8), draw(8) + 1],
     ),
-    "frozen_mlp": (lambda x: ops.frozen_mlp(x, *FROZEN_MLP), [TOKENS]),
+    "frozen_mlp": (_every_mlp, [TOKENS, LAST + 1, LAST, *MLP[4:], *ADAPTER]),
     "furthest_point_sample": (lambda p: ops.furthest_point_sample(p, 4), [XYZ]),
     "gather": (lambda f: ops.gather(f, IDX), [XYZ]),
     "interpolate": (
@@ -95,10 +96,6 @@ PUBLIC = {
     ),
     "sample_and_group": (lambda p: ops.sample_and_group(p, 4, 3)[:2], [XYZ]),
     "scale_shift": (ops.scale_shift, [TOKENS, LAST + 1, LAST]),
-    "scale_shift_mlp": (
-        lambda x, g1, s1, g2, s2: ops.scale_shift_mlp(x, *MLP[:2], g1, s1, *MLP[4:6], g2, s2),
-        [TOKENS, MLP[2], MLP[3], MLP[6], MLP[7]],
-    ),
 }
 """A function of tensors that calls the operation, and what it is differentiated at, by public name."""
 
@@ -138,13 +135,12 @@ REFUSED = {
     )[0],
     "frozen_attention": lambda op, x: op(x, draw(12, 6), None, None, None, 2),
     "frozen_linear": lambda op, x: op(x[0], draw(8, 6), None),
-    "frozen_mlp": lambda op, x: op(x[0], *FROZEN_MLP),
+    "frozen_mlp": lambda op, x: op(x[0], *MLP)[0],
+    "frozen_mlp_backward": lambda op, x: op(x[0], TOKENS[0], draw(3, 6), *MLP[:7])[0],
     "layer_norm": lambda op, x: op(x.float(), LAST.float(), LAST.float(), 1e-5, torch.bfloat16),
     "patch_embed": lambda op, x: op(x.view(1, 2, 6, 3), *PATCH_WEIGHTS),
     "scale_shift": lambda op, x: op(x[0], LAST, LAST),
     "scale_shift_backward": lambda op, x: op(x[0], TOKENS[0], LAST)[0],
-    "scale_shift_mlp": lambda op, x: op(x[0], *MLP)[0],
-    "scale_shift_mlp_backward": lambda op, x: op(x[0], TOKENS[0], draw(3, 6), *MLP[:7])[0],
 }
 """Registered operations that the product calls inside a function of autograd: called alone they refuse."""
 

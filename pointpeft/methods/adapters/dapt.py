@@ -15,7 +15,7 @@ from pointpeft.methods.base import Method, factory_kwargs, register_method
 from pointpeft.methods.reparameterized.scale_shift import ScaleShift, fold, is_foldable, mapped, normed, terms
 from pointpeft.methods.token_map import TokenMap
 from pointpeft.model import PointModel
-from pointpeft.ops import AdapterWeights, adapted_mlp, adapter, attention, frozen_attention
+from pointpeft.ops import AdapterWeights, MlpWeights, NormWeights, adapter, attention, frozen_attention, frozen_mlp
 from pointpeft.ops.core.library import autocast_dtype, use_fused_reference
 from pointpeft.weights.publication import Publication, YamlModel, modelnet_recipe, scanobjectnn_recipes
 
@@ -125,20 +125,21 @@ class DAPTBlock(Block):
             a, prompt = self.adapter(u)
             y = self._mlp(u) + a
             return y if branch is None else x + y, prompt
-        norm, fc1, fc2, adapter = self.norm2, self.mlp.fc1, self.mlp.fc2, self.adapter
-        return adapted_mlp(
+        norm, fc1, fc2 = self.norm2, self.mlp.fc1, self.mlp.fc2
+        scales = (*terms(self.tfts_fc1), *terms(self.tfts_fc2))
+        return frozen_mlp(
             x,
-            (norm.weight, norm.bias, *terms(self.tfts_2)),
-            (fc1.weight, fc1.bias, *terms(self.tfts_fc1), fc2.weight, fc2.bias, *terms(self.tfts_fc2)),
-            adapter.weights,
+            MlpWeights(fc1.weight, fc1.bias, fc2.weight, fc2.bias, *scales),
+            norm=NormWeights(norm.weight, norm.bias, *terms(self.tfts_2)),
+            adapter=self.adapter.weights,
             branch=branch,
             norm_eps=norm.eps,
-            **adapter.options,
+            **self.adapter.options,
         )
 
     @property
     def _is_fusable(self) -> bool:
-        """Whether the second half of the block is what `adapted_mlp` computes, whose maps are frozen."""
+        """Whether the second half of the block is what `frozen_mlp` computes, whose maps are frozen."""
         mlp = self.mlp
         return (
             not self.normed_skips[1]

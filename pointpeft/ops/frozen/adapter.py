@@ -10,13 +10,13 @@ from pointpeft.ops.frozen import _adapter
 from pointpeft.ops.frozen._adapter import AdapterWeights
 
 
-def checked_weights(weights: AdapterWeights, like: Tensor, channels: int) -> AdapterWeights:
-    """`weights`, of the dtype and on the device of `like`; a ValueError names one that is wrong."""
+def checked_weights(weights: AdapterWeights, like: Tensor, channels: int, prefix: str = "") -> AdapterWeights:
+    """`weights`, of the dtype and on the device of `like`; a ValueError names one that is wrong, behind `prefix`."""
     c, r = channels, checks.num_rows(weights.down_weight)
     shapes = ((c,), (c,), (1, c), (1,), (r, c), (r,), (c, r), (c,))
     for name, weight, shape in zip(AdapterWeights._fields, weights, shapes, strict=True):
-        checks.require_shape(name, weight, shape)
-        checks.require_same_kind(name, weight, "x", like)
+        checks.require_shape(prefix + name, weight, shape)
+        checks.require_same_kind(prefix + name, weight, "x", like)
     return weights
 
 

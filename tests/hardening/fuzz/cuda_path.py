@@ -21,18 +21,16 @@ from tests.hardening.fuzz.driver import main
 REACH = 17  # of most sizes: the interpreter needs milliseconds for a block
 
 NAMES = (
-    "adapted_mlp",
     "adapter",
     "frozen_linear",
     "frozen_mlp",
     "patch_embed",
     "scale_shift",
-    "scale_shift_mlp",
 )
 """Operations that are written in Python; attention is not among them: its CUDA answer has no CPU counterpart."""
 
 
-MULTIPLY = ("adapted_mlp", "adapter", "patch_embed")
+MULTIPLY = ("adapter", "frozen_mlp", "patch_embed")
 """Those whose kernels multiply matrices."""
 
 
@@ -41,17 +39,16 @@ def module(name: str) -> Any:
 
 
 ANSWERS = {
-    "adapted_mlp": module("adapted_mlp")._composed,
+    "adapted_mlp": module("_adapted_mlp")._composed,
     "adapter": _adapter_triton.launch,
     "adapter_backward": _adapter_triton.launch_backward,
     "frozen_linear": module("frozen_linear")._cuda,
-    "frozen_mlp": module("frozen_mlp")._cuda,
+    "frozen_mlp": module("_mlp")._cuda,
+    "frozen_mlp_backward": module("_mlp")._cuda_backward,
     "layer_norm": module("layer_norm")._composed,
     "patch_embed": module("patch_embed")._launch,
     "scale_shift": module("scale_shift")._launch,
     "scale_shift_backward": module("scale_shift")._launch_backward,
-    "scale_shift_mlp": module("scale_shift_mlp")._cuda,
-    "scale_shift_mlp_backward": module("scale_shift_mlp")._cuda_backward,
 }
 """What answers on CUDA, by the name of the registered operation."""
 

@@ -113,22 +113,30 @@ def attention(draw: Draw) -> Case:
     return Case(arguments, learns=learns, tame=tame(arguments["z"]), inside=scaled_attended)
 
 
-@case_of
-def scale_shift_mlp(draw: Draw) -> Case:
-    dtype, c, h = draw.choice(FLOATS), draw.size(33), draw.size(65)
-    shapes = {"w1": (h, c), "b1": (h,), "gamma1": (h,), "beta1": (h,)}
-    shapes |= {"w2": (c, h), "b2": (c,), "gamma2": (c,), "beta2": (c,)}
-    x = tokens(draw, dtype, c)
-    learns = ("x", "gamma1", "beta1", "gamma2", "beta2")
-    return Case({"x": x, **layer(draw, dtype, shapes)}, (), None, learns, tame(x))
+SCALES = tuple(f"weights[{i}]" for i in range(4, 8))
+"""The scales and shifts of an MLP, as `tensors_of` names them."""
+
+
+def mlp_weights(draw: Draw, dtype: torch.dtype, c: int, h: int) -> ops.MlpWeights:
+    """Maps with scales and shifts, one or both of which may be left out: folded into what stands before them."""
+    shapes = [(h, c), (h,), (c, h), (c,), (h,), (h,), (c,), (c,)]
+    weights = ops.MlpWeights(*layer(draw, dtype, dict(enumerate(shapes))).values())
+    for i in (1, 2):
+        if draw.happens(0.3):
+            weights = weights._replace(**{f"scale{i}": None, f"shift{i}": None})
+    return weights
 
 
 @case_of
 def frozen_mlp(draw: Draw) -> Case:
+    if draw.happens(0.5):
+        return adapted_mlp(draw)
     dtype, c, h = draw.choice(FLOATS), draw.size(33), draw.size(65)
-    x = tokens(draw, dtype, c)
-    maps = layer(draw, dtype, {"w1": (h, c), "b1": (h,), "w2": (c, h), "b2": (c,)})
-    return Case({"x": x, **maps}, (), None, ("x",) if draw.happens(0.5) else (), tame(x))
+    x, weights = tokens(draw, dtype, c), mlp_weights(draw, dtype, c, h)
+    if draw.happens(0.4):
+        weights = ops.MlpWeights(*weights[:4])
+    learns = ("x", *SCALES) if draw.happens(0.7) else ()
+    return Case({"x": x, "weights": weights}, (), None, learns, tame(x))
 
 
 @case_of
@@ -143,26 +151,20 @@ def frozen_linear(draw: Draw) -> Case:
     return Case(arguments, (), None, ("x", "scale", "shift"), tame(x))
 
 
-@case_of
 def adapted_mlp(draw: Draw) -> Case:
+    """A frozen MLP with an adapter beside it."""
     dtype, c, h, r = draw.choice(FLOATS), draw.size(33), draw.size(65), draw.size(17)
     arguments, calm = with_dropout(draw, c, dtype)
     mixed = dtype.itemsize == 2 and draw.happens(0.3)
-    shapes = {
-        "norm": [(c,)] * 4,
-        "mlp": [(h, c), (h,), (h,), (h,), (c, h), (c,), (c,), (c,)],
-        "adapter": [(c,), (c,), (1, c), (1,), (r, c), (r,), (c, r), (c,)],
-    }
-    for name, each in shapes.items():
-        made = layer(draw, dtype, dict(enumerate(each))).values()
-        arguments[name] = tuple(t.float() if mixed and name == "norm" and draw.happens(0.6) else t for t in made)
+    norm = layer(draw, dtype, dict.fromkeys(ops.NormWeights._fields, (c,)))
+    norm = {name: t.float() if mixed and draw.happens(0.6) else t for name, t in norm.items()}
+    if draw.happens(0.2):
+        norm |= {"scale": None, "shift": None}
+    arguments |= {"weights": mlp_weights(draw, dtype, c, h), "norm": ops.NormWeights(**norm)}
+    arguments |= {"adapter": adapter_weights(draw, dtype, c, r)}
     arguments |= {"norm_eps": draw.choice([1e-5, 1e-3]), "eps": draw.choice([1e-5, 1e-3])}
-    learns = [f"{name}[{i}]" for name in ("norm", "adapter") for i in range(len(shapes[name]))]
-    learns += ["x", "branch", "mlp[2]", "mlp[3]", "mlp[6]", "mlp[7]"]
+    learns = [f"norm[{i}]" for i in range(4)] + [f"adapter[{i}]" for i in range(8)] + ["x", "branch", *SCALES]
     x = arguments["x"]
-    for name, at in (("norm", 2), ("mlp", 2), ("mlp", 6)):
-        if draw.happens(0.2):  # folded into what stands before them
-            arguments[name] = (*arguments[name][:at], None, None, *arguments[name][at + 2 :])
     if draw.happens(0.4):
         arguments["branch"] = draw.floats(*x.shape, dtype=dtype, kind="normal")
         calm = calm and not even(x + arguments["branch"])

@@ -241,11 +241,8 @@ def run(draw: Draw, name: str, change: Callable[[str, Tensor], Tensor] | None = 
 @cache
 def words(name: str) -> tuple[str, ...]:
     """What an error of an operation may name."""
-    return (
-        *inspect.signature(getattr(ops, name)).parameters,
-        *ops.PatchEmbedWeights._fields,
-        *ops.AdapterWeights._fields,
-    )
+    kinds = (ops.AdapterWeights, ops.MlpWeights, ops.NormWeights, ops.PatchEmbedWeights)
+    return *inspect.signature(getattr(ops, name)).parameters, *(field for kind in kinds for field in kind._fields)
 
 
 def verdict(draw: Draw, name: str, case: Case) -> str:

@@ -200,11 +200,13 @@ def test_operations_name_a_weight_on_another_device_than_x():
 
 
 @pytest.mark.usefixtures("backend")
-@pytest.mark.parametrize(("name", "given"), [("norm", None), ("mlp", 3), ("adapter", ())])
-def test_the_adapted_mlp_names_a_list_that_is_none(name, given):
-    arguments = {"norm": (torch.ones(4),) * 4, "mlp": (torch.ones(4),) * 8, "adapter": (torch.ones(4),) * 8}
-    with pytest.raises(ValueError, match=f"{name} must hold [48] tensors, got (0|NoneType|int)"):
-        ops.adapted_mlp(torch.zeros(1, 2, 4), **(arguments | {name: given}))
+@pytest.mark.parametrize(("name", "given"), [("norm", None), ("weights", 3), ("adapter", ())])
+def test_the_frozen_mlp_names_weights_that_are_none(name, given):
+    ones = torch.ones(4)
+    arguments = {"weights": ops.MlpWeights(*[ones] * 8), "adapter": ops.AdapterWeights(*[ones] * 8)}
+    arguments |= {"norm": ops.NormWeights(ones, ones), name: given}
+    with pytest.raises(ValueError, match=rf"{name} must be \w+Weights\(.*\), got (tuple|NoneType|int)"):
+        ops.frozen_mlp(torch.zeros(1, 2, 4), **arguments)
 
 
 def test_operations_that_switch_autocast_off_trace_tensors_without_values():

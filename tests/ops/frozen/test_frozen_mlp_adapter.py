@@ -3,12 +3,12 @@ import re
 import pytest
 import torch
 
-from pointpeft.ops import adapted_mlp, adapted_mlp_reference
+from pointpeft.ops import AdapterWeights, MlpWeights, NormWeights, frozen_mlp, frozen_mlp_reference
 from tests.ops.frozen import fused
 
 # batch, tokens, C, H, R
 SIZES = [(1, 1, 8, 1, 1), (3, 7, 5, 9, 2), (2, 40, 33, 70, 16), (2, 300, 24, 96, 8)]
-FROZEN = {5, 6, 9, 10}  # of the flat inputs: the maps of the MLP
+FROZEN = {5, 6, 7, 8}  # of the flat inputs: the maps of the MLP
 
 
 def case(size, generator):
@@ -19,8 +19,8 @@ def case(size, generator):
         return fused.draw(generator, *shape, fan=fan)
 
     norm = [1 + 0.1 * draw(c), 0.1 * draw(c), 1 + 0.1 * draw(c), 0.1 * draw(c)]
-    mlp = [draw(h, c, fan=c), draw(h), 1 + 0.3 * draw(h), draw(h)]
-    mlp += [draw(c, h, fan=h), draw(c), 1 + 0.3 * draw(c), draw(c)]
+    mlp = [draw(h, c, fan=c), draw(h), draw(c, h, fan=h), draw(c)]
+    mlp += [1 + 0.3 * draw(h), draw(h), 1 + 0.3 * draw(c), draw(c)]
     adapter = [1 + 0.1 * draw(c), 0.1 * draw(c), draw(1, c, fan=c), 1 + draw(1).abs()]
     adapter += [draw(r, c, fan=c), draw(r), draw(c, r, fan=r), draw(c)]
     return [draw(batch, tokens, c), *norm, *mlp, *adapter], [draw(batch, tokens, c), draw(batch, c)]
@@ -28,7 +28,12 @@ def case(size, generator):
 
 def flat(function, **options):
     """The operation on one list of tensors."""
-    return lambda *tensors: function(tensors[0], tensors[1:5], tensors[5:13], tensors[13:], **options)
+
+    def call(x, *weights):
+        norm, mlp, adapter = NormWeights(*weights[:4]), MlpWeights(*weights[4:12]), AdapterWeights(*weights[12:])
+        return function(x, mlp, norm=norm, adapter=adapter, **options)
+
+    return call
 
 
 def results(function, inputs, grads, **options):
@@ -47,9 +52,9 @@ def to(tensors, dtype, device):
 @pytest.mark.parametrize("dtype", fused.TOLERANCE)
 def test_results_and_gradients_equal_the_reference(size, dtype, device, generator):
     inputs, grads = (to(tensors, dtype, device) for tensors in case(size, generator))
-    expected = results(adapted_mlp_reference, to(inputs, torch.float64, device), to(grads, torch.float64, device))
-    rough = results(adapted_mlp_reference, inputs, grads) if dtype.itemsize == 2 else None
-    fused.assert_all_close(results(adapted_mlp, inputs, grads), expected, dtype, rough)
+    expected = results(frozen_mlp_reference, to(inputs, torch.float64, device), to(grads, torch.float64, device))
+    rough = results(frozen_mlp_reference, inputs, grads) if dtype.itemsize == 2 else None
+    fused.assert_all_close(results(frozen_mlp, inputs, grads), expected, dtype, rough)
 
 
 @pytest.mark.parametrize("dtype", fused.TOLERANCE)
@@ -62,11 +67,11 @@ def test_with_a_branch_both_residuals_belong_to_it(dtype, wanted, mixed, device,
     branch = fused.draw(generator, *inputs[0].shape).to(device, dtype)
     stream = torch.float32 if mixed else dtype  # autocast leaves the residual stream in float32
     inputs = to(inputs, stream, device)
-    expected = flat(adapted_mlp_reference, branch=branch.double())(*to(inputs, torch.float64, device))
+    expected = flat(frozen_mlp_reference, branch=branch.double())(*to(inputs, torch.float64, device))
     with torch.autocast(device.type, dtype, enabled=mixed):
-        rough = flat(adapted_mlp_reference, branch=branch)(*inputs) if dtype.itemsize == 2 else None
+        rough = flat(frozen_mlp_reference, branch=branch)(*inputs) if dtype.itemsize == 2 else None
         inputs[0].requires_grad_(wanted)
-        y, prompt = flat(adapted_mlp, branch=branch)(*inputs)
+        y, prompt = flat(frozen_mlp, branch=branch)(*inputs)
     assert y.requires_grad == wanted
     assert y.dtype == stream
     fused.assert_all_close([y.to(dtype)], expected[:1], dtype, rough and rough[:1])
@@ -77,13 +82,13 @@ def test_gradients_of_a_branch_are_those_of_finite_differences(generator):
     inputs = case(SIZES[1], generator)[0]
     branch = fused.draw(generator, *inputs[0].shape).requires_grad_()
     x = inputs[0].requires_grad_()
-    assert torch.autograd.gradcheck(lambda x, b: flat(adapted_mlp, branch=b)(x, *inputs[1:]), [x, branch])
+    assert torch.autograd.gradcheck(lambda x, b: flat(frozen_mlp, branch=b)(x, *inputs[1:]), [x, branch])
 
 
-@pytest.mark.parametrize("function", [adapted_mlp, adapted_mlp_reference])
+@pytest.mark.parametrize("function", [frozen_mlp, frozen_mlp_reference])
 def test_folded_scales_and_shifts_are_left_out(function, generator):
     inputs, _ = case(SIZES[1], generator)
-    places = {3: 1, 7: 1, 11: 1, 4: 0, 8: 0, 12: 0}  # γ and β of the norm and of both maps
+    places = {3: 1, 9: 1, 11: 1, 4: 0, 10: 0, 12: 0}  # γ and β of the norm and of both maps
     plain = [torch.full_like(t, places[i]) if i in places else t for i, t in enumerate(inputs)]
     folded = [None if i in places else t for i, t in enumerate(inputs)]
     torch.testing.assert_close(flat(function)(*folded), flat(function)(*plain))
@@ -91,9 +96,9 @@ def test_folded_scales_and_shifts_are_left_out(function, generator):
 
 def test_one_of_a_scale_and_its_shift_alone_is_refused(generator):
     inputs = case(SIZES[1], generator)[0]
-    inputs[7] = None
-    with pytest.raises(ValueError, match=re.escape("mlp[2] and mlp[3] must be given together, or both be None")):
-        flat(adapted_mlp)(*inputs)
+    inputs[9] = None
+    with pytest.raises(ValueError, match="scale1 and shift1 must be given together, got shift1 alone"):
+        flat(frozen_mlp)(*inputs)
 
 
 def test_opcheck(device, generator):
@@ -106,30 +111,30 @@ def test_opcheck(device, generator):
 
 def test_without_gradients_it_is_the_same(device, generator):
     inputs = to(case(SIZES[2], generator)[0], torch.float32, device)
-    expected = flat(adapted_mlp_reference)(*inputs)
-    fused.assert_all_close(flat(adapted_mlp)(*inputs), expected, torch.float32)
+    expected = flat(frozen_mlp_reference)(*inputs)
+    fused.assert_all_close(flat(frozen_mlp)(*inputs), expected, torch.float32)
 
 
 def test_gradients_are_those_of_finite_differences(generator):
     inputs = [t.requires_grad_(i not in FROZEN) for i, t in enumerate(case(SIZES[1], generator)[0])]
     options = {"dropout_p": 0.3, "training": True, "seed": torch.tensor(7)}
-    assert torch.autograd.gradcheck(flat(adapted_mlp, **options), inputs)
+    assert torch.autograd.gradcheck(flat(frozen_mlp, **options), inputs)
 
 
 def test_dropout_is_the_reference_s(device, generator):
     inputs, grads = (to(tensors, torch.float32, device) for tensors in case(SIZES[2], generator))
     options = {"dropout_p": 0.4, "training": True, "seed": torch.tensor(-(2**61) + 12345, device=device)}
-    expected = results(adapted_mlp_reference, inputs, grads, **options)
-    fused.assert_all_close(results(adapted_mlp, inputs, grads, **options), expected, torch.float32)
-    assert not torch.equal(results(adapted_mlp, inputs, grads)[0], expected[0])
+    expected = results(frozen_mlp_reference, inputs, grads, **options)
+    fused.assert_all_close(results(frozen_mlp, inputs, grads, **options), expected, torch.float32)
+    assert not torch.equal(results(frozen_mlp, inputs, grads)[0], expected[0])
 
 
 def test_both_epsilons_have_their_place(generator):
     inputs, grads = case(SIZES[1], generator)
     options = {"norm_eps": 0.3, "eps": 0.7}
-    expected = results(adapted_mlp_reference, inputs, grads, **options)
-    fused.assert_all_close(results(adapted_mlp, inputs, grads, **options), expected, torch.float64)
-    swapped = results(adapted_mlp, inputs, grads, norm_eps=0.7, eps=0.3)
+    expected = results(frozen_mlp_reference, inputs, grads, **options)
+    fused.assert_all_close(results(frozen_mlp, inputs, grads, **options), expected, torch.float64)
+    swapped = results(frozen_mlp, inputs, grads, norm_eps=0.7, eps=0.3)
     assert not torch.allclose(swapped[0], expected[0])
 
 
@@ -137,7 +142,7 @@ def test_only_one_of_its_results_may_be_used(generator):
     inputs, grads = case(SIZES[1], generator)
     for i in range(2):
         gradients = []
-        for function in (adapted_mlp, adapted_mlp_reference):
+        for function in (frozen_mlp, frozen_mlp_reference):
             x = inputs[0].detach().requires_grad_()
             output = flat(function)(x, *inputs[1:])[i]
             gradients.append(torch.autograd.grad(output, x, grads[i])[0])
@@ -147,17 +152,17 @@ def test_only_one_of_its_results_may_be_used(generator):
 def test_it_keeps_the_second_map_s_output_alone(generator):
     inputs = to(case(SIZES[3], generator)[0], torch.float32, "cpu")
     batch, tokens, c = inputs[0].shape
-    frozen = lambda *t: flat(adapted_mlp)(*(x.detach() if i in FROZEN else x for i, x in enumerate(t)))  # noqa: E731
+    frozen = lambda *t: flat(frozen_mlp)(*(x.detach() if i in FROZEN else x for i, x in enumerate(t)))  # noqa: E731
     products = 2 * c + c  # γ ⊙ weight, its bias, and γ which that product keeps
     assert fused.kept_bytes(frozen, inputs) <= 4 * (batch * tokens * c + products)
 
 
 def test_autocast_computes_the_branches_in_its_type(device, generator):
     inputs, grads = (to(tensors, torch.float32, device) for tensors in case(SIZES[2], generator))
-    expected = results(adapted_mlp_reference, inputs, grads)
+    expected = results(frozen_mlp_reference, inputs, grads)
     with torch.autocast(device.type, torch.bfloat16):
-        got = results(adapted_mlp, inputs, [g.bfloat16() for g in grads])
-        rough = results(adapted_mlp_reference, inputs, [g.bfloat16() for g in grads])
+        got = results(frozen_mlp, inputs, [g.bfloat16() for g in grads])
+        rough = results(frozen_mlp_reference, inputs, [g.bfloat16() for g in grads])
     assert [t.dtype for t in got[:2]] == [torch.bfloat16] * 2
     assert all(t.dtype == torch.float32 for t in got[2:])
     for a, e, r in zip(got, expected, rough, strict=True):
@@ -169,27 +174,27 @@ def test_strides_and_offsets_do_not_matter(device, generator):
     from tests.conftest import cut
 
     inputs, grads = (to(tensors, torch.float32, device) for tensors in case(SIZES[2], generator))
-    expected = results(adapted_mlp, inputs, grads)
+    expected = results(frozen_mlp, inputs, grads)
     cuts = [cut(t) for t in inputs], [cut(t) for t in grads]
-    fused.assert_all_close(results(adapted_mlp, *cuts), expected, torch.float32)
+    fused.assert_all_close(results(frozen_mlp, *cuts), expected, torch.float32)
 
 
 def test_compiles_without_gradients(device, generator):
     inputs = to(case(SIZES[2], generator)[0], torch.float32, device)
-    compiled = torch.compile(adapted_mlp, fullgraph=True, backend="aot_eager")
-    fused.assert_all_close(flat(compiled)(*inputs), flat(adapted_mlp_reference)(*inputs), torch.float32)
+    compiled = torch.compile(frozen_mlp, fullgraph=True, backend="aot_eager")
+    fused.assert_all_close(flat(compiled)(*inputs), flat(frozen_mlp_reference)(*inputs), torch.float32)
 
 
 def test_no_clouds_give_empty_results(device, generator):
     inputs = to(case(SIZES[1], generator)[0], torch.float32, device)
-    y, prompt = flat(adapted_mlp)(inputs[0][:0], *inputs[1:])
+    y, prompt = flat(frozen_mlp)(inputs[0][:0], *inputs[1:])
     assert (y.shape, prompt.shape) == ((0, 7, 5), (0, 5))
 
 
 def test_compiles_with_its_backward_without_graph_breaks(device, generator):
     inputs, grads = (to(tensors, torch.float32, device) for tensors in case(SIZES[2], generator))
-    expected = results(adapted_mlp, inputs, grads)
-    compiled = torch.compile(adapted_mlp, fullgraph=True, backend="aot_eager")
+    expected = results(frozen_mlp, inputs, grads)
+    compiled = torch.compile(frozen_mlp, fullgraph=True, backend="aot_eager")
     fused.assert_all_close(results(compiled, inputs, grads), expected, torch.float32)
 
 
@@ -198,15 +203,15 @@ def test_compiles_with_its_backward_without_graph_breaks(device, generator):
     [
         (0, torch.zeros(3, 7, 5, dtype=torch.int64), "x must be float32"),
         (0, torch.zeros(7, 5), "x must have 3 dimensions"),
-        (3, torch.zeros(4), "norm[2] must have shape (5,), got (4,)"),
-        (4, torch.zeros(5, dtype=torch.float64), "norm[3] is torch.float64, but x is torch.float32"),
-        (5, torch.zeros(9, 5, requires_grad=True), "mlp[0] must be frozen, but it requires a gradient"),
-        (6, torch.zeros(9, requires_grad=True), "mlp[1] must be frozen, but it requires a gradient"),
-        (9, torch.zeros(5, 9, requires_grad=True), "mlp[4] must be frozen, but it requires a gradient"),
-        (10, torch.zeros(5, requires_grad=True), "mlp[5] must be frozen, but it requires a gradient"),
-        (11, torch.zeros(9), "mlp[6] must have shape (5,), got (9,)"),
-        (17, torch.zeros(2, 4), "adapter[4] must have shape (2, 5), got (2, 4)"),
-        (20, torch.zeros(5, dtype=torch.float64), "adapter[7] is torch.float64, but x is torch.float32"),
+        (3, torch.zeros(4), "norm.scale must have shape (5,), got (4,)"),
+        (4, torch.zeros(5, dtype=torch.float64), "norm.shift is torch.float64, but x is torch.float32"),
+        (5, torch.zeros(9, 5, requires_grad=True), "w1 must be frozen, but it requires a gradient"),
+        (6, torch.zeros(9, requires_grad=True), "b1 must be frozen, but it requires a gradient"),
+        (7, torch.zeros(5, 9, requires_grad=True), "w2 must be frozen, but it requires a gradient"),
+        (8, torch.zeros(5, requires_grad=True), "b2 must be frozen, but it requires a gradient"),
+        (11, torch.zeros(9), "scale2 must have shape (5,), got (9,)"),
+        (17, torch.zeros(2, 4), "adapter.down_weight must have shape (2, 5), got (2, 4)"),
+        (20, torch.zeros(5, dtype=torch.float64), "adapter.up_bias is torch.float64, but x is torch.float32"),
     ],
 )
 @pytest.mark.parametrize("backend", ["auto", "reference"])
@@ -215,7 +220,7 @@ def test_bad_input_names_the_argument(index, value, message, backend, monkeypatc
     inputs = to(case(SIZES[1], generator)[0], torch.float32, "cpu")
     inputs[index] = value
     with pytest.raises(ValueError, match=re.escape(message)):
-        flat(adapted_mlp)(*inputs)
+        flat(frozen_mlp)(*inputs)
 
 
 @pytest.mark.parametrize(
@@ -227,10 +232,19 @@ def test_bad_input_names_the_argument(index, value, message, backend, monkeypatc
 )
 def test_a_branch_of_another_kind_is_refused(branch, message, generator):
     with pytest.raises(ValueError, match=re.escape(message)):
-        flat(adapted_mlp, branch=branch)(*to(case(SIZES[1], generator)[0], torch.float32, "cpu"))
+        flat(frozen_mlp, branch=branch)(*to(case(SIZES[1], generator)[0], torch.float32, "cpu"))
 
 
-def test_a_wrong_number_of_tensors_is_refused(generator):
+@pytest.mark.parametrize("name", ["norm", "adapter"])
+@pytest.mark.parametrize("value", [None, 3, (torch.zeros(5),) * 4])
+def test_weights_of_another_kind_are_refused(name, value, generator):
     x, *rest = case(SIZES[1], generator)[0]
-    with pytest.raises(ValueError, match="mlp must hold 8 tensors, got 7"):
-        adapted_mlp(x, rest[:4], rest[4:11], rest[12:])
+    given = {"norm": NormWeights(*rest[:4]), "adapter": AdapterWeights(*rest[12:])} | {name: value}
+    with pytest.raises(ValueError, match=rf"{name} must be {name.capitalize()}Weights\(.*\), got (NoneType|int|tuple)"):
+        frozen_mlp(x, MlpWeights(*rest[4:12]), **given)
+
+
+def test_a_branch_without_an_adapter_is_refused(generator):
+    x, *rest = case(SIZES[1], generator)[0]
+    with pytest.raises(ValueError, match="branch must be None without an adapter, got Tensor"):
+        frozen_mlp(x, MlpWeights(*rest[4:12]), branch=x)
