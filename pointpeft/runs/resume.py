@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from pointpeft.data.loading import EMBEDDED
 from pointpeft.data.sets.few_shot import PREFIX
 from pointpeft.files import sha256, write_json
+from pointpeft.tasks.base import GatheredClouds
 from pointpeft.training.run_folder import RunFolder, read_json
 
 Config = TypeVar("Config")
@@ -99,7 +100,7 @@ _NOUNS = {"points": "clouds whose points"}
 _VERDICTS = {"clouds": "have another label or number of points", "points": "are others"}
 
 
-def clouds_fingerprint(clouds: Any, source: str) -> dict[str, Any]:
+def clouds_fingerprint(clouds: GatheredClouds, source: str) -> dict[str, Any]:
     """Fingerprint of a run's clouds: classes, label and number of points of each cloud by name, and the source's files.
 
     Of clouds in memory there are checksums of their points, too, which then count instead of the times of files.
@@ -111,10 +112,8 @@ def clouds_fingerprint(clouds: Any, source: str) -> dict[str, Any]:
     fingerprint = {"classes": list(clouds.classes), "clouds": entries, "files": files_fingerprint(source, clouds.names)}
     if clouds.on_disk:
         return fingerprint
-    rows = clouds.labelled if hasattr(clouds, "labelled") else clouds.points
-    labels = getattr(clouds, "point_labels", None)
-    content = [[row] if labels is None else [row, labels[number]] for number, row in enumerate(rows)]
-    return fingerprint | {"points": dict(zip(entries, map(_checksum, content), strict=True))}
+    checksums = [_checksum(clouds.content(number)) for number in range(len(clouds))]
+    return fingerprint | {"points": dict(zip(entries, checksums, strict=True))}
 
 
 def files_fingerprint(source: str, names: Iterable[str] = ()) -> dict[str, list[int]]:

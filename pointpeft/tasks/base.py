@@ -96,6 +96,10 @@ class GatheredClouds(Protocol):
         """The clouds seen by fewer points, drawn at random."""
         ...
 
+    def content(self, index: int) -> list[Tensor]:
+        """The tensors of a cloud, by which a change of the data is noticed."""
+        ...
+
     def require_points(self, count: int, reason: str) -> None:
         """Refuses clouds too small for the model."""
         ...

@@ -3,11 +3,11 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from pointpeft.data import PointCloudDataset
 from pointpeft.data.on_demand import Job, OnDemand, read_ahead, take
 from pointpeft.ops import furthest_point_sample
 from pointpeft.training.processes import require_clouds, share
@@ -38,7 +38,7 @@ class Clouds:
 
     def __init__(
         self,
-        dataset: Any,
+        dataset: PointCloudDataset,
         num_points: int,
         indices: Sequence[int] | Tensor | None = None,
         *,
@@ -87,6 +87,10 @@ class Clouds:
         subset.points = points.subset(chosen) if isinstance(points, OnDemand) else [points[i] for i in chosen]
         subset.labels = self.labels[chosen]
         return subset
+
+    def content(self, index: int) -> list[Tensor]:
+        """The points of a cloud, spread over it. [n, 3]"""
+        return [self.points[index]]
 
     def require_points(self, count: int, reason: str) -> None:
         """Refuses clouds too small for the model.
@@ -189,7 +193,7 @@ class Batches:
         return torch.stack([drawn(length, n, self.generator) for length in lengths])
 
 
-def _spread_cloud(dataset: Any, count: int, index: int) -> Tensor:
+def _spread_cloud(dataset: PointCloudDataset, count: int, index: int) -> Tensor:
     return spread(dataset[index][0], count)
 
 

@@ -1,21 +1,25 @@
-"""Whether the clouds of a run wait in memory or on disk."""
+"""Whether the clouds of a run are kept in memory or read from disk."""
 
 import math
 import os
 import sys
-from typing import Any, Literal
+from typing import Literal
 
+from pointpeft.data import PointCloudDataset
 from pointpeft.data.registry import parse_source
+from pointpeft.tasks.base import AnyTask
 from pointpeft.tasks.batches import SPARE
 from pointpeft.training.memory import free_memory
 from pointpeft.training.processes import rank_and_world
 
 CloudsIn = Literal["auto", "memory", "disk"]
 _POINT = 12  # bytes
-_MOST = 0.5  # of the free memory
+_MAX_SHARE = 0.5  # of the free memory
 
 
-def should_read_lazily(source: str, clouds_in: CloudsIn, num_points: int, splits: tuple[str, ...], task: Any) -> bool:
+def should_read_lazily(
+    source: str, clouds_in: CloudsIn, num_points: int, splits: tuple[str, ...], task: AnyTask
+) -> bool:
     """Whether clouds stay on disk: as `clouds_in` says, or for `auto` where they need too much memory; that is printed.
 
     Args:
@@ -42,7 +46,7 @@ def should_read_lazily(source: str, clouds_in: CloudsIn, num_points: int, splits
         count += len(dataset)
         needed += task.bytes_in_memory(dataset, num_points)
     free = free_memory() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # every process of this machine takes its share
-    if needed <= _MOST * free:
+    if needed <= _MAX_SHARE * free:
         return False
     if rank_and_world()[0] == 0:
         print(
@@ -59,7 +63,7 @@ def can_read_source_lazily(source: str) -> bool:
     return parse_source(source).can_read_lazily()
 
 
-def bytes_in_memory(dataset: Any, num_points: int) -> int:
+def bytes_in_memory(dataset: PointCloudDataset, num_points: int) -> int:
     """How much its clouds take in memory while they are read and cut: at most, where their sizes are not known."""
     spare = math.ceil(SPARE * num_points)
     if dataset.sizes is None:

@@ -42,7 +42,7 @@ class Classification(Task[Clouds, Metrics]):
         """One split of a data set; `options` are those of `load_dataset`."""
         return load_dataset(source, split, up_axis=up_axis, lazy=lazy, **options)
 
-    def gather(self, dataset: Any, num_points: int, on_disk: bool = False, workers: int = 0) -> Clouds:
+    def gather(self, dataset: PointCloudDataset, num_points: int, on_disk: bool = False, workers: int = 0) -> Clouds:
         """Its clouds, see `Clouds`."""
         return Clouds(dataset, num_points, on_disk=on_disk, workers=workers)
 
@@ -50,7 +50,7 @@ class Classification(Task[Clouds, Metrics]):
         """Not the embedded set, nor what is unpickled as a whole."""
         return storage.can_read_source_lazily(source)
 
-    def bytes_in_memory(self, dataset: Any, num_points: int) -> int:
+    def bytes_in_memory(self, dataset: PointCloudDataset, num_points: int) -> int:
         """How much the clouds of a data set take, gathered in memory."""
         return storage.bytes_in_memory(dataset, num_points)
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pointpeft.data.on_demand import OnDemand
+from pointpeft.data.segments import SegmentDataset
 from pointpeft.ops import furthest_point_sample
 from pointpeft.tasks.batches import Batches, Clouds, thinning
 
@@ -50,7 +51,7 @@ class PartClouds(Clouds):
         labelled: Points and, as a fourth column, their parts. float32, [n_i, 4] each
     """
 
-    def __init__(self, dataset: Any, num_points: int, *, on_disk: bool = False, workers: int = 0) -> None:
+    def __init__(self, dataset: SegmentDataset, num_points: int, *, on_disk: bool = False, workers: int = 0) -> None:
         if not len(dataset):
             raise ValueError("the data set has no clouds in this split")
         self.num_points = num_points
@@ -80,6 +81,10 @@ class PartClouds(Clouds):
         part.labels = self.labels[chosen]
         part._orders = None
         return part
+
+    def content(self, index: int) -> list[Tensor]:
+        """The points of a cloud with their parts. [n, 4]"""
+        return [self.labelled[index]]
 
     @property
     def allowed(self) -> Tensor:
@@ -146,7 +151,7 @@ class PartBatches(Batches):
         return torch.stack([random_order(size, n, self.generator) for size in sizes])
 
 
-def _labelled(dataset: Any, index: int) -> Tensor:
+def _labelled(dataset: SegmentDataset, index: int) -> Tensor:
     points, _, parts = dataset[index]
     return torch.cat([points, parts[:, None].to(points.dtype)], 1)  # numbers of parts are far below 2^24
 

@@ -10,6 +10,8 @@ from torch import Tensor
 from pointpeft.escapes import figure_text
 from pointpeft.files import write_atomically
 from pointpeft.tasks.classification.report import draw_curves
+from pointpeft.tasks.parts.batches import PartClouds
+from pointpeft.tasks.parts.metrics import PartMetrics
 
 SHOWN = 12  # clouds in the picture: from the worst to the best, evenly spaced by rank
 COLUMNS = 3
@@ -17,9 +19,9 @@ COLUMNS = 3
 
 def write_part_report(
     folder: Path,
-    clouds: Any,
+    clouds: PartClouds,
     predicted: Tensor,
-    metrics: Any,
+    metrics: PartMetrics,
     history: Sequence[dict[str, float]] = (),
     selected: int | None = None,
 ) -> None:

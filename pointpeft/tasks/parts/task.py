@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from pointpeft.data.part_loading import load_segments
+from pointpeft.data.segments import SegmentDataset
 from pointpeft.drawing.card import PART, TRUE_PART, Card
 from pointpeft.model import PointModel
 from pointpeft.tasks.adapted import Adapted
@@ -35,15 +36,15 @@ class PartSegmentation(Task[PartClouds, PartMetrics]):
     double_step = True
     question = "What are its parts?"
 
-    def load(self, source: str, split: str, up_axis: str | None, lazy: bool = False, **options: Any) -> Any:
+    def load(self, source: str, split: str, up_axis: str | None, lazy: bool = False, **options: Any) -> SegmentDataset:
         """One split of a data set; `options` are those of `load_segments`."""
         return load_segments(source, split, up_axis=up_axis, lazy=lazy, **options)
 
-    def gather(self, dataset: Any, num_points: int, on_disk: bool = False, workers: int = 0) -> PartClouds:
+    def gather(self, dataset: SegmentDataset, num_points: int, on_disk: bool = False, workers: int = 0) -> PartClouds:
         """Its clouds, see `PartClouds`."""
         return PartClouds(dataset, num_points, on_disk=on_disk, workers=workers)
 
-    def bytes_in_memory(self, dataset: Any, num_points: int) -> int:
+    def bytes_in_memory(self, dataset: SegmentDataset, num_points: int) -> int:
         """Memory of all points with their parts; an estimate where their number is unknown before they are read."""
         return _POINT * (len(dataset) * num_points if dataset.sizes is None else sum(dataset.sizes))
 

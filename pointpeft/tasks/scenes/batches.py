@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pointpeft.data.segments import SceneDataset
 from pointpeft.tasks.parts.batches import random_order
 from pointpeft.training.processes import require_clouds, share
 
@@ -49,7 +50,7 @@ class Scenes:
 
     on_disk = False
 
-    def __init__(self, dataset: Any, num_points: int, blocks: int | None = None) -> None:
+    def __init__(self, dataset: SceneDataset, num_points: int, blocks: int | None = None) -> None:
         if blocks is not None and blocks < 1:
             raise ValueError(f"blocks must be at least 1, got {blocks}")
         self.num_points, self.blocks = num_points, blocks
@@ -81,6 +82,10 @@ class Scenes:
             setattr(subset, name, [getattr(self, name)[i] for i in chosen])
         subset.labels = self.labels[chosen]
         return subset
+
+    def content(self, index: int) -> list[Tensor]:
+        """The points of a scene [n, 3] and their classes, int64 [n]."""
+        return [self.points[index], self.point_labels[index]]
 
     def require_points(self, count: int, reason: str) -> None:
         """Refuses scenes too small for the model.

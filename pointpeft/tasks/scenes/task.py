@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from pointpeft.data.part_loading import load_scenes
+from pointpeft.data.segments import SceneDataset
 from pointpeft.data.transforms import named
 from pointpeft.drawing.card import POINT_CLASS, TRUE_POINT_CLASS, Card
 from pointpeft.escapes import figure_text
@@ -165,17 +166,17 @@ class SemanticSegmentation(Task[Scenes, SceneMetrics]):
     def __init__(self, blocks: int | None = None) -> None:
         self.blocks = blocks
 
-    def load(self, source: str, split: str, up_axis: str | None, lazy: bool = False, **options: Any) -> Any:
+    def load(self, source: str, split: str, up_axis: str | None, lazy: bool = False, **options: Any) -> SceneDataset:
         """The scenes of one split, never lazily."""
         return load_scenes(source, split, up_axis=up_axis, **options)
 
-    def gather(self, dataset: Any, num_points: int, on_disk: bool = False, workers: int = 0) -> Scenes:
+    def gather(self, dataset: SceneDataset, num_points: int, on_disk: bool = False, workers: int = 0) -> Scenes:
         """Its scenes, always in memory."""
         return Scenes(dataset, num_points, self.blocks)
 
-    def bytes_in_memory(self, dataset: Any, num_points: int) -> int:
-        """Memory of all points with their classes."""
-        return _POINT * (len(dataset) * num_points if dataset.sizes is None else sum(dataset.sizes))
+    def bytes_in_memory(self, dataset: SceneDataset, num_points: int) -> int:
+        """Memory of one column per scene: an estimate, since scenes are not read to be counted."""
+        return _POINT * len(dataset) * num_points
 
     def outputs(self, clouds: Scenes) -> dict[str, Any]:
         """Arguments of `create_model` that follow from the labels."""
