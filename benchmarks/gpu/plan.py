@@ -93,7 +93,12 @@ def rows(rehearse: bool, output: str) -> Step:
     command = [*python("pytest"), "-q", "-p", "no:cacheprovider", "--benchmark-only", "--benchmark-disable-gc"]
     command += ["--device", "cpu" if rehearse else "cuda", "--rows", output]
     if rehearse:
-        command += ["--benchmark-max-time=0.001", "-k", "pointpeft and forward", "benchmarks/bench_scale_shift.py"]
+        command += [
+            "--benchmark-max-time=0.001",
+            "-k",
+            "pointpeft and forward",
+            "benchmarks/frozen/bench_scale_shift.py",
+        ]
     else:
         command += [str(path) for name in BENCHES for path in sorted((ROOT / "benchmarks").rglob(f"bench_{name}.py"))]
     return Step("operations", tuple(command), 90, suffix=".jsonl", summary=timed_rows)

@@ -10,8 +10,8 @@ from pointpeft.ops.core import library
 from pointpeft.ops.core import rows as _rows
 
 # PyTorch gives float32 products to MKL, which leaves AVX-512 unused on AMD processors: on two cores of an EPYC it takes
-# twice as long as oneDNN (benchmarks/bench_frozen_linear.py), which torch.compile's CPU code calls by this name. On
-# one of Intel's (Granite Rapids) MKL takes 0.9 of oneDNN's time, and it is the faster one where there is AVX2 alone.
+# twice as long as oneDNN (benchmarks/frozen/bench_frozen_linear.py), which torch.compile's CPU code calls by this name.
+# On one of Intel's (Granite Rapids) MKL takes 0.9 of oneDNN's time, and it is the faster one where there is AVX2 alone.
 _ONEDNN = (
     torch.backends.mkldnn.is_available()
     and hasattr(torch.ops.mkldnn, "_linear_pointwise")
