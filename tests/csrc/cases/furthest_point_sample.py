@@ -56,8 +56,8 @@ def chosen_plan(draw: Draw) -> Case:
 def own_plan(draw: Draw) -> Case:
     """The project's plan, at its bounds."""
     bounds = (512, 1024, 2048, 4096, 8192, 12288, 24576)
-    n = draw.choice([bound + more for bound in bounds if bound <= 8200 * max(1.0, draw.scale) for more in (0, 1)])
-    k = draw.choice((2, 9, 63, 64, 70)) if n > 12288 else draw.choice((1, 2, 9))
+    n = draw.choice([bound + more for bound in bounds for more in (0, 1)])
+    k = draw.choice((1, 2, 9)) if draw.random() < 0.7 else draw.choice((63, 64, 65))  # 64 are worth sorting
     arguments = arguments_of(draw, draw.randint(1, 2), n, min(n, k), draw.choice(FLOATS))
     return Case("furthest_point_sample", "the project's plan", arguments, expected_of(arguments), draw.device())
 
