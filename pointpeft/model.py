@@ -148,14 +148,18 @@ class PointModel(nn.Module):
         """Sets which tokens the published classifier reads; other heads read the patch tokens alone, and ignore it.
 
         Args:
-            parts: Names of what is pooled and put side by side, see `Pool`; or a module with an `out_dim` that maps
+            parts: Names of what is pooled and put side by side, see `Pool`, where the mean over the patches stands in
+                for the class token of a backbone that has none; or a module with an `out_dim` that maps
                 tokens and context to features, as `Pool` does.
         """
         if self.classifier == "kernel":
             self.pool = LevelPool(self.backbone.config.width)
+        elif isinstance(parts, nn.Module):
+            self.pool = None if self.dense else parts
         elif not self.dense:
-            is_module = isinstance(parts, nn.Module)
-            self.pool = parts if is_module else Pool(parts, self.backbone.config.width, self.backbone.prefix)
+            prefix: tuple[str, ...] = self.backbone.prefix
+            names = parts if "cls" in prefix else tuple("patch_mean" if part == "cls" else part for part in parts)
+            self.pool = Pool(names, self.backbone.config.width, prefix)
 
     def turned(self, xyz: Tensor) -> Tensor:
         """The clouds as the backbone gets them. [B, N, 3]"""

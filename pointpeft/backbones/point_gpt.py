@@ -18,6 +18,7 @@ from pointpeft.weights.publication import Publication, YamlModel
 LARGE_HIDDEN = 256  # first width of the large tokenizer
 DENSE_HIDDEN = (2048, 1024, 512)  # widths of the dense head of PointGPT-B, which PointGPT-L shares
 PUBLISHED_DENSE_BLOCKS = (3, 7, 11)  # at every depth
+ADAPTED_CLASS = "GPT_Transformer_"  # starts the names of published classes that adapt it, which have no generator
 
 
 @dataclass(frozen=True)
@@ -216,6 +217,7 @@ class PointGPT(PointMAE):
     published_markers = ("blocks.sos", "generator_blocks.")
     optional_keys = (r"(cls_token|cls_pos)$", r"norm\.1\.")
     ignored_keys = (r"^generator_blocks\.", r"^blocks\.(increase_dim|cls_head_finetune)\.", r"^norm\.")
+    unread_keys = (r"^blocks\.increase_dim\.", r"^norm\.")  # left of the generator in files of adapted models
 
     def __init__(self, config: Any, *, device: Any = None, dtype: Any = None):
         super().__init__(config, device=device, dtype=dtype)
@@ -264,7 +266,8 @@ class PointGPT(PointMAE):
         """Our fields from the `model:` section of a published YAML file."""
         fields = super().published_config(config)
         fields["drop_path"] = 0.0  # named there, but its blocks have none
-        fields["generator_depth"] = int(config.get("decoder_depth", 0))
+        adapted = str(config.get("NAME", "")).startswith(ADAPTED_CLASS)
+        fields["generator_depth"] = 0 if adapted else int(config.get("decoder_depth", 0))
         if fields["depth"] > PUBLISHED_DENSE_BLOCKS[-1] + 1:  # at 12, and in our smaller ones, by thirds
             fields["dense_blocks"] = PUBLISHED_DENSE_BLOCKS
         return fields

@@ -100,10 +100,13 @@ class PointMAE(nn.Module):
         (r"^backbone\.", ""),
         (r"^head\.layers\.", "cls_head_finetune."),
     )
+    # ... substitutions that turn one of their names into a second one for the same tensor ...
+    published_copies: ClassVar[tuple[tuple[str, str], ...]] = ()
     # ... prefixes that a file may put before them, strings that only keys of this backbone contain ...
     published_prefixes: ClassVar[tuple[str, ...]] = ("MAE_encoder.", "ACT_encoder.")
     published_markers: ClassVar[tuple[str, ...]] = ()
-    # ... our names that a pre-training may lack, and its names that adaptation does not need.
+    # ... our names that a pre-training may lack, its names that adaptation does not need, and names in fine-tuned files
+    # that no forward reads.
     optional_keys: ClassVar[tuple[str, ...]] = (r"(cls_token|cls_pos)$",)
     ignored_keys: ClassVar[tuple[str, ...]] = (
         r"^(MAE|ACT)_decoder\.",
@@ -113,6 +116,7 @@ class PointMAE(nn.Module):
         r"^(lm_head|cls_head)\.",
         r"^cls_head_finetune\.",
     )
+    unread_keys: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config: PointMAEConfig, *, device: Any = None, dtype: Any = None):
         super().__init__()
@@ -161,6 +165,11 @@ class PointMAE(nn.Module):
         """The layer that ends `norm`."""
         layer: Any = self.norm[-1] if isinstance(self.norm, nn.Sequential) else self.norm
         return layer
+
+    @classmethod
+    def shown_by(cls, state: dict[str, Tensor]) -> str | None:
+        """What in a published file shows this backbone and no other; None where nothing does."""
+        return next((marker for marker in cls.published_markers if any(marker in key for key in state)), None)
 
     @classmethod
     def published_config(cls, config: dict[str, Any]) -> dict[str, Any]:

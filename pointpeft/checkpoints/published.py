@@ -44,7 +44,7 @@ def infer_family(state: dict[str, Tensor], name: str | None = None) -> tuple[str
     plain = _without_prefixes(state)
     if TOKENIZER not in plain:
         raise ValueError(f"unknown layout: no {TOKENIZER}; {sample}")
-    shown = {name: _shown(family.published_markers, state) for name, family in backbone_families().items()}
+    shown = {name: family.shown_by(state) or family.shown_by(plain) for name, family in backbone_families().items()}
     backbones = [family for family, marker in shown.items() if marker]
     if len(backbones) > 1:
         raise ValueError(f"ambiguous backbone: {', '.join(f'{b} by {shown[b]}' for b in backbones)}; name the family")
@@ -138,7 +138,11 @@ def from_published(
         state,
         names,
         optional=fresh,
-        ignored=(*(backbone_type.ignored_keys if fresh else ()), *(UNREAD_PREFIX if model.dense else ())),
+        ignored=(
+            *(backbone_type.ignored_keys if fresh else ()),
+            *(UNREAD_PREFIX if model.dense else ()),
+            *_unread(model, names),
+        ),
         what=f"published {backbone} with {method}",
     )
     model.load_report = report
@@ -194,9 +198,16 @@ def _fresh(model: PointModel, state: dict[str, Tensor], names: dict[str, str]) -
     return (*model.backbone.optional_keys, r"^head\.", *added)
 
 
+def _unread(model: PointModel, names: dict[str, str]) -> tuple[str, ...]:
+    """Patterns of published names that no forward reads and that the model has no place for."""
+    places = set(names.values())
+    left = tuple(key for key in model.backbone.unread_keys if not any(re.search(key, name) for name in places))
+    return (*left, *model.method.publication.unread)
+
+
 def _copies(model: PointModel, names: dict[str, str]) -> dict[str, str]:
     """Second published names of tensors that published files hold twice -> their first ones."""
-    pairs = model.method.publication.copies
+    pairs = (*model.backbone.published_copies, *model.method.publication.copies)
     copies = {re.sub(p, r, theirs): theirs for theirs in names.values() for p, r in pairs if re.search(p, theirs)}
     first_names = set(names.values())
     return {copy: original for copy, original in copies.items() if copy not in first_names}
@@ -212,6 +223,9 @@ def to_published(model: PointModel) -> dict[str, Tensor]:
         raise ValueError("a merged model has no published layout; write it before merge()")
     names = published_names(model)
     state = {names[ours]: tensor.detach().cpu() for ours, tensor in model.state_dict().items()}
+    for theirs in state:
+        if any(re.search(pattern, theirs) for pattern in model.method.publication.convolutions):
+            state[theirs] = state[theirs].unsqueeze(-1)
     state |= {copy: state[original] for copy, original in _copies(model, names).items()}
     return state
 

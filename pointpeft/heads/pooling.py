@@ -9,14 +9,15 @@ from pointpeft.heads.kernel import Group
 from pointpeft.heads.shape_descriptors import NUM_DESCRIPTORS, shape_descriptors
 
 SHAPE_WEIGHT = 0.25  # of the shape descriptors beside tokens, in squared distances
-POOLED_PARTS = ("prompt_mean", "prompt_max", "patch_mean", "patch_max")
+POOLED_PARTS = ("prompt_mean", "prompt_max", "patch_mean", "patch_max", "token_max")
 
 
 class Pool(nn.Module):
     """Puts chosen summaries of the tokens side by side.
 
     Args:
-        parts: Each the name of a prefix token, such as "cls", or one of `POOLED_PARTS`.
+        parts: Each the name of a prefix token, such as "cls", or one of `POOLED_PARTS`; `token_max` is over prompts
+            and patches.
         width: C of the tokens.
         prefix: Names of the backbone's prefix tokens.
     """
@@ -38,7 +39,7 @@ class Pool(nn.Module):
                 features.append(x[:, ctx.prefix.index(part)])
                 continue
             source, reduce = part.split("_")
-            tokens = prompts if source == "prompt" else patches
+            tokens = {"prompt": prompts, "patch": patches, "token": x[:, ctx.num_prefix :]}[source]
             if tokens.shape[1] == 0:
                 raise ValueError(f"head part {part!r} needs prompts, but the method inserts none")
             features.append(tokens.mean(1) if reduce == "mean" else tokens.amax(1))

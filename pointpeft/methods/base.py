@@ -82,6 +82,10 @@ class Method:
         """Our options for published weights: those of the YAML file, and what repeats the published code."""
         return cls.yaml_options(config)
 
+    def published_renames(self, model: "PointModel") -> tuple[tuple[str, str], ...]:
+        """Substitutions that turn our names of tensors into published ones, after the backbone's own."""
+        return self.publication.renames
+
     def attach(self, model: "PointModel") -> None:
         """Freezes the model, adds what the method trains, and marks what trains besides.
 

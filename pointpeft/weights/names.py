@@ -44,6 +44,11 @@ def strip_prefixes(state: dict[str, Tensor], prefixes: Iterable[str]) -> dict[st
     return {re.sub(f"^(?:{pattern})+", "", name): tensor for name, tensor in state.items()}
 
 
+def _fits(given: Tensor, tensor: Tensor) -> bool:
+    """Whether a file's tensor has the shape of ours, or that of the same map as a convolution over single places."""
+    return given.shape == tensor.shape or given.shape == (*tensor.shape, *[1] * (given.dim() - tensor.dim()))
+
+
 @torch.no_grad()
 def load(
     module: nn.Module,
@@ -77,7 +82,7 @@ def load(
     shapes = [
         f"{names[ours]} {tuple(state[names[ours]].shape)} for {tuple(tensor.shape)}"
         for ours, tensor in target.items()
-        if names[ours] in state and state[names[ours]].shape != tensor.shape
+        if names[ours] in state and not _fits(state[names[ours]], tensor)
     ]
     problems = [
         f"{len(affected)} {problem}: {', '.join(affected[:SHOWN])}{' ...' if len(affected) > SHOWN else ''}"
@@ -89,7 +94,7 @@ def load(
     absent = set(missing)
     for ours, tensor in target.items():
         if ours not in absent:
-            tensor.copy_(state[names[ours]])
+            tensor.copy_(state[names[ours]].view_as(tensor))
     logger.info(
         "%s: %d tensors loaded, %d missing, %d ignored", what, len(target) - len(missing), len(missing), len(left)
     )
@@ -98,5 +103,5 @@ def load(
 
 def published_names(model: Any) -> dict[str, str]:
     """Our name -> the published one, for every entry of a `PointModel`."""
-    rules = (*model.head.published_renames, *model.backbone.published_renames, *model.method.publication.renames)
+    rules = (*model.head.published_renames, *model.backbone.published_renames, *model.method.published_renames(model))
     return {name: renamed(name, rules) for name in model.state_dict()}

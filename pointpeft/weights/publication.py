@@ -102,6 +102,9 @@ class Publication:
         renames: Substitutions that turn our names of tensors into theirs, after the backbone's own.
         copies: Substitutions that turn one of their names into a second one, under which their files hold the same
             tensor again.
+        convolutions: Patterns of their names of weights that are linear maps here and convolutions over single places
+            there, of shape [C', C, 1].
+        unread: Patterns of their names of tensors that no forward reads, and that we have no place for.
         separate_tensors: Tensors that are no part of its weight files, under the names that `from_published` takes.
     """
 
@@ -113,6 +116,8 @@ class Publication:
     markers: tuple[str, ...] = ()
     renames: tuple[tuple[str, str], ...] = ()
     copies: tuple[tuple[str, str], ...] = ()
+    convolutions: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
     separate_tensors: tuple[str, ...] = ()
 
     @property

@@ -98,12 +98,23 @@ PUBLISHED = [  # parameters with the head for 15 classes
     ("point_gpt", {"generator_depth": 4}, 29_232_335),
     ("point_gpt_base", {"generator_depth": 4}, 120_461_263),
     ("point_gpt_large", {"generator_depth": 4}, 360_457_679),
+    ("pcp_mae", {}, 22_338_959),
+    ("point_femae", {}, 27_428_623),
 ]
 
 
 @pytest.mark.parametrize(("name", "options", "count"), PUBLISHED)
 def test_published_parameter_counts(name, options, count):
     assert create_model(name, "full", 15, device="meta", **options).trainable_parameters() == count
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "count"),
+    [("dapt", {"parts": ("cls", "token_max")}, 4_238_119), ("point_gst", {}, 2_429_647)],
+)
+def test_published_counts_on_the_large_point_gpt(method, options, count):
+    model = create_model("point_gpt_large", method, 15, device="meta", **options)
+    assert model.trainable_parameters() == count
 
 
 DENSE = {**SMALL, "depth": 3}

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -75,25 +76,28 @@ class DAPTBlock(Block):
 
     Positions are added once, before the first block, although the backbone was pre-trained with them added before each:
     as published. Where the skip connection around the attention carries normalised tokens, which positions do not
-    outlive, they are added before each block, as in the pre-training; prompts have none.
+    outlive, they are added before each block, as in the pre-training; prompts have none. There the attention has no
+    transforms, as in the published code for PointGPT.
     """
 
-    def __init__(self, block: Block, rank: int, dropout: float, gate_bias: float):
+    def __init__(self, block: Block, method: "DAPT"):
         self.adopt(block)
         width, hidden, factory = block.width, block.mlp.fc1.out_features, factory_kwargs(block)
+        self.published = method.quirks == "published" and self.normed_skips[0]
         self.tfts_1 = ScaleShift(width, **factory)
-        self.tfts_qkv = ScaleShift(3 * width, **factory)
-        self.tfts_proj = ScaleShift(width, **factory)
+        self.tfts_qkv: nn.Module = nn.Identity() if self.normed_skips[0] else ScaleShift(3 * width, **factory)
+        self.tfts_proj: nn.Module = nn.Identity() if self.normed_skips[0] else ScaleShift(width, **factory)
         self.tfts_2 = ScaleShift(width, **factory)
         self.tfts_fc1 = ScaleShift(hidden, **factory)
         self.tfts_fc2 = ScaleShift(width, **factory)
         self.tfts_3 = ScaleShift(width, **factory)
-        self.adapter = DynamicAdapter(width, rank, dropout, gate_bias, **factory)
+        self.adapter = DynamicAdapter(width, method.rank, method.dropout, method.gate_bias, **factory)
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
         """[B, T, C] -> [B, T + 1, C]: every block leaves one prompt behind the prefix."""
-        x = ctx.add_pos(x)
-        if not self.normed_skips[0]:
+        pos = ctx.pos
+        x = add_to_last(x, pos) if self.published and pos is not None else ctx.add_pos(x)
+        if self.published or not self.normed_skips[0]:
             ctx.pos = None
         u = normed(self.norm1, self.tfts_1, x, autocast_dtype(x))
         x = self.attention_skip(x, u, ctx)
@@ -104,7 +108,10 @@ class DAPTBlock(Block):
             x = self.drop_path.added(x, y)
         else:
             x, prompt = self._adapted_mlp(x, branch=y)
-        return ctx.insert_prompts(x, self.tfts_3(prompt)[:, None])  # over all tokens, prompts included
+        x = ctx.insert_prompts(x, self.tfts_3(prompt)[:, None])  # over all tokens, prompts included
+        if self.published:
+            ctx.pos = pos
+        return x
 
     def _attend(self, u: Tensor) -> Tensor:
         attn, tfts = self.attn, self.tfts_qkv
@@ -123,7 +130,7 @@ class DAPTBlock(Block):
             u = normed(self.norm2, self.tfts_2, x)
             x = self.mlp_skip(x, u)
             a, prompt = self.adapter(u)
-            y = self._mlp(u) + a
+            y = self._mlp(x if self.published else u) + a
             return y if branch is None else x + y, prompt
         norm, fc1, fc2 = self.norm2, self.mlp.fc1, self.mlp.fc2
         scales = (*terms(self.tfts_fc1), *terms(self.tfts_fc2))
@@ -142,7 +149,7 @@ class DAPTBlock(Block):
         """Whether the second half of the block is what `frozen_mlp` computes, whose maps are frozen."""
         mlp = self.mlp
         return (
-            not self.normed_skips[1]
+            not (self.published or self.normed_skips[1])
             and is_plain(mlp, Mlp)
             and is_frozen(mlp.fc1)
             and is_frozen(mlp.fc2)
@@ -176,16 +183,31 @@ class DAPTBlock(Block):
         self.tfts_fc2 = fold(self.mlp.fc2, self.tfts_fc2)
 
 
+def add_to_last(x: Tensor, pos: Tensor) -> Tensor:
+    """`x` plus positions on its last tokens, whatever these are. [B, T, C], [B, P, C] with P <= T -> [B, T, C]"""
+    first, last = x.split([x.shape[1] - pos.shape[1], pos.shape[1]], 1)
+    return torch.cat([first, last + pos], 1)
+
+
 def _scales(adapter: DynamicAdapter, inputs: tuple[Any, ...], result: Any) -> Tensor:
     """The factor of each token of a cloud: ReLU(W LN(x) + b). -> [T]"""
     return adapter.scale(adapter.norm(inputs[0])).relu().float()[0, :, 0]
 
 
 SCALE = "dynamic scale"
+QUIRKS = ("none", "published")
+POINT_GPT = "GPT_Transformer_DAPT"  # the published class that adapts PointGPT
 _CONFIGS = "LMD0311/DAPT cfgs/"
 _HEAD = ("cls", "prompt_mean", "patch_max")
 PUBLICATION = Publication(
-    models=(YamlModel("PointTransformer_DAPT", keys=("class_token", "prompt_token", "patch_token")),),
+    models=(
+        YamlModel("PointTransformer_DAPT", keys=("class_token", "prompt_token", "patch_token")),
+        YamlModel(POINT_GPT, backbone="point_gpt", keys=("decoder_depth", "loss", "weight_center")),
+    ),
+    fixed_defects=(
+        "on PointGPT the MLP reads the normalised tokens, and positions stay with their tokens; published it reads the "
+        "stream, and positions move on to the newest prompts",
+    ),
     options={"rank": "rank", "drop_adapter_rate": "dropout"},
     optimizer_parts=("dapt",),
     recipes=(
@@ -211,6 +233,11 @@ PUBLICATION = Publication(
     ),
     markers=("tfts_", ".Adapter_MLP."),
     renames=(
+        (r"(\.layers\.\d+)\.tfts_fc1\.(gamma|beta)$", r"\1.tfts_\2_4"),  # on PointGPT
+        (r"(\.layers\.\d+)\.tfts_fc2\.(gamma|beta)$", r"\1.tfts_\2_5"),
+        (r"(\.layers\.\d+)\.adapter\.norm\.", r"\1.adapt_mlp.adapter_layer_norm_before."),
+        (r"(\.layers\.\d+)\.adapter\.scale\.", r"\1.adapt_mlp.scale."),
+        (r"(\.layers\.\d+)\.adapter\.(down|up)\.", r"\1.adapt_mlp.\2_proj."),
         (r"^patch_transform\.(gamma|beta)$", r"tfts_\1_1"),
         (r"^token_transform\.(gamma|beta)$", r"tfts_\1_2"),
         (r"\.tfts_(\d)\.(gamma|beta)$", r".tfts_\2_\1"),
@@ -239,6 +266,7 @@ class DAPT(Method):
         parts: What the head reads: a prefix token's name, prompt_mean, prompt_max, patch_max, patch_mean.
         gate_bias: Initial bias of the adapters' scales. At 0, as published, an adapter whose scales all start negative
             gets no gradient; a small positive value opens them.
+        quirks: "none", or "published" for what the released code for PointGPT computes; elsewhere there is none.
 
     Source: Zhou et al., "Dynamic adapter meets prompt tuning: parameter-efficient transfer learning for point cloud
     analysis", CVPR 2024; the published code for initial values.
@@ -248,9 +276,10 @@ class DAPT(Method):
     dropout: float = 0.2
     parts: tuple[str, ...] = ("cls", "prompt_mean", "patch_max")
     gate_bias: float = 0.0
+    quirks: str = "none"
 
     needs = ("blocks", "patch_transform", "token_transform")
-    trains = (r"^backbone\.(cls_token|cls_pos)$",)
+    trains = (r"^backbone\.(cls_token|cls_pos|norm\.1\.(weight|bias))$",)  # `cls_norm` of PointGPT's files, by its name
     mergeable = True
     publication = PUBLICATION
     token_maps = (
@@ -262,10 +291,21 @@ class DAPT(Method):
             raise ValueError(f"rank must be at least 1, got {self.rank}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout}")
+        if self.quirks not in QUIRKS:
+            raise ValueError(f"quirks must be one of {', '.join(QUIRKS)}, got {self.quirks!r}")
+
+    @classmethod
+    def published_config(cls, config: dict[str, Any]) -> dict[str, Any]:
+        """Our options for published weights."""
+        if config.get("NAME") == POINT_GPT:
+            return {"quirks": "published", "parts": ("cls", "token_max"), "dropout": 0.0}
+        return cls.yaml_options(config)
 
     @classmethod
     def yaml_options(cls, section: Mapping[str, Any]) -> dict[str, Any]:
         """Our options from the `model:` section of a published YAML file."""
+        if section.get("NAME") == POINT_GPT:
+            return {"parts": ("cls", "token_max"), "dropout": 0.0}
         parts = ["cls"] if section.get("class_token", "use") else []
         for tokens in ("prompt", "patch"):
             reduce = section.get(f"{tokens}_token")
@@ -279,10 +319,11 @@ class DAPT(Method):
         """Puts the transforms and the adapters in."""
         backbone = model.backbone
         width, factory = backbone.config.width, factory_kwargs(backbone)
-        backbone.patch_transform = ScaleShift(width, **factory)
-        backbone.token_transform = ScaleShift(width, **factory)
+        if not backbone.blocks[0].normed_skips[0]:
+            backbone.patch_transform = ScaleShift(width, **factory)
+            backbone.token_transform = ScaleShift(width, **factory)
         for i, block in enumerate(backbone.blocks):
-            backbone.blocks[i] = DAPTBlock(block, self.rank, self.dropout, self.gate_bias)
+            backbone.blocks[i] = DAPTBlock(block, self)
         model.set_pooling(self.parts)
 
     def fold(self, model: PointModel) -> None:
@@ -293,5 +334,6 @@ class DAPT(Method):
         backbone.token_transform = fold(backbone.last_norm, backbone.token_transform)
         # Where the tokenizer ends in a maximum over points, a scale may pass it only if it is not negative.
         embed = backbone.patch_embed
-        if not embed.ends_in_maximum or bool((backbone.patch_transform.gamma >= 0).all()):
+        transform = backbone.patch_transform
+        if is_plain(transform, ScaleShift) and (not embed.ends_in_maximum or bool((transform.gamma >= 0).all())):
             backbone.patch_transform = fold(embed.last_layer, backbone.patch_transform)

@@ -215,7 +215,7 @@ class PointGST(Method):
     quirks: str = "none"
 
     name = "point_gst"
-    trains = (r"^backbone\.(cls_token|cls_pos)$",)
+    trains = (r"^backbone\.(cls_token|cls_pos|norm\.1\.(weight|bias))$",)  # `cls_norm` of PointGPT's files, by its name
     publication = PUBLICATION
 
     def __post_init__(self) -> None:

@@ -1,6 +1,7 @@
 """STAG: a graph network at the side of the backbone, without gradients through its lower half."""
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from pointpeft.backbones.plain import is_plain
 from pointpeft.methods.base import Method, factory_kwargs, register_method
 from pointpeft.model import PointModel
 from pointpeft.ops import aggregate_neighbors, knn
+from pointpeft.weights.publication import Publication
 
 
 class GraphAdapter(nn.Module):
@@ -118,6 +120,10 @@ class TokenMean(nn.Module):
         return ctx.cache["stag.tokens"].mean(1)
 
 
+SLIGHTLY_LARGE = {"adapted": 0.75, "share_down": 3, "share_graph": 3}
+GRAPH_NAMES = {"center": "graphconv1", "neighbor": "graphconv2", "mix": "fc", "up": "upproj"}  # ours: published
+
+
 @register_method
 @dataclass(frozen=True)
 class STAG(Method):
@@ -148,12 +154,38 @@ class STAG(Method):
     share_down: int = 0
     share_graph: int = 0
 
+    publication = Publication(markers=(".addparam_",), convolutions=(r"\.addparam_\w+\.\d+\.0\.weight$",))
+
     def __post_init__(self) -> None:
         for name, minimum in (("rank", 1), ("k", 1), ("share_down", 0), ("share_graph", 0)):
             if getattr(self, name) < minimum:
                 raise ValueError(f"{name} must be at least {minimum}, got {getattr(self, name)}")
         if not 0 < self.adapted <= 1:
             raise ValueError(f"adapted must be above 0 and at most 1, got {self.adapted}")
+
+    @classmethod
+    def published_config(cls, config: dict[str, Any]) -> dict[str, Any]:
+        """Our options for published weights; `stag_size` beside the YAML file's keys tells the size, 0 or 1.
+
+        Raises:
+            ValueError: Another size.
+        """
+        size = config.get("stag_size", 0)
+        if size not in (0, 1):
+            raise ValueError(f"stag_size must be 0 (standard) or 1 (slightly large), got {size!r}")
+        return {**cls.yaml_options(config), **(SLIGHTLY_LARGE if size else {})}
+
+    def published_renames(self, model: PointModel) -> tuple[tuple[str, str], ...]:
+        """Each part has the number of the first block that it serves in its published name."""
+        side: SideNetwork = model.backbone.side
+        pairs = [(f"down.{i}", f"downproj_dict.{i * side.share_down}") for i in range(len(side.down))]
+        for i in range(len(side.graph)):
+            first = side.first + i * side.share_graph
+            pairs += [(f"graph.{i}.{ours}", f"{theirs}_dict.{first}") for ours, theirs in GRAPH_NAMES.items()]
+        return (
+            (r"^(blocks\.blocks\.\d+)\.block\.", r"\1."),
+            *((rf"^side\.{re.escape(ours)}\.", f"blocks.addparam_{theirs}.0.") for ours, theirs in pairs),
+        )
 
     def build(self, model: PointModel) -> None:
         """Puts the side network beside the blocks."""

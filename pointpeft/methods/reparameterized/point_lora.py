@@ -1,6 +1,7 @@
 """PointLoRA: low-rank updates of the attention, small shared MLPs, and tokens selected at several scales."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,12 +106,20 @@ class TokenSelector(nn.Module):
 
 
 class PointLoRABlock(Block):
-    """A frozen block whose attention is (W + B A) x + M(x) in both linear maps, after MLPs on patches and selected."""
+    """A frozen block whose attention is (W + B A) x + s M(x) in both linear maps, after MLPs on patches and selected.
+
+    The scale s of either map is one and does not train; published files hold it.
+    """
+
+    mlp_scale_qkv: Tensor
+    mlp_scale_proj: Tensor
 
     def __init__(self, block: Block, rank: int, mlps: SharedMlps, selector: TokenSelector | None):
         self.adopt(block)
         self.lora_qkv: LowRank | None = LowRank(self.attn.qkv, rank)
         self.lora_proj: LowRank | None = LowRank(self.attn.proj, rank)
+        self.register_buffer("mlp_scale_qkv", torch.ones(1, **factory_kwargs(block)))
+        self.register_buffer("mlp_scale_proj", torch.ones(1, **factory_kwargs(block)))
         self._shared = (mlps, selector)  # in a tuple, so that shared modules have one name only
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
@@ -123,8 +132,8 @@ class PointLoRABlock(Block):
         attn, u = self.attn, self.norm1(x)
         y = attn(
             u,
-            mix=lambda u: attn.attend(_map(attn.qkv, self.lora_qkv, mlps.qkv, u)),
-            project=lambda y: _map(attn.proj, self.lora_proj, mlps.proj, y),
+            mix=lambda u: attn.attend(_map(attn.qkv, self.lora_qkv, lambda u: self.mlp_scale_qkv * mlps.qkv(u), u)),
+            project=lambda y: _map(attn.proj, self.lora_proj, lambda y: self.mlp_scale_proj * mlps.proj(y), y),
         )
         x = self.attention_skip(x, u, ctx) + self.drop_path(y)
         x, u = self.mlp_inputs(x)
@@ -138,7 +147,7 @@ class PointLoRABlock(Block):
         self.lora_qkv = self.lora_proj = None
 
 
-def _map(layer: nn.Linear, update: LowRank | None, mlp: nn.Module, x: Tensor) -> Tensor:
+def _map(layer: nn.Linear, update: LowRank | None, mlp: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     y = linear(layer, x) + mlp(x)
     return y if update is None else y + update(x)
 
@@ -161,6 +170,17 @@ PUBLICATION = Publication(
         "songw-zju/PointLoRA cfgs/finetune_{}_pointlora.yaml",
         "scale_translate",
         {"scanobjectnn_hardest": {"drop_path": 0.3}},
+    ),
+    markers=("lora_mask_predictor.",),
+    renames=(
+        (r"\.attn\.(qkv|proj)\.(weight|bias)$", r".attn.\1.linear.\2"),
+        (r"\.lora_(qkv|proj)\.a$", r".attn.\1.lora_A"),
+        (r"\.lora_(qkv|proj)\.b$", r".attn.\1.lora_B"),
+        (r"\.mlp_scale_(qkv|proj)$", r".attn.\1.weight"),
+        (r"^shared_mlps\.patches\.", "blocks.prompt_mlp."),
+        (r"^shared_mlps\.selected\.", "blocks.prompt_pos_mlp."),
+        (r"^shared_mlps\.(qkv|proj)\.", r"blocks.prompt_\1_mlp."),
+        (r"^selector\.", "lora_mask_predictor."),
     ),
     fixed_defects=("the selection loss has the sign of the text; published the opposite one",),
 )
@@ -213,6 +233,11 @@ class PointLoRA(Method):
             raise ValueError(f"keep must have a share above 0 and at most 1 for each scale, got {self.keep}")
         if self.selection_weight < 0:
             raise ValueError(f"selection_weight must be at least 0, got {self.selection_weight}")
+
+    @classmethod
+    def published_config(cls, config: dict[str, Any]) -> dict[str, Any]:
+        """Our options for published weights."""
+        return {"quirks": "published", **cls.yaml_options(config)}
 
     def build(self, model: PointModel) -> None:
         """Puts the updates, the MLPs and the selector in."""

@@ -29,7 +29,7 @@ class ScaleShift(nn.Module):
 
 
 @torch.no_grad()
-def fold(layer: nn.Linear | nn.LayerNorm | nn.Conv1d, after: ScaleShift) -> Any:
+def fold(layer: nn.Linear | nn.LayerNorm | nn.Conv1d, after: Any) -> Any:
     """Folds `after`, which reads the output of `layer`, into `layer`, giving it a bias where it has none.
 
     Returns:
