@@ -14,6 +14,7 @@ Augmentation = Literal["scale_translate", "isotropic", "rotate", "none"]
 TaskAugmentation = Literal["auto", "scale_translate", "isotropic", "rotate", "scale_rotate", "none"]
 Selection = Literal["val-best", "last", "test-best"]
 Precision = Literal["float32", "bf16"]
+Classifier = Literal["auto", "mlp", "kernel"]
 Task = Literal["classification", "part_segmentation", "semantic_segmentation"]
 Track = Literal["none", "wandb", "trackio"]
 CloudsIn = Literal["auto", "memory", "disk"]
@@ -57,6 +58,9 @@ class FinetuneConfig:
     """Adaptation method; `full` trains everything, `linear` the head alone. `pointpeft methods` lists all of them."""
     set: Options = ()
     """Option of the method or the backbone, NAME=VALUE, may be repeated: `--set rank=32 --set dropout=0.1`."""
+    classifier: Classifier = "auto"
+    """What classifies clouds: `mlp` is the published head, which is trained; `kernel`, for `linear`, is solved in one
+    step on the frozen features of three depths and on the shape. `auto` is `kernel` for `linear`, else `mlp`."""
     epochs: int = 60
     """Passes over the training clouds."""
     batch_size: int = 32
@@ -79,7 +83,8 @@ class FinetuneConfig:
     """Augmentation of training clouds. `auto` is the published recipe: `scale_translate`, for points `isotropic`.
     `rotate` turns about the up axis, for clouds whose heading is arbitrary; `scale_rotate` scales a little too."""
     up_axis: Literal["x", "y", "z"] | None = None
-    """Axis that points up, for `rotate` and the pictures. None: z for folders, as the data set says for others."""
+    """Axis that points up: classifiers turn clouds y up, as pre-trainings are. None: z for folders, as the data set
+    says for others."""
     drop_non_finite: bool = False
     """Drop points that are not finite, as depth cameras mark missing measurements; the notes count them.
     For classification."""
@@ -95,7 +100,8 @@ class FinetuneConfig:
     votes: Annotated[int, arg(aliases=["--vote"])] = 1
     """Passes per test cloud: 1 is a clean pass; more add augmented ones and average the logits."""
     probe: bool = True
-    """Also train a linear probe, a head on the frozen features with the same budget, to compare the adapter with."""
+    """Also measure baselines that take seconds, and train a linear probe, a head on the frozen features with the same
+    budget, to compare the adapter with."""
     repeats: int = 1
     """Runs with seeds seed, seed+1, …: the result is their mean and standard deviation."""
     seed: int = 0
@@ -139,6 +145,7 @@ class FinetuneConfig:
             entries["double_step"] = entries.pop("quirks") == "published"
         if "vote" in entries and "votes" not in entries:
             entries["votes"] = entries.pop("vote")
+        entries.setdefault("classifier", "mlp")
         return entries
 
 

@@ -18,6 +18,7 @@ from pointpeft.data import split_validation
 from pointpeft.data.transforms import named
 from pointpeft.methods import TrainingClouds
 from pointpeft.model import PointModel
+from pointpeft.runs.baselines import baselines_of, kernel_outputs, sentences, solve, verdict
 from pointpeft.runs.config import FinetuneConfig
 from pointpeft.runs.plan import DataPlan, FinetunePlan, SelectionPlan, plan_finetune
 from pointpeft.runs.probe import probe
@@ -86,7 +87,7 @@ def _finetune(
     main = accelerator.is_main_process
     require_tracker(plan.output.track)
     training, test = _read_clouds(plan.data, plan.task, plan.num_points)
-    splits_of = _split(plan.selection, training, test)
+    splits_of = _split(plan.selection, plan.solved, training, test)
     if folder is None:
         folder = RunFolder.shared(plan.output.folder, plan.output.stem, main)
         opened.callback(folder.close)
@@ -127,11 +128,13 @@ def _read_clouds(data: DataPlan, task: AnyTask, num_points: int) -> tuple[Gather
     return training, test
 
 
-def _split(selection: SelectionPlan, training: GatheredClouds, test: GatheredClouds) -> Callable[[int], Splits]:
+def _split(
+    selection: SelectionPlan, solved: bool, training: GatheredClouds, test: GatheredClouds
+) -> Callable[[int], Splits]:
     """A function that gives the splits of a seed; clouds in memory are read once for all seeds."""
 
     def splits_of(seed: int) -> Splits:
-        if selection.rule != "val-best":
+        if selection.rule != "val-best" or solved:
             return {"train": training, "test": test}
         train_indices, val_indices = split_validation(training.labels, selection.val_fraction, seed)
         if not len(val_indices):
@@ -149,7 +152,10 @@ def _run(accelerator: Accelerator, plan: FinetunePlan, folder: RunFolder, splits
     task, test, seed = plan.task, splits["test"], plan.recipe.seed
     check_compiled(plan.execution.cuda_graph, accelerator.device)
     seed_everything(accelerator.device, seed, "initial weights")
-    model = plan.model.build(task.outputs(splits["train"]))
+    outputs = task.outputs(splits["train"])
+    if plan.solved:
+        outputs |= kernel_outputs([_clouds(splits["train"])])
+    model = plan.model.build(outputs)
     require_unchanged(folder, "frozen weights", frozen_fingerprint(model), WEIGHTS_WAY_OUT)
     group_size = model.backbone.config.group_size
     for clouds in splits.values():
@@ -160,22 +166,32 @@ def _run(accelerator: Accelerator, plan: FinetunePlan, folder: RunFolder, splits
         return task.judge(model, splits[name], plan.batch_size, plan.voting if name == "test" else Voting())
 
     folder.track(plan.output.track)
-    state, epoch = _train(accelerator, plan, model, folder, splits["train"], measure)
+    leave_one_out = None
+    if plan.solved:
+        state, epoch, leave_one_out = solve(accelerator, plan, model, _clouds(splits["train"]))
+    else:
+        state, epoch = _train(accelerator, plan, model, folder, splits["train"], measure)
     metrics, answers = task.test(model, test, plan.batch_size, plan.voting)
     result = FinetuneResult(
         folder=folder.path,
         test=metrics.summary(),
         validation=measure("val").summary() if "val" in splits else None,
         linear_probe=None,
-        selection=Selected.by(plan.selection.rule, epoch),
+        leave_one_out=leave_one_out,
+        selection=Selected.by("leave-one-out" if plan.solved else plan.selection.rule, epoch),
         per_class=metrics.per_class(test.classes),
         **_facts(plan, model, splits, state, accelerator.device),
     )
     if plan.probe:
-        result = replace(result, linear_probe=_probe(accelerator, plan, folder, splits).summary())
+        probed = _probe(accelerator, plan, folder, splits).summary()
+        whole = {name: _clouds(split) for name, split in splits.items()}
+        result = replace(result, linear_probe=probed, baselines=baselines_of(accelerator, plan, whole).summary())
+        result = _judged(result, task.numbers)
     if accelerator.is_main_process:
         save_adapter(model, folder.path / ADAPTER, result.adapter_metadata())
-        task.report(folder.path, test, answers, metrics, state.history, epoch)
+        beside = [] if result.baselines is None else ["Takes seconds: " + "; ".join(sentences(result.baselines))]
+        beside += [] if result.verdict is None else [result.verdict]
+        task.report(folder.path, test, answers, metrics, state.history, epoch, beside)
         write_result(result)  # the last file: where it is, the run is complete
         folder.close()
     return result
@@ -236,11 +252,11 @@ def _train(
 def _probe(accelerator: Accelerator, plan: FinetunePlan, folder: RunFolder, splits: Splits) -> Metrics:
     training = splits["train"]
     seed_everything(accelerator.device, plan.recipe.seed, "initial weights")
-    model = plan.model.build_probe(plan.task.outputs(training)["num_classes"])
+    model = plan.model.build_probe(plan.task.outputs(training))
     if _is_synced(accelerator, plan):
         sync_batch_norm(model)
     augment = named(plan.augment, training.up_axis)
-    clouds = {name: split for name, split in splits.items() if isinstance(split, Clouds)}  # all, where a task is probed
+    clouds = {name: _clouds(split) for name, split in splits.items()}
     title = None if plan.output.quiet or not accelerator.is_main_process else "linear probe"
     try:
         return probe(
@@ -249,6 +265,19 @@ def _probe(accelerator: Accelerator, plan: FinetunePlan, folder: RunFolder, spli
         )  # fmt: skip
     except NotFiniteError as error:
         raise NotFiniteError(f"of the linear probe, which --no-probe leaves out: {error}") from error
+
+
+def _judged(result: FinetuneResult, numbers: Sequence[str]) -> FinetuneResult:
+    """The result with a sentence on the baselines that it does not reach."""
+    if result.baselines is None:
+        return result
+    return replace(result, verdict=verdict(result.test[numbers[0]], result.baselines))
+
+
+def _clouds(split: GatheredClouds) -> Clouds:
+    """Those of a task that is probed, which has whole clouds."""
+    assert isinstance(split, Clouds)
+    return split
 
 
 def _facts(plan: FinetunePlan, model: PointModel, splits: Splits, state: State, device: torch.device) -> dict[str, Any]:
@@ -273,10 +302,10 @@ def _facts(plan: FinetunePlan, model: PointModel, splits: Splits, state: State, 
         "clouds": {name: len(clouds) for name, clouds in splits.items()},
         "clouds_in": "disk" if training.on_disk else "memory",
         "points": plan.num_points,
-        "augmentation": plan.augment,
+        "augmentation": "none" if plan.solved else plan.augment,
         "votes": plan.voting.votes,
         "double_step": plan.recipe.double_step,
-        "epochs": plan.recipe.epochs,
+        "epochs": 0 if plan.solved else plan.recipe.epochs,
         "epochs_trained": state.epoch,
         "batch_size": plan.batch_size,
         "training_seconds": round(state.elapsed, 1),
@@ -290,7 +319,7 @@ def _facts(plan: FinetunePlan, model: PointModel, splits: Splits, state: State, 
 
 def summarise(results: list[FinetuneResult], folder: Path, numbers: Sequence[str]) -> FinetuneResult:
     """One result of several seeds: mean and standard deviation (of a sample), and what each gave."""
-    return replace(
+    result = replace(
         results[0],
         folder=folder,
         seeds=tuple(result.seeds[0] for result in results),
@@ -300,6 +329,7 @@ def summarise(results: list[FinetuneResult], folder: Path, numbers: Sequence[str
         per_class=None,
         runs=tuple(SeedResult(result.seeds[0], result.test, result.selection) for result in results),
     )
+    return _judged(result, numbers)  # the baselines are of the same clouds for every seed
 
 
 @overload

@@ -28,7 +28,7 @@ def memory_bank(config: MemoryBankConfig) -> dict[str, Any]:
     device = make_accelerator(plan.device).device
     dataset = load_dataset(plan.data.source, "train", drop_non_finite=plan.data.drop_non_finite)
     clouds = Clouds(dataset, plan.num_points)
-    model = plan.model.build({"num_classes": 1}).to(device)
+    model = plan.model.build({"num_classes": 1, "up_axis": clouds.up_axis}).to(device)
     group_size = model.backbone.config.group_size
     clouds.require_points(group_size, f"group_size = {group_size} neighbours")
 

@@ -57,13 +57,17 @@ class ModelPlan:
         options = parse_options(self.options, [type(backbone_config(self.backbone)), self.method_class])
         return create_model(self.backbone, self.method, checkpoint=self._weights(), **outputs, **options)
 
-    def build_probe(self, num_classes: int) -> PointModel:
-        """Builds the same backbone with the same weights, of which the head alone trains."""
+    def build_probe(self, outputs: dict[str, Any]) -> PointModel:
+        """Builds the same backbone with the same weights, of which the head alone trains.
+
+        Args:
+            outputs: As in `build`.
+        """
         backbone_type = type(backbone_config(self.backbone))
         known = {field.name for field in fields(backbone_type)}
         options = parse_options(self.options, [backbone_type, self.method_class])
         options = {name: value for name, value in options.items() if name in known}
-        return create_model(self.backbone, Linear(tokens=False), num_classes, self._weights(), **options)
+        return create_model(self.backbone, Linear(tokens=False), checkpoint=self._weights(), **outputs, **options)
 
     def _weights(self) -> str | None:
         if self.checkpoint == RANDOM_INIT:
@@ -152,7 +156,8 @@ class FinetunePlan:
         num_points: N, points per cloud.
         augment: Of training clouds, by name.
         voting: Of test clouds.
-        probe: Whether a linear probe stands beside the result.
+        probe: Whether a linear probe and baselines stand beside the result.
+        solved: Whether the classifier is a kernel head, which is solved instead of trained.
         seeds: Of the runs; the recipe and the voting have that of the first.
     """
 
@@ -169,6 +174,7 @@ class FinetunePlan:
     execution: ExecutionPlan
     output: OutputPlan
     probe: bool
+    solved: bool
     seeds: tuple[int, ...]
 
     def of_seed(self, seed: int) -> "FinetunePlan":
@@ -221,6 +227,7 @@ def plan_finetune(config: FinetuneConfig) -> FinetunePlan:
         execution=execution,
         output=OutputPlan(config.output, f"finetune-{data.stem}-{config.method}", config.track, config.quiet),
         probe=config.probe and task.probed and not method_class(config.method).is_probe,
+        solved=_is_solved(config, task),
         seeds=tuple(range(config.seed, config.seed + config.repeats)),
     )
 
@@ -247,6 +254,16 @@ def _check_finetune(config: FinetuneConfig, task: AnyTask) -> None:
         raise ValueError(f"double_step must be off for {task.name}, whose published training steps once per batch")
     if config.drop_non_finite:
         require_droppable(task)
+
+
+def _is_solved(config: FinetuneConfig, task: AnyTask) -> bool:
+    can_be = task.probed and method_class(config.method).is_probe
+    if config.classifier == "kernel" and not can_be:
+        raise ValueError(
+            f"classifier kernel is solved on frozen features of whole clouds: it needs --method {Linear.name} and "
+            f"--task classification, got {config.method} and {task.name}"
+        )
+    return can_be and config.classifier != "mlp"
 
 
 def require_droppable(task: AnyTask) -> None:

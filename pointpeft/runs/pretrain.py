@@ -13,7 +13,7 @@ from pointpeft.backbones import create_backbone
 from pointpeft.backbones.masked_autoencoder import MaskedAutoencoder
 from pointpeft.backbones.point_mae import PointMAE
 from pointpeft.data import load_dataset
-from pointpeft.data.transforms import named
+from pointpeft.data.transforms import named, turn_y_up
 from pointpeft.escapes import markdown_text
 from pointpeft.files import save_tensors, write_atomically
 from pointpeft.runs.config import PretrainConfig
@@ -83,7 +83,7 @@ def _pretrain(
         return clouds.batches(plan.batch_size, generator, accelerator.process_index, accelerator.num_processes)
 
     def loss_of(model: nn.Module, points: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        return {"loss": model(points)}
+        return {"loss": model(turn_y_up(points, clouds.up_axis))}
 
     folder.track(plan.output.track)
     title = None if plan.output.quiet else f"pretrain {plan.backbone}"

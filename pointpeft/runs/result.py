@@ -21,9 +21,9 @@ class Selected:
     """The epoch that was kept.
 
     Attributes:
-        rule: val-best, last or test-best.
+        rule: val-best, last or test-best; leave-one-out for a classifier that is solved.
         meaning: The rule in words.
-        epoch: Counted from 1.
+        epoch: Counted from 1; 0 without any.
         test_set_used: Whether the test clouds chose it.
     """
 
@@ -54,6 +54,9 @@ class FinetuneResult:
     Attributes:
         folder: The run folder; not in the file.
         linear_probe: Of the test clouds, by a head on the features of the backbone as it was.
+        leave_one_out: Of the training clouds, each by a solved classifier of all others.
+        baselines: What takes seconds reaches on the test clouds, see `Baselines`.
+        verdict: A sentence where the adapted model is below one of them.
         preset: The recipe's name, or the file of options.
         model: Its configuration.
         labels: What the task says of its labels beside the classes, such as the parts of each category.
@@ -102,6 +105,9 @@ class FinetuneResult:
     versions: dict[str, str]
     per_class: dict[str, dict[str, Any]] | None = None
     runs: tuple[SeedResult, ...] = ()
+    leave_one_out: Summary | None = None
+    baselines: dict[str, float] | None = None
+    verdict: str | None = None
 
     def adapter_metadata(self) -> dict[str, Any]:
         """The facts that are saved with the adapter; the data appears by its name, without its folder."""

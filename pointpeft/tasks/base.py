@@ -227,8 +227,19 @@ class Task(ABC, Generic[Gathered, Measured]):
         metrics: Measured,
         history: Sequence[dict[str, float]] = (),
         selected: int | None = None,
+        beside: Sequence[str] = (),
     ) -> None:
-        """Writes plots and pages into a folder."""
+        """Writes plots and pages into a folder.
+
+        Args:
+            folder: Receives them.
+            clouds: The test clouds.
+            answers: As `test` gives them.
+            metrics: Likewise.
+            history: The log of a training, a row per epoch.
+            selected: The epoch that was kept.
+            beside: What the result stands beside, in sentences, for tasks that are `probed`.
+        """
 
     # Answers for people.
 

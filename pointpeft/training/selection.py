@@ -12,6 +12,8 @@ LOOKS_AT = {"val-best": "val", "test-best": "test", "last": None}
 MEANING = {
     "val-best": "best epoch on clouds held out of the training set; the test set was looked at once, at the end",
     "last": "last epoch; the test set was looked at once, at the end",
+    "leave-one-out": "no epochs: solved on all training clouds, width and ridge chosen by leaving out one at a time; "
+    "the test set was looked at once, at the end",
     "test-best": "best epoch ON THE TEST SET, as published numbers do: optimistic, compare with like alone",
 }
 

@@ -40,7 +40,7 @@ def finite_files(folder):
     [
         {"lr": 1e38, "epochs": 1},
         {"lr": 1e38, "epochs": 1, "select": "last"},
-        {"lr": 1e20, "epochs": 1, "select": "last", "method": "linear", "set": TINY_MODEL[:-1]},
+        {"lr": 1e20, "epochs": 1, "select": "last", "method": "linear", "classifier": "mlp", "set": TINY_MODEL[:-1]},
         {"lr": 1e38, "epochs": 1, "ema": 0.5, "select": "last"},
         {"lr": 1e38, "epochs": 1, "clip": 1e30, "method": "full", "set": TINY_MODEL[:-1]},
     ],

@@ -69,6 +69,7 @@ def _variant(data: str, variant: str) -> str:
 
 def run(command: FinetuneConfig) -> int:
     """Adapts and prints the result."""
+    from pointpeft.runs.baselines import sentences
     from pointpeft.runs.finetune import finetune
     from pointpeft.tasks.base import create_task, heading
     from pointpeft.training.processes import rank_and_world
@@ -82,8 +83,10 @@ def run(command: FinetuneConfig) -> int:
     rows = {
         **{f"test {heading(name)}": accuracy(result.test, name) for name in numbers if name != "loss"},
         **({"same backbone, head only": accuracy(result.linear_probe, numbers[0])} if task.probed else {}),
+        **({"takes seconds": "; ".join(sentences(result.baselines))} if result.baselines else {}),
         f"validation {heading(numbers[0]).removeprefix('overall ')}": accuracy(result.validation, numbers[0]),
         "epoch selected": f"{selection.epoch} of {result.epochs}: {selection.meaning}",
+        **({"leave-one-out accuracy": accuracy(result.leave_one_out, numbers[0])} if result.leave_one_out else {}),
         "seeds": ", ".join(map(str, result.seeds)),
         "trained parameters": f"{result.trainable_parameters:,} of {result.parameters:,} "
         f"({result.trainable_parameters_without_head:,} without the head)",
@@ -97,7 +100,11 @@ def run(command: FinetuneConfig) -> int:
     }
     if result.runs:
         rows["epoch selected"] = f"by seed: {', '.join(str(run.selection.epoch) for run in result.runs)}"
+    if selection.epoch == 0:
+        rows["epoch selected"] = selection.meaning
     print_rows(rows)
+    if result.verdict:
+        print(f"\n{result.verdict}")
     if not result.runs:
         print(f"\nNext: pointpeft predict {result.folder} FILE...   or open {result.folder / task.page}")
     return 0

@@ -42,6 +42,7 @@ def build_memory_bank(model: PointModel, clouds: Iterable[Tensor]) -> Tensor:
     features = []
     try:
         for xyz in clouds:
+            xyz = model.turned(xyz)
             patches, centers = backbone.group(xyz)
             ctx = Context(xyz, centers)
             x = backbone.embed(ctx, patches)

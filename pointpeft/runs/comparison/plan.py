@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pointpeft.data.sets.few_shot import source_of
-from pointpeft.runs.config import CompareConfig, FewShotConfig, FinetuneConfig
+from pointpeft.runs.config import Classifier, CompareConfig, FewShotConfig, FinetuneConfig
+from pointpeft.runs.options import parse_value
 
 
 @dataclass(frozen=True)
@@ -149,10 +150,13 @@ def run_config(config: CompareConfig | FewShotConfig, entry: str, seed: int, out
     """
     method, _, pairs = entry.partition(":")
     checkpoint, lr, options = config.checkpoint, config.lr, []
+    classifier: Classifier = "auto"
     for pair in filter(None, pairs.split(",")):
         name, equals, value = pair.partition("=")
         if name == "checkpoint":
             checkpoint = value
+        elif name == "classifier":
+            classifier = parse_value(name, value, Classifier)
         elif name == "lr":
             try:
                 lr = float(value)
@@ -168,6 +172,7 @@ def run_config(config: CompareConfig | FewShotConfig, entry: str, seed: int, out
         backbone=config.backbone,
         checkpoint=checkpoint,
         method=method,
+        classifier=classifier,
         set=(*config.set, *options),
         epochs=config.epochs,
         batch_size=config.batch_size,

@@ -25,6 +25,7 @@ def write_report(
     metrics: Metrics,
     history: Sequence[dict[str, float]] = (),
     selected: int | None = None,
+    beside: Sequence[str] = (),
 ) -> None:
     """Writes the answers and pictures of a run into the folder.
 
@@ -40,7 +41,7 @@ def write_report(
         draw_curves(curves, history, selected)
         write_atomically(folder / "curves.png", lambda path: curves.savefig(path, dpi=110, format="png"))
     write_text(folder / "predictions.csv", _answers(clouds, logits))
-    write_text(folder / "report.html", page(clouds, logits, metrics))
+    write_text(folder / "report.html", page(clouds, logits, metrics, beside))
 
 
 def _answers(clouds: Clouds, logits: Tensor) -> str:
@@ -89,8 +90,8 @@ def draw_curves(
         axes.legend(fontsize=7)
 
 
-def page(clouds: Clouds, logits: Tensor, metrics: Metrics) -> str:
-    """One HTML page without any outside reference: metrics, and the misclassified clouds."""
+def page(clouds: Clouds, logits: Tensor, metrics: Metrics, beside: Sequence[str] = ()) -> str:
+    """One HTML page without any outside reference: metrics, what they stand beside, and the misclassified clouds."""
     probabilities = logits.softmax(1)
     confidence, predicted = probabilities.max(1)
     wrong = (predicted != clouds.labels).nonzero().flatten()
@@ -117,6 +118,7 @@ def page(clouds: Clouds, logits: Tensor, metrics: Metrics) -> str:
         count += f"; the {len(shown)} surest mistakes are shown"
     values = {
         "SUMMARY": f"OA {metrics.overall_accuracy:.2%} · mAcc {metrics.mean_class_accuracy:.2%} · {count}",
+        "BESIDE": "".join(f"<p>{html.escape(sentence)}</p>" for sentence in beside),
         "ROWS": rows,
         "UP": viewer.up_options(clouds.up_axis),
         "STYLE": viewer.STYLE,
@@ -131,7 +133,7 @@ PAGE = """<!doctype html>
 <meta name="viewport" content="width=device-width">
 <style>
 @STYLE@</style></head><body>
-<h1>Misclassified clouds</h1><p>@SUMMARY@</p>
+<h1>Misclassified clouds</h1><p>@SUMMARY@</p>@BESIDE@
 <details><summary>Accuracy by class</summary><table><tr><th>class</th><th>clouds</th><th>right</th></tr>@ROWS@</table>
 </details>
 <p><label>Up axis <select id="up">@UP@</select></label>

@@ -55,8 +55,8 @@ class Classification(Task[Clouds, Metrics]):
         return storage.bytes_in_memory(dataset, num_points)
 
     def outputs(self, clouds: Clouds) -> dict[str, Any]:
-        """Arguments of `create_model`: the number of classes."""
-        return {"num_classes": len(clouds.classes)}
+        """Arguments of `create_model`: the number of classes, and the axis that points up."""
+        return {"num_classes": len(clouds.classes), "up_axis": clouds.up_axis}
 
     def classes_of(self, points: Tensor, targets: Any) -> Tensor:
         """The targets themselves. int64 [B]"""
@@ -83,9 +83,10 @@ class Classification(Task[Clouds, Metrics]):
         metrics: Metrics,
         history: Sequence[dict[str, float]] = (),
         selected: int | None = None,
+        beside: Sequence[str] = (),
     ) -> None:
         """Writes plots and pages into a folder."""
-        write_report(folder, clouds, answers, metrics, history, selected)
+        write_report(folder, clouds, answers, metrics, history, selected, beside)
 
     def adopt(self, clouds: Clouds, metadata: dict[str, Any], data: str) -> None:
         """Renumbers the labels of other data, which may name fewer classes, or in another order.

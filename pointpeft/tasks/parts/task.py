@@ -109,6 +109,7 @@ class PartSegmentation(Task[PartClouds, PartMetrics]):
         metrics: PartMetrics,
         history: Sequence[dict[str, float]] = (),
         selected: int | None = None,
+        beside: Sequence[str] = (),
     ) -> None:
         """Writes `parts.png` (true and predicted parts side by side) and `curves.png`."""
         write_part_report(folder, clouds, answers, metrics, history, selected)

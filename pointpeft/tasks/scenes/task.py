@@ -241,6 +241,7 @@ class SemanticSegmentation(Task[Scenes, SceneMetrics]):
         metrics: SceneMetrics,
         history: Sequence[dict[str, float]] = (),
         selected: int | None = None,
+        beside: Sequence[str] = (),
     ) -> None:
         """Writes `scenes.png` (the scenes with most mistakes, true and predicted) and `curves.png`."""
         from matplotlib.figure import Figure  # no pyplot: it would choose a window system

@@ -14,6 +14,7 @@ from pointpeft.runs.config import CompareConfig
 from pointpeft.training.run_folder import RunFolder
 from tests.clouds import TINY_MODEL, write_parts
 
+METHODS = ("linear:classifier=mlp", "dapt:rank=4")  # both of which train
 BACKBONE = tuple(pair for pair in TINY_MODEL if not pair.startswith("rank"))
 
 
@@ -34,9 +35,9 @@ def config(folder, output, **changes):
 
 def test_a_comparison_is_completed_not_repeated(clouds_folder, tmp_path):
     output = tmp_path / "compare"
-    first = compare(config(clouds_folder, output, seeds=1))
+    first = compare(config(clouds_folder, output, methods=METHODS, seeds=1))
     assert not first.failures
-    assert [row.method for row in first.rows] == ["linear", "dapt:rank=4"]
+    assert [row.method for row in first.rows] == list(METHODS)
     assert first.rows[0].trained < first.rows[1].trained
     for row in first.rows:
         seed = output / row.method.replace(":", "_") / "seed-0"
@@ -48,11 +49,11 @@ def test_a_comparison_is_completed_not_repeated(clouds_folder, tmp_path):
     assert len(done) == 2
     times = [path.stat().st_mtime_ns for path in done]
     os.remove(output / "result.json")
-    second = compare(config(clouds_folder, output))
+    second = compare(config(clouds_folder, output, methods=METHODS))
     assert [row.seeds for row in second.rows] == [2, 2]
     assert [path.stat().st_mtime_ns for path in done] == times
     with open(output / "table.csv") as file:
-        assert [row["method"] for row in csv.DictReader(file)] == ["linear", "dapt:rank=4"]
+        assert [row["method"] for row in csv.DictReader(file)] == list(METHODS)
     assert json.loads((output / "result.json").read_text())["rows"] == [asdict(row) for row in second.rows]
     assert second.rows[0].p_value is None
     assert 0 < second.rows[1].p_value <= 1
@@ -62,7 +63,7 @@ def test_a_comparison_is_completed_not_repeated(clouds_folder, tmp_path):
     assert "data:image/png;base64," in page
     assert "http" not in page
     with pytest.raises(ValueError, match="holds a comparison with other options"):
-        compare(config(clouds_folder, output, epochs=3))
+        compare(config(clouds_folder, output, methods=METHODS, epochs=3))
 
 
 def test_a_failing_method_does_not_keep_the_others_from_their_result(clouds_folder, tmp_path):
