@@ -4,6 +4,7 @@ import csv
 import inspect
 import json
 import re
+import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, fields
 from datetime import datetime
@@ -265,6 +266,21 @@ def full_training_sets() -> str:
     )
 
 
+def few_labels() -> str:
+    """Simple classifiers beside ours on ten clouds of each class: means over seeds, the best first."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for row in read_rows("few_labels.csv"):
+        found.setdefault(row["what"], {}).setdefault(row["source"], []).append(100 * float(row["accuracy"]))
+    sources = list(dict.fromkeys(source for cells in found.values() for source in cells))
+    means = {what: statistics.fmean(map(statistics.fmean, cells.values())) for what, cells in found.items()}
+    rows = []
+    for what in sorted(found, key=lambda what: -means[what]):
+        cells = [found[what].get(source, []) for source in sources]
+        shown = [f"{statistics.fmean(cell):.1f} ± {statistics.stdev(cell):.1f} %" if cell else "–" for cell in cells]
+        rows.append([what, *shown, f"{means[what]:.1f} %" if all(cells) else "–"])
+    return table(["", *sources, "mean"], rows, right=tuple(range(1, len(sources) + 2)))
+
+
 # Benchmarks
 
 
@@ -320,6 +336,7 @@ def reliability() -> str:
 PAGES = {
     "methods": methods,
     "all_methods": all_methods,
+    "few_labels": few_labels,
     "full_training_sets": full_training_sets,
     "benchmarks": benchmarks,
     "reliability": reliability,
