@@ -263,7 +263,7 @@ class DAPT(Method):
     Attributes:
         rank: R, width of the adapters' bottleneck.
         dropout: Inside the adapters.
-        parts: What the head reads: a prefix token's name, prompt_mean, prompt_max, patch_max, patch_mean.
+        parts: What the head reads: a prefix token's name, or one of `POOLED_PARTS`.
         gate_bias: Initial bias of the adapters' scales. At 0, as published, an adapter whose scales all start negative
             gets no gradient; a small positive value opens them.
         quirks: "none", or "published" for what the released code for PointGPT computes; elsewhere there is none.
