@@ -87,7 +87,7 @@ class FinetuneConfig:
     says for others."""
     drop_non_finite: bool = False
     """Drop points that are not finite, as depth cameras mark missing measurements; the notes count them.
-    For classification."""
+    Their labels go with them, where points have some."""
     clouds_in: CloudsIn = "auto"
     """Where training clouds are kept: in `memory`, or on `disk`, each read when a batch needs it. Results are the same.
     `auto` leaves them on disk when they would take more than half of the free memory."""
@@ -360,7 +360,7 @@ class EvaluateConfig:
     """Also test with fewer points per cloud, drawn at random, as of a sparser sensor: `--densities 1024 512 256`."""
     drop_non_finite: bool = False
     """Drop points that are not finite, as depth cameras mark missing measurements; the notes count them.
-    For classification."""
+    Their labels go with them, where points have some."""
     clouds_in: CloudsIn = "auto"
     """Where clouds are kept: in `memory`, or on `disk`, each read when a batch needs it. Results are the same.
     `auto` leaves them on disk when they would take more than half of the free memory."""

@@ -14,7 +14,7 @@ from pointpeft.checkpoints.adapter import read_config
 from pointpeft.data import DataError
 from pointpeft.files import write_atomically
 from pointpeft.runs.config import EvaluateConfig
-from pointpeft.runs.plan import DataPlan, data_of_run, plan_evaluate, require_droppable
+from pointpeft.runs.plan import DataPlan, data_of_run, plan_evaluate
 from pointpeft.runs.result import EvaluateResult, write_result
 from pointpeft.runs.versions import versions
 from pointpeft.tasks.adapted import Adapted
@@ -117,8 +117,6 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
 
 def _test_clouds(adapted: Adapted, task: AnyTask, data: DataPlan) -> GatheredClouds:
     """Test clouds, their classes numbered as the adapter's."""
-    if data.drop_non_finite:
-        require_droppable(task)
     on_disk = should_read_lazily(data.source, data.clouds_in, adapted.num_points, ("test",), task)
     lazy, gathered = ({"lazy": True}, {"on_disk": True}) if on_disk else ({}, {})
     options = lazy | ({"drop_non_finite": True} if data.drop_non_finite else {})

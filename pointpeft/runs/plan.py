@@ -252,8 +252,6 @@ def _check_finetune(config: FinetuneConfig, task: AnyTask) -> None:
         raise ValueError(f"val_fraction must be between 0 and 1, got {config.val_fraction}")
     if config.double_step and not task.double_step:
         raise ValueError(f"double_step must be off for {task.name}, whose published training steps once per batch")
-    if config.drop_non_finite:
-        require_droppable(task)
 
 
 def _is_solved(config: FinetuneConfig, task: AnyTask) -> bool:
@@ -264,12 +262,6 @@ def _is_solved(config: FinetuneConfig, task: AnyTask) -> bool:
             f"--task classification, got {config.method} and {task.name}"
         )
     return can_be and config.classifier != "mlp"
-
-
-def require_droppable(task: AnyTask) -> None:
-    """Refuses to leave points out where each has a label."""
-    if not task.can_drop_non_finite:
-        raise ValueError(f"drop_non_finite must be left out for {task.name}, which labels every point")
 
 
 def _require_at_least(config: object, bound: int, *names: str) -> None:

@@ -138,7 +138,8 @@ class Task(ABC, Generic[Gathered, Measured]):
         page: The file of a run folder to open first.
         double_step: Whether the published training code steps twice per batch.
         can_read_lazily: Whether clouds need not be in memory.
-        can_drop_non_finite: Whether points that are not finite may be left out.
+        can_drop_non_finite: Whether a file may be classified without its points that are not finite: not where every
+            point of a file gets a label. Data sets leave them out with their labels in any case.
         streams: Whether folders and shards of clouds are predicted one after another.
         served: Whether `pointpeft serve` answers for it.
         embedded: Whether one feature vector a cloud can be placed in a plane.

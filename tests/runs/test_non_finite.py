@@ -1,18 +1,24 @@
 """Commands leave points out that are not finite when asked, and name the option only where it helps."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import h5py
 import numpy as np
 import pytest
 import torch
 
 from pointpeft.data import DataError
 from pointpeft.runs.comparison.plan import run_config
-from pointpeft.runs.config import CompareConfig, FewShotConfig, MemoryBankConfig
+from pointpeft.runs.config import CompareConfig, EvaluateConfig, FewShotConfig, FinetuneConfig, MemoryBankConfig
+from pointpeft.runs.evaluate import evaluate
+from pointpeft.runs.finetune import finetune
 from pointpeft.runs.memory_bank import memory_bank
 from pointpeft.tasks.base import create_task
+from tests.clouds import TINY, TINY_MODEL, write_parts
 from tests.data.conftest import write_folder
+from tests.data.sets.test_s3dis import write_rooms
 
 MAP = np.array([4123456.5, 2630000.25, 801234.5])
 
@@ -35,6 +41,51 @@ def test_a_memory_bank_says_what_it_leaves_out(tmp_path):
     facts = memory_bank(MemoryBankConfig(**config, drop_non_finite=True))
     assert facts["clouds"] == 4
     assert facts["note"] == "1 points that are not finite were left out of 1 clouds"
+
+
+def write_parts_with_nan(root):
+    path = write_parts(root / "parts.h5")
+    with h5py.File(path, "r+") as file:
+        file["xyz"][:, 5] = np.nan
+        file["xyz"][4, 6:8] = np.inf
+    return path
+
+
+def write_rooms_with_nan(root):
+    rooms = write_rooms(root / "rooms")
+    for path in sorted(rooms.rglob("*.npy")):
+        table = np.load(path)
+        table[7, :3] = np.nan
+        np.save(path, table)
+    return rooms
+
+
+@pytest.mark.parametrize(
+    ("task", "write", "options"),
+    [
+        ("part_segmentation", write_parts_with_nan, {"clouds_in": "memory"}),
+        ("part_segmentation", write_parts_with_nan, {"clouds_in": "disk"}),
+        ("semantic_segmentation", write_rooms_with_nan, {"num_points": 128, "val_fraction": 0.4, "blocks": 16}),
+    ],
+)
+def test_points_with_labels_are_left_out_with_them(task, write, options, tmp_path):
+    config = FinetuneConfig(
+        data=str(write(tmp_path)),
+        task=task,
+        set=TINY_MODEL,
+        checkpoint="none",
+        device="cpu",
+        quiet=True,
+        probe=False,
+        output=tmp_path / "run",
+        **(TINY | {"epochs": 1} | options),
+    )
+    with pytest.raises(DataError, match=r"not finite.*--drop-non-finite \(drop_non_finite=True\) leaves them out"):
+        finetune(replace(config, output=tmp_path / "refused"))
+    run = finetune(replace(config, drop_non_finite=True))
+    tested = evaluate(EvaluateConfig(run=run.folder, device="cpu", quiet=True))
+    for notes in (run.notes, tested.notes):
+        assert any("that are not finite were left out of" in note for note in notes)
 
 
 def adapted(normalized):

@@ -8,9 +8,8 @@ from pointpeft.data.dataset import DataError
 from pointpeft.data.formats.columns import coordinate_columns, plain_name, shown
 
 LARGEST = 1e18  # coordinate: float32 still holds its square
-# How an error on points that are not finite ends, where every command that may meet it has the option; and elsewhere.
+# How an error on points that are not finite ends, where every command that may meet it has the option.
 CLI_WAY_OUT = "; --drop-non-finite (drop_non_finite=True) leaves them out"
-API_WAY_OUT = "; drop_non_finite=True leaves them out"
 # Names under which an .npz may hold its points, first match first.
 POINT_KEYS = (
     *("points", "xyz", "pos", "coords", "coord", "data", "vertices", "pc", "pointcloud", "positions", "position"),

@@ -11,7 +11,7 @@ import numpy as np
 
 from pointpeft.data.dataset import DataError
 from pointpeft.data.formats.bounds import MAX_CLASSES, brief, read_texts, require_h5, require_zip
-from pointpeft.data.formats.coordinates import API_WAY_OUT, as_stored
+from pointpeft.data.formats.coordinates import CLI_WAY_OUT, as_stored
 from pointpeft.data.formats.hdf5 import OpenFiles
 
 FORM = (
@@ -73,7 +73,7 @@ class _OnDisk:
             parts = file[self.part_key][()] if is_single else file[self.part_key][row]
             if not self.drop:
                 if not np.isfinite(points).all():
-                    raise DataError(f"has points that are not finite{API_WAY_OUT}")
+                    raise DataError(f"has points that are not finite{CLI_WAY_OUT}")
                 as_stored(points)
         except DataError as error:
             raise DataError(f"{place}: {error}") from None
@@ -187,7 +187,7 @@ def _require_finite(points: np.ndarray) -> None:
     wrong = np.flatnonzero(~np.isfinite(points).all((1, 2)))
     if len(wrong):
         raise DataError(
-            f"{len(wrong)} clouds have points that are not finite, the first is cloud {wrong[0]}{API_WAY_OUT}"
+            f"{len(wrong)} clouds have points that are not finite, the first is cloud {wrong[0]}{CLI_WAY_OUT}"
         )
     as_stored(points)
 

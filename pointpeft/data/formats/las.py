@@ -66,6 +66,9 @@ def _header(content: bytes) -> _Header:
         raise DataError(f"has a damaged header: {num_vlrs} records in bytes {size} to {start} of {len(content)}")
     if length < 12 + 8:  # x, y, z, and what every format has besides
         raise DataError(f"has a damaged header: a point of {length} bytes")
+    if not (np.isfinite(numbers).all() and numbers[:3].all()):
+        scale, offset = numbers[:3].tolist(), numbers[3:].tolist()
+        raise DataError(f"has a damaged header: its coordinates have the scale {scale} and the offset {offset}")
     return _Header(start, size, num_vlrs, point_format, length, count, numbers[:3], numbers[3:])
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pointpeft.data.dataset import DataError
-from pointpeft.data.formats.coordinates import API_WAY_OUT, coordinates, keep_finite, require_in_range
+from pointpeft.data.formats.coordinates import CLI_WAY_OUT, coordinates, keep_finite, require_in_range
 from pointpeft.data.registry import (
     ANY_FOLDER,
     SPLITS,
@@ -133,7 +133,7 @@ def _read(files: list[Path], dropped: dict[str, int] | None, index: int) -> tupl
                 f"must be numbers [N, {_COLUMNS}], x y z r g b class, got {table.dtype} {list(table.shape)}"
             )
         drop = False if dropped is None else dropped
-        xyz, finite = keep_finite(coordinates(table, finite=False), drop, str(path), API_WAY_OUT)
+        xyz, finite = keep_finite(coordinates(table, finite=False), drop, str(path), CLI_WAY_OUT)
         require_in_range(xyz)
         labels = np.asarray(table[:, -1] if finite is None else table[finite, -1])
     except DataError as error:

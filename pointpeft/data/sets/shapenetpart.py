@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pointpeft.data.dataset import DataError
 from pointpeft.data.formats.bounds import is_plain, require_files
-from pointpeft.data.formats.coordinates import API_WAY_OUT, coordinates, keep_finite, require_in_range
+from pointpeft.data.formats.coordinates import CLI_WAY_OUT, coordinates, keep_finite, require_in_range
 from pointpeft.data.registry import DataSet, DataSource, LoadOptions, register_data_set
 from pointpeft.data.segments import SegmentDataset
 from pointpeft.data.transforms import normalize_precisely
@@ -141,7 +141,7 @@ def _read(files: list[Path], dropped: dict[str, int] | None, index: int) -> tupl
         if table.shape[1] != _COLUMNS:
             raise DataError(f"must have {_COLUMNS} columns (point, normal, part), got {table.shape[1]}")
         drop = False if dropped is None else dropped
-        xyz, finite = keep_finite(coordinates(table, finite=False), drop, str(path), API_WAY_OUT)
+        xyz, finite = keep_finite(coordinates(table, finite=False), drop, str(path), CLI_WAY_OUT)
         require_in_range(xyz)
         points = torch.from_numpy(xyz)
         table = table if finite is None else table[finite]

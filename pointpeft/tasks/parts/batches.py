@@ -58,13 +58,14 @@ class PartClouds(Clouds):
         self.on_disk, self.workers = on_disk, workers
         self.classes, self.parts = tuple(dataset.classes), tuple(dataset.parts)
         self.parts_of: tuple[tuple[int, ...], ...] = tuple(dataset.parts_of)
-        self.up_axis, self.normalized, self.notes = dataset.up_axis, dataset.normalized, dataset.notes
+        self.up_axis, self.normalized = dataset.up_axis, dataset.normalized
         self.names = list(dataset.names)
         row = partial(_labelled, dataset)
         everything = range(len(dataset))
         self.labelled: Sequence[Tensor] = OnDemand(row, everything) if on_disk else [row(i) for i in everything]
         known = dataset.sizes if on_disk else None
         self.sizes = [len(rows) for rows in self.labelled] if known is None else list(known)
+        self.notes = dataset.notes  # after the clouds were read: it says what was left out of them
         self.labels = torch.as_tensor(dataset.labels, dtype=torch.int64)
         self._orders: Tensor | None = None
         self._as_they_are = False

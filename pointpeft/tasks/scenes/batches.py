@@ -55,10 +55,11 @@ class Scenes:
             raise ValueError(f"blocks must be at least 1, got {blocks}")
         self.num_points, self.blocks = num_points, blocks
         self.classes, self.names = tuple(dataset.classes), list(dataset.names)
-        self.up_axis, self.normalized, self.notes = dataset.up_axis, dataset.normalized, tuple(dataset.notes)
+        self.up_axis, self.normalized = dataset.up_axis, dataset.normalized
         self.labels: Tensor = dataset.labels  # the areas, from which a validation split is drawn evenly
         scenes = [dataset[i] for i in range(len(dataset))]
         self.points, self.point_labels = [xyz for xyz, _ in scenes], [labels for _, labels in scenes]
+        self.notes = tuple(dataset.notes)  # counts dropped points, so it is complete only after the scenes are read
 
     def __len__(self) -> int:
         return len(self.points)

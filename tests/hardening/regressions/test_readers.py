@@ -48,6 +48,9 @@ def patched(path, form, at, *values):
         ("a.las", "<I", 96, 10**6, "damaged header"),
         ("a.las", "<H", 105, 4, "a point of 4 bytes"),
         ("a.las", "<B", 25, 9, "unknown LAS version 1.9"),
+        # All points would lie in a plane, or nowhere.
+        ("a.las", "<d", 139, 0.0, "damaged header: its coordinates have the scale"),
+        ("a.las", "<d", 155, float("nan"), "damaged header: its coordinates have the scale"),
     ],
 )
 def test_a_las_header_is_not_believed(name, form, at, value, message, tmp_path):
