@@ -33,6 +33,8 @@ python -m tests.hardening.fuzz.raw --cases 1000000  # the registered operations 
 python -m tests.hardening.fuzz.readers --cases 1000000  # damaged files
 python -m tests.hardening.fuzz.cuda_path --cases 2000  # the Triton kernels, interpreted, on such calls
 python -m tests.hardening.fuzz.on_device --cases 2000  # CUDA kernels against those of the CPU, where there is a GPU
+python -m tests.csrc.emulated --cases 1000  # CUDA kernels with their host code, emulated on the CPU
+python -m tests.csrc.faults  # faults put into those kernels, each of which must be noticed
 python -m tests.hardening.fuzz.atheris_readers -runs=100000  # damaged files, led by what code they reach
 python -m tests.hardening.kills --kills 60  # one run, killed so often, ends as one that was not
 python -m tests.hardening.faults.inject --kills 50  # killed, interrupted, out of disk, damaged
