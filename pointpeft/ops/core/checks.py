@@ -1,10 +1,12 @@
 """Argument checks shared by the operations: each error names the argument, what it got and what it needs."""
 
 import os
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+
+Weights = TypeVar("Weights", bound=tuple[Any, ...])
 
 FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
@@ -68,10 +70,13 @@ def require_same_kind(name: str, tensor: Tensor, other_name: str, other: Tensor)
         raise ValueError(f"{name} is {tensor.dtype}, but {other_name} is {other.dtype}")
 
 
-def require_weights(name: str, value: Any, kind: type[Any]) -> None:
-    """`value` is a `kind`, one of the NamedTuples of weights."""
+def require_weights(name: str, value: Any, kind: type[Weights]) -> Weights:
+    """`value` is a `kind`, one of the NamedTuples of weights; returns it."""
     if not isinstance(value, kind):
-        raise ValueError(f"{name} must be {kind.__name__}({', '.join(kind._fields)}), got {type(value).__name__}")
+        raise ValueError(
+            f"{name} must be {kind.__name__}({', '.join(kind.__annotations__)}), got {type(value).__name__}"
+        )
+    return value
 
 
 def require_together(name: str, tensor: Tensor | None, other_name: str, other: Tensor | None) -> None:

@@ -14,7 +14,7 @@ from pointpeft.ops.core import derivatives, library, products
 from pointpeft.ops.core import rows as _rows
 from pointpeft.ops.frozen import _adapter, _mlp
 from pointpeft.ops.frozen._adapter import AdapterWeights
-from pointpeft.ops.frozen._mlp import MlpWeights
+from pointpeft.ops.frozen._mlp import ScaledMlp
 
 _ATEN = torch.ops.aten
 
@@ -48,10 +48,10 @@ def _normed(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor
     return _ATEN.native_layer_norm.default(x, x.shape[-1:], weight, bias, eps)
 
 
-def _split(weights: list[Tensor] | tuple[Tensor, ...]) -> tuple[MlpWeights, AdapterWeights]:
+def _split(weights: list[Tensor] | tuple[Tensor, ...]) -> tuple[ScaledMlp, AdapterWeights]:
     """The list of the registered operation, by name."""
-    count = len(MlpWeights._fields)
-    return MlpWeights(*weights[:count]), AdapterWeights(*weights[count:])
+    count = len(ScaledMlp._fields)
+    return ScaledMlp(*weights[:count]), AdapterWeights(*weights[count:])
 
 
 def _composed(x, branch, norm_weight, norm_bias, weights, seed, norm_eps, eps, dropout_p, keep):
@@ -135,12 +135,12 @@ def apply(
     x: Tensor,
     branch: Tensor | None,
     norm: NormWeights,
-    mlp: MlpWeights,
+    mlp: ScaledMlp,
     adapter: AdapterWeights,
     seed: Tensor | None,
     options: Options,
 ) -> tuple[Tensor, Tensor]:
-    """MLP(u) + A(u) and A's prompt, with `branch` both residuals too; all scales and shifts of the MLP are there."""
+    """MLP(u) + A(u) and A's prompt, with `branch` both residuals too."""
     weight, bias, *terms = library.promoted(*(t for t in norm if t is not None))
     if not terms:
         terms = [torch.ones_like(bias, requires_grad=False), torch.zeros_like(bias)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -24,7 +26,8 @@ def backward(grad, grad_prompt, x, nw, nb, gw, gb, dw, db, uw, ub, seed, eps, dr
     tensors = (x, nw, nb, gw, gb, dw, db, uw, ub)
     with derivatives.recording(), torch.enable_grad():
         leaves = [t.detach().requires_grad_() for t in tensors]
-        a, prompt = forward(*leaves, seed, eps, dropout_p, grad_prompt is not None)
+        args: list[Any] = [*leaves, seed, eps, dropout_p, grad_prompt is not None]
+        a, prompt = forward(*args)
         outputs, grads = ([a], [grad]) if grad_prompt is None else ([a, prompt], [grad, grad_prompt])
         return tuple(d.contiguous() for d in torch.autograd.grad(outputs, leaves, grads))
 

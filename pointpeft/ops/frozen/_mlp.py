@@ -40,14 +40,27 @@ class MlpWeights(NamedTuple):
     shift2: Tensor | None = None
 
 
-def filled(weights: MlpWeights) -> MlpWeights:
+class ScaledMlp(NamedTuple):
+    """As `MlpWeights`, with all scales and shifts there."""
+
+    w1: Tensor
+    b1: Tensor
+    w2: Tensor
+    b2: Tensor
+    scale1: Tensor
+    shift1: Tensor
+    scale2: Tensor
+    shift2: Tensor
+
+
+def filled(weights: MlpWeights) -> ScaledMlp:
     """`weights` with ones and zeros in the place of the scales and shifts that are None."""
-    _, b1, _, b2, scale1, shift1, scale2, shift2 = weights
-    if scale1 is None:
+    w1, b1, w2, b2, scale1, shift1, scale2, shift2 = weights
+    if scale1 is None or shift1 is None:
         scale1, shift1 = torch.ones_like(b1), torch.zeros_like(b1)
-    if scale2 is None:
+    if scale2 is None or shift2 is None:
         scale2, shift2 = torch.ones_like(b2), torch.zeros_like(b2)
-    return MlpWeights(*weights[:4], scale1, shift1, scale2, shift2)
+    return ScaledMlp(w1, b1, w2, b2, scale1, shift1, scale2, shift2)
 
 
 def maps(
@@ -182,8 +195,8 @@ class _FrozenMlp(torch.autograd.Function):
         return dx, None, None, None, None, *sums
 
 
-def apply(x: Tensor, weights: MlpWeights) -> Tensor:
-    """The MLP with its scales and shifts, all of which are there, of rows [N, C]."""
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, *weights)):
+def apply(x: Tensor, weights: ScaledMlp) -> Tensor:
+    """The MLP with its scales and shifts, of rows [N, C]."""
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *weights)):
         return _FrozenMlp.apply(x, *weights)
     return op(x, *weights)[0]

@@ -22,7 +22,17 @@ from pointpeft.ops.frozen.layer_norm import layer_norm_reference
 def frozen_mlp(x: Tensor, weights: MlpWeights) -> Tensor: ...
 @overload
 def frozen_mlp(
-    x: Tensor, weights: MlpWeights, *, norm: NormWeights, adapter: AdapterWeights, **options: Any
+    x: Tensor,
+    weights: MlpWeights,
+    *,
+    norm: NormWeights,
+    adapter: AdapterWeights,
+    branch: Tensor | None = None,
+    norm_eps: float = 1e-5,
+    eps: float = 1e-5,
+    dropout_p: float = 0.0,
+    training: bool = False,
+    seed: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]: ...
 def frozen_mlp(
     x: Tensor,
@@ -76,8 +86,8 @@ def frozen_mlp(
         if branch is not None:
             raise ValueError(f"branch must be None without an adapter, got {type(branch).__name__}")
         return _alone(x, weights)
-    checks.require_weights("norm", norm, NormWeights)
-    checks.require_weights("adapter", adapter, AdapterWeights)
+    norm = checks.require_weights("norm", norm, NormWeights)
+    adapter = checks.require_weights("adapter", adapter, AdapterWeights)
     return _adapted(x, weights, norm, adapter, branch, _adapted_mlp.Options(norm_eps, eps, dropout_p), training, seed)
 
 
