@@ -77,8 +77,8 @@ class FinetuneConfig:
     """Largest norm of the gradient."""
     num_points: int = 1024
     """Points per cloud that the model sees. Evaluation uses the same number: accuracy falls when densities differ."""
-    blocks: int | None = None
-    """Columns of scenes per epoch, for `semantic_segmentation`. None: as many as have room for all points."""
+    columns_per_epoch: int | None = None
+    """Columns of scenes in a training epoch, for `semantic_segmentation`. None: enough to hold all points."""
     augment: TaskAugmentation = "auto"
     """Augmentation of training clouds. `auto` is the published recipe: `scale_translate`, for points `isotropic`.
     `rotate` turns about the up axis, for clouds whose heading is arbitrary; `scale_rotate` scales a little too."""
@@ -143,8 +143,9 @@ class FinetuneConfig:
         entries = dict(entries)
         if entries.get("quirks") in ("none", "published") and "double_step" not in entries:
             entries["double_step"] = entries.pop("quirks") == "published"
-        if "vote" in entries and "votes" not in entries:
-            entries["votes"] = entries.pop("vote")
+        for earlier, name in (("vote", "votes"), ("blocks", "columns_per_epoch")):
+            if earlier in entries and name not in entries:
+                entries[name] = entries.pop(earlier)
         entries.setdefault("classifier", "mlp")
         return entries
 

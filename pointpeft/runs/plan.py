@@ -189,7 +189,7 @@ def plan_finetune(config: FinetuneConfig) -> FinetunePlan:
     Raises:
         ValueError: An unknown task, an option out of bounds, or two that exclude each other.
     """
-    task = create_task(config.task, blocks=config.blocks)
+    task = create_task(config.task, columns_per_epoch=config.columns_per_epoch)
     _check_finetune(config, task)
     data = DataPlan(config.data, config.up_axis, config.drop_non_finite, config.clouds_in, config.workers)
     recipe = Recipe(

@@ -24,7 +24,7 @@ from pointpeft.runs.resume import weights_fingerprint
 from pointpeft.tasks.adapted import Adapted
 from pointpeft.tasks.batches import fit
 
-BLOCK = 1024  # files of one piece of work where several machines share it
+FILES_PER_UNIT = 1024  # of work for one machine of a cluster
 
 
 COUNTS = ("clouds", "errors", "clouds_now")
@@ -245,16 +245,16 @@ def _predict_locked(
 
 
 def units(paths: list[Path]) -> list[list[Path]]:
-    """Files, folders and shards in pieces of work, in order: a shard each, other files in blocks."""
+    """Divides files, folders and shards into units of work, in order: one shard each, or up to 1024 other files."""
     work: list[list[Path]] = []
     loose: list[Path] = []
     for path in paths:
         if path.is_dir() or not is_many(path):
             loose += cloud_files(path) if path.is_dir() else [path]
             continue
-        work += [loose[i : i + BLOCK] for i in range(0, len(loose), BLOCK)] + [[path]]
+        work += [loose[i : i + FILES_PER_UNIT] for i in range(0, len(loose), FILES_PER_UNIT)] + [[path]]
         loose = []
-    return work + [loose[i : i + BLOCK] for i in range(0, len(loose), BLOCK)]
+    return work + [loose[i : i + FILES_PER_UNIT] for i in range(0, len(loose), FILES_PER_UNIT)]
 
 
 def join_parts(pieces: list[Path], output: Path, counts: list[dict[str, Any]], seconds: float) -> StreamResult:

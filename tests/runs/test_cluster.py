@@ -88,7 +88,7 @@ def test_predictions_by_ray_are_those_of_one_process(finished_run, clouds_folder
 
 
 def test_pieces_of_work_keep_the_order(tmp_path, monkeypatch):
-    monkeypatch.setattr("pointpeft.runs.predict.BLOCK", 2)
+    monkeypatch.setattr("pointpeft.runs.predict.FILES_PER_UNIT", 2)
     (tmp_path / "many").mkdir()
     for i in range(3):
         np.save(tmp_path / "many" / f"{i}.npy", np.zeros((4, 3)))

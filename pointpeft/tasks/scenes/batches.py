@@ -12,7 +12,7 @@ from pointpeft.data.segments import SceneDataset
 from pointpeft.tasks.parts.batches import random_order
 from pointpeft.training.processes import require_clouds, share
 
-BLOCK = 1.0  # metres, side of a column; all of these are the published values
+COLUMN_SIDE = 1.0  # metres; all of these are the published values
 STRIDE = 0.5
 PADDING = 0.001
 LEAST = 1025  # points of a training column
@@ -45,15 +45,15 @@ class Scenes:
     Args:
         dataset: The data.
         num_points: N, points of a column that the model sees.
-        blocks: Columns per epoch; None for as many as have scene for all points.
+        columns_per_epoch: Columns of a training epoch; None for enough to hold all points.
     """
 
     on_disk = False
 
-    def __init__(self, dataset: SceneDataset, num_points: int, blocks: int | None = None) -> None:
-        if blocks is not None and blocks < 1:
-            raise ValueError(f"blocks must be at least 1, got {blocks}")
-        self.num_points, self.blocks = num_points, blocks
+    def __init__(self, dataset: SceneDataset, num_points: int, columns_per_epoch: int | None = None) -> None:
+        if columns_per_epoch is not None and columns_per_epoch < 1:
+            raise ValueError(f"columns_per_epoch must be at least 1, got {columns_per_epoch}")
+        self.num_points, self.columns_per_epoch = num_points, columns_per_epoch
         self.classes, self.names = tuple(dataset.classes), list(dataset.names)
         self.up_axis, self.normalized = dataset.up_axis, dataset.normalized
         self.labels: Tensor = dataset.labels  # the areas, from which a validation split is drawn evenly
@@ -70,9 +70,9 @@ class Scenes:
         return [len(points) for points in self.points]
 
     @property
-    def num_blocks(self) -> int:
+    def num_columns(self) -> int:
         """Columns per epoch."""
-        return self.blocks or math.ceil(sum(self.sizes) / self.num_points)
+        return self.columns_per_epoch or math.ceil(sum(self.sizes) / self.num_points)
 
     def subset(self, indices: Sequence[int] | Tensor) -> "Scenes":
         """The same scenes, fewer of them; nothing is copied."""
@@ -116,7 +116,7 @@ class Scenes:
         middle = best_middle = xyz[0, :2]
         for _ in range(TRIES):
             middle = xyz[int(torch.randint(len(xyz), (1,), generator=generator)), :2]
-            inside = ((xyz[:, :2] - middle).abs() <= BLOCK / 2).all(1).nonzero().flatten()
+            inside = ((xyz[:, :2] - middle).abs() <= COLUMN_SIDE / 2).all(1).nonzero().flatten()
             if len(inside) > len(best):
                 best, best_middle = inside, middle
             if len(best) >= min(LEAST, len(xyz)):
@@ -143,7 +143,7 @@ class SceneBatches:
     """One epoch of training batches, (points [B, N, 3], targets)."""
 
     def __init__(self, scenes: Scenes, batch_size: int, generator: torch.Generator, rank: int, world: int) -> None:
-        count = scenes.num_blocks
+        count = scenes.num_columns
         self.sizes = [len(chunk) for chunk in torch.tensor_split(torch.arange(count), math.ceil(count / batch_size))]
         require_clouds(min(self.sizes), world)
         self.scenes, self.weights, self.rank, self.world = scenes, scenes.class_weights(), rank, world
@@ -174,12 +174,12 @@ def windows(xyz: Tensor, num_points: int, generator: torch.Generator) -> Iterato
         first, are no repetition.
     """
     low, high = xyz[:, :2].amin(0), xyz[:, :2].amax(0)
-    counts = [max(1, math.ceil(float(extent - BLOCK) / STRIDE) + 1) for extent in high - low]
+    counts = [max(1, math.ceil(float(extent - COLUMN_SIDE) / STRIDE) + 1) for extent in high - low]
     for i in range(counts[0]):
         for j in range(counts[1]):
             start = low + STRIDE * torch.tensor([i, j])
-            start = torch.maximum(torch.minimum(start, high - BLOCK), low)  # the last window ends with the scene
-            near = (xyz[:, :2] >= start - PADDING) & (xyz[:, :2] <= start + BLOCK + PADDING)
+            start = torch.maximum(torch.minimum(start, high - COLUMN_SIDE), low)  # the last window ends with the scene
+            near = (xyz[:, :2] >= start - PADDING) & (xyz[:, :2] <= start + COLUMN_SIDE + PADDING)
             inside = near.all(1).nonzero().flatten()
             if not len(inside):
                 continue
@@ -188,7 +188,7 @@ def windows(xyz: Tensor, num_points: int, generator: torch.Generator) -> Iterato
                 # A column's last group is filled up with others of the same column, as often as it takes.
                 short = num_points - len(group)
                 filled = torch.cat([group, order[torch.arange(short) % len(order)]])
-                yield _shifted(xyz[filled], start + BLOCK / 2), filled, len(group)
+                yield _shifted(xyz[filled], start + COLUMN_SIDE / 2), filled, len(group)
 
 
 def _shifted(points: Tensor, middle: Tensor) -> Tensor:

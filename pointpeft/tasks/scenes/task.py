@@ -150,7 +150,7 @@ class SemanticSegmentation(Task[Scenes, SceneMetrics]):
     """One class per point of a scene; published for S3DIS.
 
     Args:
-        blocks: Columns per epoch; None for as many as have scene for all points.
+        columns_per_epoch: Columns of a training epoch; None for enough to hold all points.
     """
 
     name = "semantic_segmentation"
@@ -163,8 +163,8 @@ class SemanticSegmentation(Task[Scenes, SceneMetrics]):
     served = False
     from_corner = True
 
-    def __init__(self, blocks: int | None = None) -> None:
-        self.blocks = blocks
+    def __init__(self, columns_per_epoch: int | None = None) -> None:
+        self.columns_per_epoch = columns_per_epoch
 
     def load(self, source: str, split: str, up_axis: str | None, lazy: bool = False, **options: Any) -> SceneDataset:
         """The scenes of one split, never lazily."""
@@ -172,7 +172,7 @@ class SemanticSegmentation(Task[Scenes, SceneMetrics]):
 
     def gather(self, dataset: SceneDataset, num_points: int, on_disk: bool = False, workers: int = 0) -> Scenes:
         """Its scenes, always in memory."""
-        return Scenes(dataset, num_points, self.blocks)
+        return Scenes(dataset, num_points, self.columns_per_epoch)
 
     def bytes_in_memory(self, dataset: SceneDataset, num_points: int) -> int:
         """Memory of one column per scene: an estimate, since scenes are not read to be counted."""
@@ -184,7 +184,7 @@ class SemanticSegmentation(Task[Scenes, SceneMetrics]):
 
     def metadata(self, clouds: Scenes) -> dict[str, Any]:
         """How a scene is seen."""
-        return {"protocol": "test: sliding windows, a vote per window; selection: random blocks"}
+        return {"protocol": "test: sliding windows, a vote per window; selection: random columns"}
 
     def classes_of(self, points: Tensor, targets: Any) -> Tensor:
         """Columns of scenes are all of one class. int64 [B]"""
@@ -201,7 +201,7 @@ class SemanticSegmentation(Task[Scenes, SceneMetrics]):
         """Metrics for selection, on random columns: the sliding window would take longer than an epoch."""
         model.eval()
         device, classes = next(model.parameters()).device, len(clouds.classes)
-        total = clouds.num_blocks
+        total = clouds.num_columns
         columns = list(clouds.columns(total, derive_seed(voting.seed, "judge")))
 
         def answer(batch: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, float]:

@@ -92,7 +92,8 @@ def test_training_chooses_the_channels_and_the_adapter_holds_them(clouds_folder,
 def test_rooms_choose_channels_too(tmp_path):
     config = FinetuneConfig(
         data=str(write_rooms(tmp_path / "rooms")), task="semantic_segmentation", method="sct", set=SIZES,
-        output=tmp_path / "run", blocks=16, **QUICK, **{**TINY, "epochs": 1, "num_points": 128, "val_fraction": 0.4},
+        output=tmp_path / "run", columns_per_epoch=16, **QUICK,
+        **{**TINY, "epochs": 1, "num_points": 128, "val_fraction": 0.4},
     )  # fmt: skip
     assert any(not torch.equal(chosen, torch.arange(8)) for chosen in channels_of(finetune(config).folder))
 

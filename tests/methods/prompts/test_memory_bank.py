@@ -141,6 +141,7 @@ def test_a_published_pre_training_is_what_the_bank_is_built_with():
 def test_rooms_fill_the_bank_too(tmp_path):
     config = FinetuneConfig(
         data=str(write_rooms(tmp_path / "rooms")), task="semantic_segmentation", method="point_peft", set=PEFT,
-        output=tmp_path / "run", blocks=16, **QUICK, **{**TINY, "epochs": 1, "num_points": 128, "val_fraction": 0.4},
+        output=tmp_path / "run", columns_per_epoch=16, **QUICK,
+        **{**TINY, "epochs": 1, "num_points": 128, "val_fraction": 0.4},
     )  # fmt: skip
     assert bank_of(finetune(config).folder).shape[1] > 0

@@ -20,7 +20,7 @@ from pointpeft.runs.evaluate import evaluate
 from pointpeft.runs.finetune import finetune
 from pointpeft.tasks.adapted import Adapted
 from pointpeft.tasks.inference import Voting
-from pointpeft.tasks.scenes.batches import BLOCK, Scenes, windows
+from pointpeft.tasks.scenes.batches import COLUMN_SIDE, Scenes, windows
 from pointpeft.tasks.scenes.task import SceneMetrics, SemanticSegmentation, classify_scene, confusion
 from tests.clouds import TINY_MODEL
 from tests.data.sets.test_s3dis import write_rooms
@@ -40,18 +40,18 @@ def config(tmp_path):
         warmup_epochs=1,
         num_points=128,
         batch_size=8,
-        blocks=16,
+        columns_per_epoch=16,
         val_fraction=0.4,
     )
 
 
 def test_training_columns_are_of_the_published_size_and_keep_their_labels(config):
     scenes = Scenes(load(config.data, "train"), 256)
-    assert scenes.num_blocks == -(-3 * 2000 // 256)
+    assert scenes.num_columns == -(-3 * 2000 // 256)
     (points, targets), *others = scenes.batches(8, torch.Generator().manual_seed(0))
-    assert sum(len(targets) for _, targets in [(points, targets), *others]) == scenes.num_blocks
+    assert sum(len(targets) for _, targets in [(points, targets), *others]) == scenes.num_columns
     assert points.shape == (len(targets), 256, 3)
-    assert points[..., :2].abs().max() <= BLOCK / 2
+    assert points[..., :2].abs().max() <= COLUMN_SIDE / 2
     # As the rooms were made: label 1 is the floor, 0 the ceiling.
     assert torch.equal(targets.labels == 1, points[..., 2] < 0.1)
     assert torch.equal(targets.labels == 0, points[..., 2] > 1.9)
@@ -186,7 +186,7 @@ def test_a_stopped_run_repeats_itself(config, tmp_path):
 
 
 def test_options_of_rooms_are_refused_elsewhere(config):
-    with pytest.raises(ValueError, match="blocks is no option of classification"):
-        finetune(FinetuneConfig(blocks=4, device="cpu"))
-    with pytest.raises(ValueError, match="blocks must be at least 1, got 0"):
-        finetune(replace(config, blocks=0))
+    with pytest.raises(ValueError, match="columns_per_epoch is no option of classification"):
+        finetune(FinetuneConfig(columns_per_epoch=4, device="cpu"))
+    with pytest.raises(ValueError, match="columns_per_epoch must be at least 1, got 0"):
+        finetune(replace(config, columns_per_epoch=0))
