@@ -69,11 +69,12 @@ def test_recon_gives_the_maximum_of_its_three_tokens_before_the_norm():
     options = {**SMALL, "drop_path": 0.0}
     model = create_model("recon_tiny", "full", CLASSES, task="part_segmentation", num_categories=16, **options).eval()
     last = {}
-    model.backbone.blocks[-1].register_forward_hook(lambda module, args, x: last.update(x=x))
+    model.backbone.blocks[-1].register_forward_hook(lambda module, args, x: last.update(patches=x))
+    model.backbone.global_blocks[-1].register_forward_hook(lambda module, args, x: last.update(tokens=x))
     xyz = inputs(2, 64)[0]
     features = model.forward_features(xyz, category=torch.tensor([3, 0]))
-    assert torch.equal(features.whole, last["x"][:, :3].amax(1))
-    assert torch.equal(features.levels[..., -32:], model.backbone.norm(last["x"][:, 3:]))
+    assert torch.equal(features.whole, last["tokens"].amax(1))
+    assert torch.equal(features.levels[..., -32:], model.backbone.norm(last["patches"]))
     published = create_model("recon", "full", 50, task="part_segmentation", num_categories=16, device="meta")
     assert published.head.convs[0].weight.shape == (512, 3776, 1)
     assert create_model("point_mae_tiny", "full", 4, task="semantic_segmentation", **SMALL)(xyz).shape == (2, 64, 4)

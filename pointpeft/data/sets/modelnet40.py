@@ -46,13 +46,13 @@ class ModelNet40(DataSet):
     def check(self, source: DataSource, findings: Findings, *, drop_non_finite: bool = False) -> None:
         """Checks every file of the form that the folder holds."""
         root = source.path
-        layout = require_form(root, SPLITS[0])
-        findings.lines.append(f"{self.title} ({layout}), up axis {UP_AXIS}")
+        storage = require_form(root, SPLITS[0])
+        findings.lines.append(f"{self.title} ({storage}), up axis {UP_AXIS}")
         classes = class_names(root)
         dropped: dict[str, int] | None = {} if drop_non_finite else None
         for split in SPLITS:
             try:
-                _CHECKS[layout](root, split, classes, findings, dropped)
+                _CHECKS[storage](root, split, classes, findings, dropped)
             except DataError as error:
                 findings.problems.append(str(error))
         findings.notes(dropped_note(dropped))
@@ -98,12 +98,12 @@ def load(
         DataError: A file is missing or broken; says which one and how to mend it.
     """
     root = Path(root)
-    layout = require_form(root, split)
+    storage = require_form(root, split)
     dropped: dict[str, int] | None = {} if drop_non_finite else None
-    if layout == "text":
+    if storage == "text":
         return _load_text(root, split, num_points, up_axis, dropped)
     classes = class_names(root)
-    if layout == "hdf5":
+    if storage == "hdf5":
         files = h5_files(root, split)
         if lazy or drop_non_finite:
             return _list_h5(files, classes, num_points, up_axis, dropped)
@@ -135,13 +135,13 @@ def require_form(root: Path, split: str) -> str:
     """
     if not root.is_dir():
         raise DataError(f"{root}: no such folder")
-    layout = form(root)
-    if layout is None:
+    storage = form(root)
+    if storage is None:
         raise DataError(
             f"{root}: holds no ModelNet40: neither ply_data_{split}0.h5 … (modelnet40_ply_hdf5_2048), nor "
             f"modelnet40_{split}_8192pts_fps.dat, nor modelnet40_shape_names.txt (modelnet40_normal_resampled)"
         )
-    return layout
+    return storage
 
 
 def class_names(root: Path) -> tuple[str, ...]:
