@@ -109,7 +109,7 @@ def test_a_built_checkout_is_imported_and_libraries_of_other_sources_are_named(e
     done = run_python(environment[0], checkout, "-c", WHERE)
     assert done.stdout.split() == [str(checkout / "pointpeft" / "__init__.py"), "compiled"]
     assert not done.stderr
-    with open(checkout / "csrc" / "points" / "gather.cpp", "a") as file:
+    with open(checkout / "csrc" / "points" / "gather" / "gather.cpp", "a") as file:
         file.write("// changed\n")
     done = run_python(environment[0], checkout, "-c", WHERE)
     library = checkout / "pointpeft" / "_cpu.so"
@@ -123,5 +123,5 @@ def test_the_fingerprint_is_of_names_and_contents(tmp_path):
     assert before == _sources.fingerprint(ROOT / "csrc")
     (tmp_path / "csrc" / "notes.txt").touch()
     assert _sources.fingerprint(tmp_path / "csrc") == before
-    (tmp_path / "csrc" / "points" / "gather.cpp").rename(tmp_path / "csrc" / "points" / "moved.cpp")
+    (tmp_path / "csrc" / "points" / "gather" / "gather.cpp").rename(tmp_path / "csrc" / "points" / "moved.cpp")
     assert _sources.fingerprint(tmp_path / "csrc") != before

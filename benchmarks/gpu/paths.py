@@ -20,7 +20,7 @@ from benchmarks.gpu import files
 from pointpeft import ops
 
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-HELD = 196_608  # points that the largest cluster holds in float32 (csrc/points/furthest_point_plan.h)
+HELD = 196_608  # points that the largest cluster holds in float32, as furthest_point_plan.h says
 NamedCall = tuple[str, Callable[[], Any]]
 
 

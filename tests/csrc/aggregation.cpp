@@ -1,4 +1,4 @@
-// Runs what the threads of csrc/points/gather.cu and csrc/points/aggregate_neighbors.cu do, one after another, against plain loops;
+// Runs what the threads of gather.cu and aggregate_neighbors.cu do, one after another, against plain loops;
 // prints what differs.
 #include "lanes.h"
 // The lanes' words come before what uses them.
@@ -6,7 +6,7 @@
 #include <numeric>
 #include <random>
 
-#include "points/aggregate_neighbors.cuh"
+#include "points/aggregate_neighbors/aggregate_neighbors.cuh"
 #include "expect.h"
 
 using namespace pointpeft;

@@ -1,10 +1,10 @@
-// Runs what the threads of csrc/points/chamfer_distance.cu do, block after block, against plain loops; prints what differs.
+// Runs what the threads of chamfer_distance.cu do, block after block, against plain loops; prints what differs.
 #include "lanes.h"
 // The lanes' words come before what uses them.
 #include <limits>
 #include <random>
 
-#include "points/chamfer_distance.cuh"
+#include "points/chamfer_distance/chamfer_distance.cuh"
 #include "expect.h"
 
 using namespace pointpeft;

@@ -6,8 +6,8 @@
 #include <utility>
 
 #include "expect.h"
-#include "points/furthest_point_buckets.cuh"
-#include "points/knn_selection.cuh"
+#include "points/furthest_point_sample/furthest_point_buckets.cuh"
+#include "points/knn/knn_selection.cuh"
 
 using namespace pointpeft;
 

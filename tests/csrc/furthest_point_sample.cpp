@@ -1,12 +1,12 @@
-// Runs the three ways of csrc/points/furthest_point_sample.cu on emulated warps: reads a problem from standard input, writes
+// Runs the three ways of furthest_point_sample.cu on emulated warps: reads a problem from standard input, writes
 // the picks to standard output. What the kernels do with one thread of the grid after another is done here in a loop.
 #include "lanes.h"
 // The lanes' words come before what uses them.
 #include <cstdio>
 #include <numeric>
 
-#include "points/furthest_point_buckets.cuh"
-#include "points/furthest_point_plan.h"
+#include "points/furthest_point_sample/furthest_point_buckets.cuh"
+#include "points/furthest_point_sample/furthest_point_plan.h"
 
 using namespace pointpeft;
 

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "expect.h"
-#include "points/knn_products.cuh"
+#include "points/knn/knn_products.cuh"
 
 using namespace pointpeft;
 

@@ -34,7 +34,7 @@ def test_products_of_many_channels_on_the_host(tmp_path):
 
 def test_no_cuda_kernel_leaves_its_products_to_pytorch():
     # Its switches for TF32 would round the factors, and |q|² - 2 q·s + |s|² cancels the digits that are left.
-    assert "batch_product" in (CSRC / "points" / "knn.cpp").read_text()
+    assert "batch_product" in (CSRC / "points" / "knn" / "knn.cpp").read_text()
     for path in [*CSRC.rglob("*.cu"), *CSRC.rglob("*.cuh")]:
         assert not re.search(r"batch_product|\bmatmul\b|aten::(b?mm|baddbmm|addmm|matmul|linear)", path.read_text()), (
             path

@@ -7,7 +7,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent.parent
 FAMILIES = ("points", "frozen")
 OPS = {path.stem: family for family in FAMILIES for path in sorted((ROOT / "pointpeft/ops" / family).glob("[a-z]*.py"))}
-COMPILED = {path.stem: family for family in FAMILIES for path in sorted((ROOT / "csrc" / family).glob("[a-z]*.cpp"))}
+COMPILED = {path.stem: path for family in FAMILIES for path in sorted((ROOT / "csrc" / family).rglob("[a-z]*.cpp"))}
 
 
 def test_there_are_operations():
@@ -31,4 +31,5 @@ def test_an_operation_has_its_reference(op):
 @pytest.mark.parametrize("op", COMPILED)
 def test_a_compiled_operation_has_all_its_files(op):
     assert op in OPS
-    assert (ROOT / "csrc" / COMPILED[op] / f"{op}.cu").is_file()
+    assert COMPILED[op].parent == ROOT / "csrc" / OPS[op] / op
+    assert COMPILED[op].with_suffix(".cu").is_file()

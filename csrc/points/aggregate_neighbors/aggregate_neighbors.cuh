@@ -2,7 +2,7 @@
 // so that a host can run it too (tests/csrc).
 #pragma once
 
-#include "gather.cuh"
+#include "points/gather/gather.cuh"
 
 namespace pointpeft {
 
