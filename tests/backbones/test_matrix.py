@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 from pointpeft import create_model, load_adapter, save_adapter
 from pointpeft.backbones import backbone_families, backbone_names
 from pointpeft.methods import method_class
-from tests.methods.tools import every_method
+from tests.methods.tools import every_method, packages
 
 SMALL = {"width": 32, "depth": 2, "num_heads": 2, "num_groups": 16, "group_size": 4, "embed_width": 8, "drop_path": 0.0}
 FAMILIES = sorted(backbone_families())
@@ -66,7 +66,7 @@ RANDOM_SCALES = {  # drawn around the identity
 }
 
 
-@pytest.mark.parametrize("method", IDENTITY_AT_START)
+@pytest.mark.parametrize("method", [pytest.param(name, marks=packages(name)) for name in IDENTITY_AT_START])
 @pytest.mark.parametrize("family", ["recon", "point_gpt"])
 def test_a_method_starts_from_the_backbone_where_residuals_start_from_normalised_tokens(family, method):
     models = [attach(family, name).eval() for name in ("linear", method)]

@@ -242,7 +242,7 @@ def test_labelled_points_lose_their_labels_with_them(end, lazy, tmp_path):
             np.savez(path, **arrays) if end == ".npz" else write_h5(path, **arrays)
 
     finite = np.isfinite(points).all(1)
-    with pytest.raises(DataError, match=r"not finite.*; drop_non_finite=True leaves them out"):
+    with pytest.raises(DataError, match=r"not finite.*; --drop-non-finite \(drop_non_finite=True\) leaves them out"):
         list(load_segments(source, lazy=lazy))
     dataset = load_segments(source, lazy=lazy, drop_non_finite=True)
     found = next(item for item in dataset if len(item[0]) == 37)
@@ -258,7 +258,7 @@ def test_scenes_lose_their_labels_with_them(tmp_path):
     table = np.load(path)
     table[7, 2] = np.nan
     np.save(path, table)
-    with pytest.raises(DataError, match="1 of 50 points are not finite, the first is point 7; drop_non_finite=True"):
+    with pytest.raises(DataError, match=r"1 of 50 points are not finite, the first is point 7; --drop-non-finite"):
         load_scenes(root, "test")[0]
     dataset = load_scenes(root, "test", drop_non_finite=True)
     points, labels = dataset[0]

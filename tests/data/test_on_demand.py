@@ -140,9 +140,9 @@ def test_a_run_on_disk_ends_with_the_same_weights_and_numbers(tmp_path):
         evaluate(EvaluateConfig(tmp_path / "disk0", clouds_in=where, votes=2, device="cpu", quiet=True))
         for where in ("memory", "disk")
     ]
-    assert [facts["clouds_in"] for facts in reports] == ["memory", "disk"]
-    assert reports[0]["test"] == reports[1]["test"]
-    assert reports[0]["per_class"] == reports[1]["per_class"]
+    assert [report.clouds_in for report in reports] == ["memory", "disk"]
+    assert reports[0].test == reports[1].test
+    assert reports[0].per_class == reports[1].per_class
     (expected, tensors), *others = found
     for facts, other in others:
         for part in ("test", "validation", "linear_probe", "selection"):

@@ -24,7 +24,7 @@ def run(tmp_path_factory):
         device="cpu",
         quiet=True,
         output=root / "run",
-        **{**TINY, "epochs": 10, "lr": 1e-3},
+        **{**TINY, "epochs": 10, "lr": 1e-2},
     )
     return finetune(config)
 

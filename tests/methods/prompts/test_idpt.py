@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from pointpeft import create_model, from_published
+from pointpeft.backbones.edge_conv import edge_conv
 from pointpeft.checkpoints import to_published
 from pointpeft.methods.prompts.idpt import GENERATORS, HEADS, EdgeConvPrompt
 
@@ -24,7 +25,7 @@ def test_the_edge_convolution_is_its_equation():
     norm = layer[1]
     expected = F.batch_norm(layer[0](edges), norm.running_mean, norm.running_var, norm.weight, norm.bias)
     expected = F.leaky_relu(expected, 0.2).amax(-1).transpose(1, 2)
-    torch.testing.assert_close(part.edge_conv(layer, x), expected)
+    torch.testing.assert_close(edge_conv(layer, x, idx), expected)
 
 
 @pytest.mark.parametrize("generator", GENERATORS)
@@ -152,7 +153,7 @@ def test_training_measures_every_edge_without_its_values(generator):
     mean, var = torch.zeros(6).double(), torch.ones(6).double()
     expected = F.batch_norm(edges, mean, var, norm.weight, norm.bias, training=True)
     expected = F.leaky_relu(expected, 0.2).amax(-1).transpose(1, 2)
-    actual = part.edge_conv(layer, x)
+    actual = edge_conv(layer, x, idx)
     torch.testing.assert_close(actual, expected)
     trained, grad = [x, *layer.parameters()], torch.randn(3, 11, 6, generator=generator, dtype=torch.float64)
     for a, e in zip(*(torch.autograd.grad(y, trained, grad) for y in (actual, expected)), strict=True):
