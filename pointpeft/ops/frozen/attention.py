@@ -104,8 +104,9 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     @derivatives.once_differentiable("pointpeft.ops.attention")
     def backward(ctx, grad):
-        dz, *sums = _backward_op(grad.contiguous(), *ctx.saved_tensors, ctx.num_heads)
-        return dz, *([None, None] if ctx.saved_tensors[1] is None else sums), None
+        saved = ctx.saved_tensors  # read once: a recomputed tensor can be taken a single time
+        dz, *sums = _backward_op(grad.contiguous(), *saved, ctx.num_heads)
+        return dz, *([None, None] if saved[1] is None else sums), None
 
 
 def attention(z: Tensor, num_heads: int, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
