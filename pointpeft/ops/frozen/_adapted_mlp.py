@@ -125,10 +125,12 @@ class _AdaptedMlp(torch.autograd.Function):
             grad, grad_prompt, u, *adapter, seed, options.eps, options.dropout_p
         )
         du = also.add_(du.view(x.shape)).to(x.dtype)
-        norm_grads = _ATEN.native_layer_norm_backward.default(
-            du, x, x.shape[-1:], mean, rstd, norm_weight, norm_bias, [True, True, True]
-        )
-        return *norm_grads, None, None, None, None, None, None, *mlp_grads, *adapter_grads
+        # On a CPU, PyTorch sums the gradients of γ and β over all rows in the type that it is given: never a short one.
+        wide = torch.promote_types(x.dtype, torch.float32) if x.device.type == "cpu" else x.dtype
+        given = [t.to(wide) for t in (du, x, mean, rstd, norm_weight, norm_bias)]
+        norm_grads = _ATEN.native_layer_norm_backward.default(*given[:2], x.shape[-1:], *given[2:], [True, True, True])
+        dx, *sums = (t.to(x.dtype) for t in norm_grads)
+        return dx, *sums, None, None, None, None, None, None, *mlp_grads, *adapter_grads
 
 
 def apply(
