@@ -146,7 +146,8 @@ class FinetuneConfig:
         for earlier, name in (("vote", "votes"), ("blocks", "columns_per_epoch")):
             if earlier in entries and name not in entries:
                 entries[name] = entries.pop(earlier)
-        entries.setdefault("classifier", "mlp")
+        if "command" in entries:  # a run wrote it, maybe one that knew no other classifier; what a user wrote has none
+            entries.setdefault("classifier", "mlp")
         return entries
 
 

@@ -88,11 +88,11 @@ class RunFolder:
             ValueError: No such run, or one of another command.
         """
         entries = read_json(self.path / "config.json", f"{self.path} holds no run")
+        if hasattr(cls, "upgraded"):  # names of earlier versions
+            entries = cls.upgraded(entries)
         command_of_run = entries.pop("command", None)
         if command_of_run != command:
             raise ValueError(f"{self.path} holds a run of `{command_of_run}`; a run of `{command}` is needed")
-        if hasattr(cls, "upgraded"):  # names of earlier versions
-            entries = cls.upgraded(entries)
         known = {field.name: field for field in fields(cls)}  # type: ignore[arg-type]
         unknown = sorted(set(entries) - set(known))
         if unknown:

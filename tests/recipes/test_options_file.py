@@ -38,7 +38,7 @@ def test_the_config_of_a_run_without_its_folder(tmp_path):
         "epochs": 2,
     }
     path = written(tmp_path, json.dumps(entries), "config.json")
-    assert read_options(path) == FinetuneConfig("scans", set=("rank=3",), epochs=2)
+    assert read_options(path) == FinetuneConfig("scans", set=("rank=3",), epochs=2, classifier="mlp")
 
 
 def test_a_preset_that_a_file_names_is_filled_in(tmp_path):

@@ -71,5 +71,5 @@ def test_other_processes_write_nothing(tmp_path):
 def test_a_run_of_an_earlier_version_goes_on(tmp_path, earlier, double):
     (tmp_path / "config.json").write_text(json.dumps({"command": "finetune", "data": "scans", "quirks": earlier}))
     config = RunFolder(tmp_path).read_config(FinetuneConfig, "finetune")
-    assert config == FinetuneConfig("scans", double_step=double)
+    assert config == FinetuneConfig("scans", double_step=double, classifier="mlp")
     assert read_options(tmp_path / "config.json") == config
