@@ -61,12 +61,12 @@ def _table(folder):
 
 
 def test_a_comparison_killed_twice_ends_with_the_same_table(clouds_folder, tmp_path):
-    common = ["compare", str(clouds_folder), "--methods", "linear", "dapt:rank=4", "--seeds=1"]
+    common = ["compare", str(clouds_folder), "--methods", "bitfit", "dapt:rank=4", "--seeds=1"]
     common += [*sets(*TINY_MODEL[:-1]), *options(epochs=2)]
     subprocess.run([*COMMAND, *common, "--output", str(tmp_path / "whole")], env=ENVIRONMENT, check=True, timeout=300)
     killed = tmp_path / "killed"
     # First when the first run has its first epoch behind it, then when the second has.
-    for name in ("linear", "dapt_rank=4"):
+    for name in ("bitfit", "dapt_rank=4"):
         checkpoint = killed / name / "seed-0" / "checkpoint.pt"
         process = subprocess.Popen(
             [*COMMAND, *common, "--output", str(killed)], env=ENVIRONMENT, start_new_session=True
