@@ -117,7 +117,8 @@ class PointModel(nn.Module):
         if classifier == "kernel":
             self.head = KernelHead(LevelPool(width).out_dim, num_classes, num_support, **factory)
         elif self.pool is not None:
-            self.head = ClassificationHead(self.pool.out_dim, num_classes, **backbone.head_options, **factory)
+            options = {**backbone.head_options, **method.head_options}
+            self.head = ClassificationHead(self.pool.out_dim, num_classes, **options, **factory)
         elif backbone.dense_upsampling:
             min_sq_norm = backbone.config.min_sq_norm
             self.head = UpsamplingHead(width, num_classes, num_categories, min_sq_norm=min_sq_norm, **factory)

@@ -9,6 +9,7 @@ import pytest
 from pointpeft.methods import method_class, method_names
 
 ROOT = Path(__file__).resolve().parent.parent
+NOT_MEASURED = {"gft", "ppt"}  # by the comparison of all methods, which is older than they are
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +56,10 @@ def test_options_have_defaults_and_meanings(pages):
 def test_results_name_methods_that_there_are(pages):
     for name in ("methods.csv", "published.csv"):
         assert {row["method"].partition(":")[0] for row in pages.read_rows(name)} <= set(method_names())
-    assert {row["method"].partition(":")[0] for row in pages.read_rows("methods.csv")} == set(method_names())
+    measured = {row["method"].partition(":")[0] for row in pages.read_rows("methods.csv")}
+    assert set(method_names()) - measured == NOT_MEASURED
+    text = (ROOT / "docs" / "results.rst").read_text(encoding="utf-8")
+    assert all(f"``{name}``" in text for name in NOT_MEASURED)
 
 
 def test_markdown_tables_become_list_tables(pages):

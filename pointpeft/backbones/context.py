@@ -16,7 +16,7 @@ class Context:
     the tokens, the positions and the counts together, so that `split` stays right.
 
     Attributes:
-        xyz: The cloud. [B, N, 3]
+        xyz: The cloud as it was given. [B, N, 3]
         centers: Centre of each group. [B, G, 3]
         prefix: Names of the tokens before all others, such as ("cls",).
         num_prompts: Tokens that a method has put after the prefix.

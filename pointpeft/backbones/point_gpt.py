@@ -291,9 +291,9 @@ class PointGPT(PointMAE):
         fields = super().published_tokenizer(config, width)
         return fields if width == 384 else {**fields, "large_tokenizer": True, "embed_width": LARGE_HIDDEN}
 
-    def group(self, xyz: Tensor) -> tuple[Tensor, Tensor]:
+    def group(self, xyz: Tensor, num_groups: int = 0, group_size: int = 0) -> tuple[Tensor, Tensor]:
         """Patches (B, G, S, 3) relative to their centres, and the centres (B, G, 3), both in the greedy order."""
-        patches, centers = super().group(xyz)
+        patches, centers = super().group(xyz, num_groups, group_size)
         order = greedy_order(centers)
         rows = torch.arange(order.shape[0], device=order.device)[:, None]
         return patches[rows, order], centers[rows, order]

@@ -69,8 +69,9 @@ class PointMAEConfig:
 class PointMAE(nn.Module):
     """The encoder of Point-MAE with a class token, as it is fine-tuned.
 
-    Its parts can be replaced by a method: `patch_embed`, `patch_transform` (after it), the blocks, `norm`,
-    `token_transform` (after it). A derived backbone changes `embed`, or the class attributes below.
+    Its parts can be replaced by a method: `cloud_transform` (before the groups), `patch_embed`, `patch_transform`
+    (after it), `entry_transform` (before the blocks), the blocks, `norm`, `token_transform` (after it). A derived
+    backbone changes `embed`, or the class attributes below.
 
     Source: Pang et al., "Masked autoencoders for point cloud self-supervised learning", ECCV 2022.
     """
@@ -126,6 +127,10 @@ class PointMAE(nn.Module):
         for name in self.prefix:
             self.register_parameter(f"{name}_token", nn.Parameter(torch.empty(1, 1, width, **factory)))
             self.register_parameter(f"{name}_pos", nn.Parameter(torch.empty(1, 1, width, **factory)))
+        # What a method does to the clouds before they are grouped, (xyz [B, N, 3], ctx) -> [B, N', 3], and to the
+        # tokens before the blocks, (x [B, T, C], ctx) -> [B, T', C]; None for nothing.
+        self.cloud_transform: nn.Module | None = None
+        self.entry_transform: nn.Module | None = None
         self.patch_embed: nn.Module = self.make_patch_embed(config, **factory)
         self.patch_transform: nn.Module = nn.Identity()
         self.pos_embed: nn.Module = self.make_pos_embed(config, **factory)
@@ -234,11 +239,14 @@ class PointMAE(nn.Module):
         """Hidden widths of its dense head, None for those of 384 channels in proportion."""
         return None
 
-    def group(self, xyz: Tensor) -> tuple[Tensor, Tensor]:
-        """Patches (B, G, S, 3) relative to their centres, and the centres (B, G, 3), of clouds (B, N, 3)."""
-        grouped = sample_and_group(
-            xyz, self.config.num_groups, self.config.group_size, min_sq_norm=self.config.min_sq_norm
-        )
+    def group(self, xyz: Tensor, num_groups: int = 0, group_size: int = 0) -> tuple[Tensor, Tensor]:
+        """Patches (B, G, S, 3) relative to their centres, and the centres (B, G, 3), of clouds (B, N, 3).
+
+        A method that reads a cloud a second time gives other `num_groups` and `group_size`; 0 for the backbone's own.
+        """
+        config = self.config
+        sizes = (num_groups or config.num_groups, group_size or config.group_size)
+        grouped = sample_and_group(xyz, *sizes, min_sq_norm=config.min_sq_norm)
         return grouped.patches, grouped.centers
 
     def embed(self, ctx: Context, patches: Tensor) -> Tensor:
@@ -264,9 +272,10 @@ class PointMAE(nn.Module):
         Returns:
             Tokens after the last norm [B, T, C], and the context that tells their layout.
         """
-        patches, centers = self.group(xyz)
-        ctx = Context(xyz, centers, inputs=inputs or {}, taps=taps)
-        x = self.run_blocks(self.embed(ctx, patches), ctx)
+        ctx = Context(xyz, xyz[:, :0], inputs=inputs or {}, taps=taps)  # no groups yet
+        patches, ctx.centers = self.group(xyz if self.cloud_transform is None else self.cloud_transform(xyz, ctx))
+        x = self.embed(ctx, patches)
+        x = self.run_blocks(x if self.entry_transform is None else self.entry_transform(x, ctx), ctx)
         if taps and self.dense_whole:
             ctx.whole = x[:, : ctx.num_prefix].amax(1)
         return self.token_transform(self.norm(x)), ctx

@@ -4,6 +4,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU}
+
 
 class ClassificationHead(nn.Module):
     """Linear layers with BatchNorm, ReLU and dropout between them; two hidden layers of 256 as published.
@@ -14,6 +16,7 @@ class ClassificationHead(nn.Module):
         hidden: Widths of the hidden layers.
         dropout: After each hidden layer.
         batchnorm: Whether each hidden layer is normalised; Point-BERT's head has none.
+        activation: Of each hidden layer, a key of `ACTIVATIONS`.
 
     Source: the classifier of Point-MAE (ECCV 2022), which later methods share.
     """
@@ -28,6 +31,7 @@ class ClassificationHead(nn.Module):
         hidden: tuple[int, ...] = (256, 256),
         dropout: float = 0.5,
         batchnorm: bool = True,
+        activation: str = "relu",
         *,
         device: Any = None,
         dtype: Any = None,
@@ -39,7 +43,7 @@ class ClassificationHead(nn.Module):
             layers.append(nn.Linear(in_dim, width, **factory))
             if batchnorm:
                 layers.append(nn.BatchNorm1d(width, **factory))
-            layers += [nn.ReLU(), nn.Dropout(dropout)]
+            layers += [ACTIVATIONS[activation](), nn.Dropout(dropout)]
             in_dim = width
         self.layers = nn.Sequential(*layers, nn.Linear(in_dim, num_classes, **factory))
 

@@ -9,7 +9,7 @@ from pointpeft.heads.kernel import Group
 from pointpeft.heads.shape_descriptors import NUM_DESCRIPTORS, shape_descriptors
 
 SHAPE_WEIGHT = 0.25  # of the shape descriptors beside tokens, in squared distances
-POOLED_PARTS = ("prompt_mean", "prompt_max", "patch_mean", "patch_max", "token_max")
+POOLED_PARTS = ("prompt_mean", "prompt_max", "patch_mean", "patch_max", "suffix_mean", "token_max")
 
 
 class Pool(nn.Module):
@@ -32,14 +32,15 @@ class Pool(nn.Module):
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
         """Tokens [B, T, C] -> features [B, out_dim]."""
-        _, prompts, patches, _ = ctx.split(x)
+        _, prompts, patches, suffix = ctx.split(x)
         features = []
         for part in self.parts:
             if part in ctx.prefix:
                 features.append(x[:, ctx.prefix.index(part)])
                 continue
             source, reduce = part.split("_")
-            tokens = {"prompt": prompts, "patch": patches, "token": x[:, ctx.num_prefix :]}[source]
+            rest = x[:, ctx.num_prefix :]
+            tokens = {"prompt": prompts, "patch": patches, "suffix": suffix, "token": rest}[source]
             if tokens.shape[1] == 0:
                 raise ValueError(f"head part {part!r} needs prompts, but the method inserts none")
             features.append(tokens.mean(1) if reduce == "mean" else tokens.amax(1))

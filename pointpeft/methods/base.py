@@ -56,6 +56,8 @@ class Method:
     trains: ClassVar[tuple[str, ...]] = ()
     # Optional Python packages that it needs, each also the name of the extra that installs it.
     packages: ClassVar[tuple[str, ...]] = ()
+    # How its published classifier differs from the backbone's: arguments of `ClassificationHead`.
+    head_options: ClassVar[Mapping[str, Any]] = {}
     # Further inputs of the model's call.
     inputs: ClassVar[tuple[str, ...]] = ()
     # Names of parameters that train by the publication but never get a gradient.
