@@ -4,8 +4,9 @@
     pointpeft.compat.install()
 
 or, from the shell, `python -m pointpeft.compat train.py --its arguments`. Provided are `pointnet2_ops`, `knn_cuda`,
-`chamfer_dist` and `emd` (also below `extensions`), `pytorch3d.ops` and `torch_cluster`, with their signatures, index
-dtypes, padding and tie rules, on the CPU and CUDA. Without a CUDA device the command also keeps on the CPU what a
+`chamfer_dist` and `emd` (also below `extensions`), `pytorch3d.ops`, `torch_cluster`, `torch_scatter` and `pointops`
+(Pointcept's, and Point Transformer's below `lib`), with their signatures, index dtypes, padding and tie rules, on the
+CPU and CUDA. Without a CUDA device the command also keeps on the CPU what a
 script sends to one: `.cuda()`, `.to(0)`, `device="cuda"`; in your own program, `pointpeft.compat.stay_on_cpu()` does.
 """
 
@@ -30,9 +31,12 @@ MODULES = {
     "extensions.emd": "pointpeft.compat.emd",
     "pytorch3d.ops": "pointpeft.compat.pytorch3d_ops",
     "torch_cluster": "pointpeft.compat.torch_cluster",
+    "torch_scatter": "pointpeft.compat.torch_scatter",
+    "pointops": "pointpeft.compat.pointops",
+    "lib.pointops.functions.pointops": "pointpeft.compat.pointops",
 }
-# A folder of the old repositories themselves, not a package: ours joins it, and replaces the source that needs a build.
-SHARED = "extensions"
+# Folders of the old repositories themselves, not packages: ours join them, and replace the source that needs a build.
+SHARED = ("extensions", "lib")
 
 
 def install(*names: str, replace: bool = False) -> list[str]:
@@ -56,9 +60,9 @@ def install(*names: str, replace: bool = False) -> list[str]:
         sys.modules[name] = importlib.import_module(MODULES[name])
     # After all of them: an installed package that is replaced may import them itself, to build what ours need not.
     for name in provided:
-        root, _, leaf = name.partition(".")
-        if leaf:
-            setattr(_package(root), leaf, sys.modules[name])
+        parent, _, leaf = name.rpartition(".")
+        if parent:
+            setattr(_package(parent), leaf, sys.modules[name])
     return provided
 
 
@@ -71,18 +75,22 @@ def is_ours(name: str) -> bool:
 def is_installed(name: str) -> bool:
     """Whether a package of that name is installed or imported, which is not ours."""
     root = name.partition(".")[0]
-    if root == SHARED or is_ours(name):
+    if root in SHARED or is_ours(name):
         return False
     if root in sys.modules:
         return not hasattr(sys.modules[root], "__pointpeft__")
     return importlib.util.find_spec(root) is not None
 
 
-def _package(root: str) -> types.ModuleType:
+def _package(name: str) -> types.ModuleType:
     """The package that holds a dotted name: the one there is, or an empty one that we make."""
-    if root not in sys.modules and importlib.util.find_spec(root) is None:
-        package = types.ModuleType(root, "Made by pointpeft.compat.")
+    parent, _, leaf = name.rpartition(".")
+    holder = _package(parent) if parent else None
+    if name not in sys.modules and importlib.util.find_spec(name) is None:
+        package = types.ModuleType(name, "Made by pointpeft.compat.")
         package.__path__ = []
         vars(package)["__pointpeft__"] = True
-        sys.modules[root] = package
-    return importlib.import_module(root)
+        sys.modules[name] = package
+        if holder is not None:
+            setattr(holder, leaf, package)
+    return importlib.import_module(name)
