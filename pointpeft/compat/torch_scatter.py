@@ -1,7 +1,6 @@
 """`torch_scatter`: sums, means, products, extremes and softmax over groups of entries, by index or by segment."""
 
 from collections.abc import Callable, Mapping
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -35,7 +34,6 @@ __all__ = [
 ]
 
 
-Result = TypeVar("Result", Tensor, tuple[Tensor, Tensor])
 Function = Callable[..., Tensor | tuple[Tensor, Tensor]]
 
 
@@ -162,7 +160,8 @@ def scatter_log_softmax(
 
 def segment_sum_csr(src: Tensor, indptr: Tensor, out: Tensor | None = None) -> Tensor:
     """Σ of src[indptr[i] : indptr[i + 1]] along the last dimension of `indptr`, whose others are those of `src`."""
-    return _into(out, _csr(scatter_sum, src, indptr))
+    index, dim, count = _csr(src, indptr)
+    return _into(out, scatter_sum(src, index, dim, None, count + 1).narrow(dim, 0, count))
 
 
 segment_add_csr = segment_sum_csr
@@ -170,19 +169,22 @@ segment_add_csr = segment_sum_csr
 
 def segment_mean_csr(src: Tensor, indptr: Tensor, out: Tensor | None = None) -> Tensor:
     """The mean of each segment; 0 for an empty one."""
-    return _into(out, _csr(scatter_mean, src, indptr))
+    index, dim, count = _csr(src, indptr)
+    return _into(out, scatter_mean(src, index, dim, None, count + 1).narrow(dim, 0, count))
 
 
 def segment_min_csr(src: Tensor, indptr: Tensor, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The least entry of each segment and where it is first; 0 and src.size(dim) for an empty one."""
-    values, places = _csr(scatter_min, src, indptr)
-    return _into(out, values), places
+    index, dim, count = _csr(src, indptr)
+    values, places = scatter_min(src, index, dim, None, count + 1)
+    return _into(out, values.narrow(dim, 0, count)), places.narrow(dim, 0, count)
 
 
 def segment_max_csr(src: Tensor, indptr: Tensor, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The largest entry of each segment and where it is first; as `segment_min_csr`."""
-    values, places = _csr(scatter_max, src, indptr)
-    return _into(out, values), places
+    index, dim, count = _csr(src, indptr)
+    values, places = scatter_max(src, index, dim, None, count + 1)
+    return _into(out, values.narrow(dim, 0, count)), places.narrow(dim, 0, count)
 
 
 def segment_csr(src: Tensor, indptr: Tensor, out: Tensor | None = None, reduce: str = "sum") -> Tensor:
@@ -316,17 +318,12 @@ def _segments(indptr: Tensor, size: int) -> tuple[Tensor, Tensor]:
     return segment, (segment >= 0) & (segment < indptr.shape[-1] - 1)
 
 
-def _csr(function: Callable[..., Result], src: Tensor, indptr: Tensor) -> Result:
-    """A function of an index, of segments: places in none go to one more group, which is cut off."""
+def _csr(src: Tensor, indptr: Tensor) -> tuple[Tensor, int, int]:
+    """The segment of each entry, its dimension, and the number of segments: what lies in none gets that number."""
     indptr = _spread(src, indptr)
     dim, count = indptr.dim() - 1, indptr.shape[-1] - 1
     segment, known = _segments(indptr, src.size(dim))
-    index = _trailing(torch.where(known, segment, count), src.dim()).expand_as(src)
-    result = function(src, index, dim, None, count + 1)
-    if isinstance(result, Tensor):
-        return result.narrow(dim, 0, count)
-    values, places = result
-    return values.narrow(dim, 0, count), places.narrow(dim, 0, count)
+    return _trailing(torch.where(known, segment, count), src.dim()).expand_as(src), dim, count
 
 
 def _into(out: Tensor | None, result: Tensor) -> Tensor:
