@@ -42,7 +42,10 @@ def read_recipe(path: str | Path) -> Preset:
 
 
 def _recipe(path: Path, content: dict[str, Any]) -> Preset:
-    _known(content, "", "optimizer scheduler dataset model npoints total_bs step_per_update max_epoch grad_norm_clip")
+    numbers = "npoints total_bs step_per_update max_epoch grad_norm_clip"
+    _known(content, "", f"optimizer scheduler dataset model task {numbers}")
+    if content.get("task", "classification") != "classification":
+        raise ValueError(f"task must be classification, got {brief(content['task'])}")
     optimizer, scheduler = _section(content, "optimizer"), _section(content, "scheduler")
     _known(optimizer, "optimizer", "type part kwargs")
     _known(scheduler, "scheduler", "type kwargs")

@@ -29,6 +29,18 @@ DAPT_HEAD = {"class_token": "use", "prompt_token": "mean", "patch_token": "max"}
 IDPT = {"prompt_layer": 11, "prompt_module": "dgcnn", "cls_type": "all"}
 PEFT = {"if_half": False, "adapter_config": {"adapter_dim": 16, "adapter_drop_path_rate": 0.1}}
 GST = {"rank": 36, "local": 32}
+GAPROMPT = PEFT | {
+    "point_number": 5,
+    "scale": 0.01,
+    "factor": 5,
+    "perturbation": 0.80,
+    "point_prompt": True,
+    "shift_net": True,
+    "prompt_depth": 6,
+    "scaler": False,
+    "num_tokens": 10,
+    "propagation_type": "permutation_after_attention",
+}
 GFT = {
     "k": 20,
     "in_dim": 384,
@@ -88,6 +100,19 @@ PUBLISHED = {
         for backbone in ("", "act/", "recon_plain/")
     },
     "point_lora/scanobjectnn_hardest": ("PointTransformer_PointLoRA", *SCAN, 0.3, {}),
+    "gaprompt/scanobjectnn_hardest": ("PointTransformer_pointtokenprompt", *SCAN, 0.1, GAPROMPT),
+    "gaprompt/scanobjectnn_objonly": (
+        "PointTransformer_pointtokenprompt",
+        *SCAN,
+        0.1,
+        GAPROMPT | {"point_number": 10, "perturbation": 0.10},
+    ),
+    "gaprompt/modelnet": (
+        "PointTransformer_pointtokenprompt",
+        *(400, 10, 5e-4, 32, 1024, 64),
+        0.1,
+        GAPROMPT | {"perturbation": 0.05},
+    ),
     "gft/scanobjectnn_hardest": ("PointTransformer_GFT", *SCAN, 0.1, GFT),
     "gft/modelnet": ("PointTransformer_GFT", 300, 10, 5e-4, 32, 2048, 128, 0.1, GFT | {"cross_attn_heads": 2}),
     "ppt/scanobjectnn_hardest": ("PointTransformer", *SCAN, 0.3, PPT),
@@ -205,6 +230,9 @@ TRAINED = {
     "point_gst/act/scanobjectnn_hardest": 622_831,
     "point_gst/recon_plain/scanobjectnn_hardest": 622_831,
     "point_lora/scanobjectnn_hardest": 772_752,
+    "gaprompt/scanobjectnn_hardest": 628_147,
+    "gaprompt/scanobjectnn_objonly": 628_162,
+    "gaprompt/modelnet": 624_051,
     "gft/scanobjectnn_hardest": 733_455,
     "gft/modelnet": 733_455,
     "ppt/scanobjectnn_hardest": 1_042_191,
