@@ -12,7 +12,7 @@ from tyro.conf import Positional, UseAppendAction, arg
 
 Augmentation = Literal["scale_translate", "isotropic", "rotate", "none"]
 TaskAugmentation = Literal["auto", "scale_translate", "isotropic", "rotate", "scale_rotate", "none"]
-Selection = Literal["val-best", "last", "test-best"]
+Selection = Literal["val-best", "cv", "last", "test-best"]
 Precision = Literal["float32", "bf16"]
 Classifier = Literal["auto", "mlp", "kernel"]
 Task = Literal["classification", "part_segmentation", "semantic_segmentation"]
@@ -59,10 +59,13 @@ class FinetuneConfig:
     set: Options = ()
     """Option of the method or the backbone, NAME=VALUE, may be repeated: `--set rank=32 --set dropout=0.1`."""
     classifier: Classifier = "auto"
-    """What classifies clouds: `mlp` is the published head, which is trained; `kernel`, for `linear`, is solved in one
-    step on the frozen features of three depths and on the shape. `auto` is `kernel` for `linear`, else `mlp`."""
+    """What classifies clouds: `mlp` is the published head, which is trained; `kernel` is solved in one step on features
+    of three depths and on the shape: all of `linear`, and where other methods start. `auto` is `kernel` for `linear`,
+    else `mlp`."""
     epochs: int = 60
     """Passes over the training clouds."""
+    min_steps: int = 0
+    """Fewest steps: few clouds get more epochs. The warm-up keeps its share."""
     batch_size: int = 32
     """Clouds per step, of all processes together, at most: an epoch is cut into equal batches."""
     accumulate: int = 1
@@ -96,7 +99,8 @@ class FinetuneConfig:
     val_fraction: float = 0.15
     """Share of the training clouds held out to select the epoch, stratified; used by `--select val-best` alone."""
     select: Selection = "val-best"
-    """Which epoch is kept. `test-best`, common in published code, selects on the test set, and results say so."""
+    """Which epoch is kept. `cv`, for few clouds, holds out each half in turn, then adapts to all for as many epochs
+    as were best, none where none helped. `test-best`, of published code, selects on the test set; results say so."""
     votes: Annotated[int, arg(aliases=["--vote"])] = 1
     """Passes per test cloud: 1 is a clean pass; more add augmented ones and average the logits."""
     probe: bool = True

@@ -18,8 +18,9 @@ from pointpeft.data import split_validation
 from pointpeft.data.transforms import named
 from pointpeft.methods import TrainingClouds
 from pointpeft.model import PointModel
-from pointpeft.runs.baselines import baselines_of, kernel_outputs, sentences, solve, verdict
+from pointpeft.runs.baselines import baselines_of, kernel_outputs, sentences, solve, solve_classifier, verdict
 from pointpeft.runs.config import FinetuneConfig
+from pointpeft.runs.cross_validation import CrossValidated, Look, cross_validate
 from pointpeft.runs.plan import DataPlan, FinetunePlan, SelectionPlan, plan_finetune
 from pointpeft.runs.probe import probe
 from pointpeft.runs.result import FinetuneResult, SeedResult, Selected, Summary, write_result
@@ -39,7 +40,7 @@ from pointpeft.tasks.storage import should_read_lazily
 from pointpeft.training.compiled_step import check_compiled, compiled_step
 from pointpeft.training.determinism import determinism
 from pointpeft.training.divergence import NotFiniteError, require_finite_weights
-from pointpeft.training.loop import State, make_accelerator, seed_everything, train
+from pointpeft.training.loop import Recipe, State, make_accelerator, seed_everything, train
 from pointpeft.training.memory import peak_memory
 from pointpeft.training.out_of_memory import explain_out_of_memory, explain_single_cloud
 from pointpeft.training.recompute import checkpoint_blocks
@@ -149,17 +150,17 @@ def _split(
 
 def _run(accelerator: Accelerator, plan: FinetunePlan, folder: RunFolder, splits: Splits) -> FinetuneResult:
     """One seed: train, select, test, probe, write."""
-    task, test, seed = plan.task, splits["test"], plan.recipe.seed
+    task, test = plan.task, splits["test"]
     check_compiled(plan.execution.cuda_graph, accelerator.device)
-    seed_everything(accelerator.device, seed, "initial weights")
-    outputs = task.outputs(splits["train"])
-    if plan.solved:
-        outputs |= kernel_outputs([_clouds(splits["train"])])
-    model = plan.model.build(outputs)
+    model = _build(accelerator, plan, splits["train"])
     require_unchanged(folder, "frozen weights", frozen_fingerprint(model), WEIGHTS_WAY_OUT)
     group_size = model.backbone.config.group_size
     for clouds in splits.values():
         clouds.require_points(group_size, f"group_size = {group_size} neighbours")
+    validated = None
+    if plan.selection.rule == "cv" and not plan.solved:
+        validated = _cross_validate(accelerator, plan, folder, splits["train"])
+        model = _build(accelerator, plan, splits["train"])  # as if nothing had been drawn since, whether read or run
     _prepare(accelerator, plan, model, splits["train"])
 
     def measure(name: str) -> Metrics:
@@ -170,7 +171,13 @@ def _run(accelerator: Accelerator, plan: FinetunePlan, folder: RunFolder, splits
     if plan.solved:
         state, epoch, leave_one_out = solve(accelerator, plan, model, _clouds(splits["train"]))
     else:
-        state, epoch = _train(accelerator, plan, model, folder, splits["train"], measure)
+        _start(accelerator, plan, model, splits["train"])
+        recipe = plan.recipe_for(len(splits["train"]))
+        recipe = recipe if validated is None else replace(recipe, stop=validated.epoch)
+        selector = Selector(plan.selection.rule, measure)
+        state = _train(accelerator, plan, model, folder, splits["train"], recipe, selector.after_epoch)
+        epoch = selector.restore(model, state)
+        require_finite_weights(model.state_dict(), "the trained model")
     metrics, answers = task.test(model, test, plan.batch_size, plan.voting)
     result = FinetuneResult(
         folder=folder.path,
@@ -178,10 +185,13 @@ def _run(accelerator: Accelerator, plan: FinetunePlan, folder: RunFolder, splits
         validation=measure("val").summary() if "val" in splits else None,
         linear_probe=None,
         leave_one_out=leave_one_out,
+        cross_validation=None if validated is None else {"accuracy": validated.accuracy, "loss": validated.loss},
         selection=Selected.by("leave-one-out" if plan.solved else plan.selection.rule, epoch),
         per_class=metrics.per_class(test.classes),
         **_facts(plan, model, splits, state, accelerator.device),
     )
+    if validated is not None:
+        result = replace(result, training_seconds=round(state.elapsed + validated.seconds, 1))
     if plan.probe:
         probed = _probe(accelerator, plan, folder, splits).summary()
         whole = {name: _clouds(split) for name, split in splits.items()}
@@ -195,6 +205,36 @@ def _run(accelerator: Accelerator, plan: FinetunePlan, folder: RunFolder, splits
         write_result(result)  # the last file: where it is, the run is complete
         folder.close()
     return result
+
+
+def _build(accelerator: Accelerator, plan: FinetunePlan, training: GatheredClouds) -> PointModel:
+    """A fresh model for these clouds, with the weights of the seed."""
+    seed_everything(accelerator.device, plan.recipe.seed, "initial weights")
+    outputs = plan.task.outputs(training)
+    return plan.model.build(outputs | kernel_outputs([_clouds(training)]) if plan.kernel else outputs)
+
+
+def _start(accelerator: Accelerator, plan: FinetunePlan, model: PointModel, training: GatheredClouds) -> None:
+    """Solves a kernel head on the features before any step: the model is its own probe, from which it is adapted."""
+    if plan.kernel:
+        solve_classifier(model, _clouds(training), plan.batch_size, accelerator.device)
+
+
+def _cross_validate(
+    accelerator: Accelerator, plan: FinetunePlan, folder: RunFolder, training: GatheredClouds
+) -> CrossValidated:
+    """Chooses the number of epochs on training clouds alone."""
+    clouds = _clouds(training)
+    recipe = plan.recipe_for(len(clouds))  # for the folds, which are smaller, too: an epoch is the same place in both
+
+    def adapt(rest: Clouds, unsaved: RunFolder, look: Look) -> None:
+        model = _build(accelerator, plan, rest)
+        _prepare(accelerator, plan, model, rest)
+        _start(accelerator, plan, model, rest)
+        look(model, State())
+        _train(accelerator, plan, model, unsaved, rest, recipe, look)
+
+    return cross_validate(clouds, adapt, folder, plan.batch_size, plan.recipe.seed)
 
 
 def _prepare(accelerator: Accelerator, plan: FinetunePlan, model: PointModel, training: GatheredClouds) -> None:
@@ -222,9 +262,10 @@ def _train(
     model: PointModel,
     folder: RunFolder,
     training: GatheredClouds,
-    measure: Callable[[str], Metrics],
-) -> tuple[State, int]:
-    """Trains, and puts the weights of the selected epoch into the model; returns that epoch, too."""
+    recipe: Recipe,
+    after_epoch: Callable[[Any, State], dict[str, float]],
+) -> State:
+    """Trains by the run's options, for as long as the recipe says."""
     augment = named(plan.augment, training.up_axis)
     title = None if plan.output.quiet or not accelerator.is_main_process else plan.model.method
 
@@ -239,14 +280,9 @@ def _train(
         model.method.after_step(model)
 
     compiled = partial(compiled_step, cuda_graph=plan.execution.cuda_graph) if plan.execution.compile else None
-    selector = Selector(plan.selection.rule, measure)
-    state = train(
-        accelerator, model, plan.recipe, batches, loss_of, folder, selector.after_epoch, title, after_step, augment,
-        compiled,
-    )  # fmt: skip
-    epoch = selector.restore(model, state)
-    require_finite_weights(model.state_dict(), "the trained model")
-    return state, epoch
+    return train(
+        accelerator, model, recipe, batches, loss_of, folder, after_epoch, title, after_step, augment, compiled
+    )
 
 
 def _probe(accelerator: Accelerator, plan: FinetunePlan, folder: RunFolder, splits: Splits) -> Metrics:
@@ -305,7 +341,7 @@ def _facts(plan: FinetunePlan, model: PointModel, splits: Splits, state: State, 
         "augmentation": "none" if plan.solved else plan.augment,
         "votes": plan.voting.votes,
         "double_step": plan.recipe.double_step,
-        "epochs": 0 if plan.solved else plan.recipe.epochs,
+        "epochs": 0 if plan.solved else plan.recipe_for(len(training)).epochs,
         "epochs_trained": state.epoch,
         "batch_size": plan.batch_size,
         "training_seconds": round(state.elapsed, 1),
@@ -327,6 +363,7 @@ def summarise(results: list[FinetuneResult], folder: Path, numbers: Sequence[str
         validation=_summary([result.validation for result in results], numbers),
         linear_probe=_summary([result.linear_probe for result in results], numbers),
         per_class=None,
+        cross_validation=None,
         runs=tuple(SeedResult(result.seeds[0], result.test, result.selection) for result in results),
     )
     return _judged(result, numbers)  # the baselines are of the same clouds for every seed

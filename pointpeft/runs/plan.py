@@ -1,5 +1,6 @@
 """Opens configurations: the one place that reads their fields. Every step of a run gets what it uses from here."""
 
+import math
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -157,7 +158,9 @@ class FinetunePlan:
         augment: Of training clouds, by name.
         voting: Of test clouds.
         probe: Whether a linear probe and baselines stand beside the result.
-        solved: Whether the classifier is a kernel head, which is solved instead of trained.
+        min_steps: Fewest steps of training.
+        kernel: Whether the classifier is a kernel head, which is solved.
+        solved: Whether that is all: nothing is trained.
         seeds: Of the runs; the recipe and the voting have that of the first.
     """
 
@@ -174,6 +177,8 @@ class FinetunePlan:
     execution: ExecutionPlan
     output: OutputPlan
     probe: bool
+    min_steps: int
+    kernel: bool
     solved: bool
     seeds: tuple[int, ...]
 
@@ -181,6 +186,11 @@ class FinetunePlan:
         """The run of one of the seeds."""
         recipe, voting = replace(self.recipe, seed=seed), replace(self.voting, seed=seed)
         return replace(self, recipe=recipe, voting=voting, seeds=(seed,))
+
+    def recipe_for(self, clouds: int) -> Recipe:
+        """The recipe of training on so many clouds: with more epochs where its own are fewer than `min_steps`."""
+        steps = math.ceil(math.ceil(clouds / self.batch_size) / self.recipe.accumulate)
+        return replace(self.recipe, epochs=max(self.recipe.epochs, math.ceil(self.min_steps / steps)))
 
 
 def plan_finetune(config: FinetuneConfig) -> FinetunePlan:
@@ -227,14 +237,16 @@ def plan_finetune(config: FinetuneConfig) -> FinetunePlan:
         execution=execution,
         output=OutputPlan(config.output, f"finetune-{data.stem}-{config.method}", config.track, config.quiet),
         probe=config.probe and task.probed and not method_class(config.method).is_probe,
-        solved=_is_solved(config, task),
+        min_steps=config.min_steps,
+        kernel=_is_kernel(config, task),
+        solved=_is_kernel(config, task) and method_class(config.method).is_probe,
         seeds=tuple(range(config.seed, config.seed + config.repeats)),
     )
 
 
 def _check_finetune(config: FinetuneConfig, task: AnyTask) -> None:
     _require_at_least(config, 1, "repeats", "votes", "batch_size", "num_points", "epochs")
-    _require_at_least(config, 0, "warmup_epochs", "workers")
+    _require_at_least(config, 0, "warmup_epochs", "workers", "min_steps")
     if (config.preset or config.config) and not config.set:  # every recipe sets some options
         raise ValueError(
             f"preset and config only name a recipe, which is not filled in: got {config.preset or config.config}; "
@@ -246,22 +258,27 @@ def _check_finetune(config: FinetuneConfig, task: AnyTask) -> None:
         )
     if config.checkpoint_blocks and (config.compile or config.cuda_graph):
         raise ValueError("checkpoint_blocks must be off with compile and cuda_graph, which choose what to recompute")
-    if config.patience is not None and config.select == "last":
-        raise ValueError("patience must be None where the last epoch is kept: --select val-best says which is better")
+    if config.patience is not None and config.select in ("last", "cv"):
+        raise ValueError(
+            f"patience must be None for select {config.select}, under which no epoch is judged alone: "
+            "--select val-best says which is better"
+        )
+    if config.select == "cv" and not task.probed:
+        raise ValueError(f"select cv is for --task classification, got {config.task}; --select val-best")
     if not 0 < config.val_fraction < 1:
         raise ValueError(f"val_fraction must be between 0 and 1, got {config.val_fraction}")
     if config.double_step and not task.double_step:
         raise ValueError(f"double_step must be off for {task.name}, whose published training steps once per batch")
 
 
-def _is_solved(config: FinetuneConfig, task: AnyTask) -> bool:
-    can_be = task.probed and method_class(config.method).is_probe
-    if config.classifier == "kernel" and not can_be:
+def _is_kernel(config: FinetuneConfig, task: AnyTask) -> bool:
+    if config.classifier == "kernel" and not task.probed:
         raise ValueError(
-            f"classifier kernel is solved on frozen features of whole clouds: it needs --method {Linear.name} and "
-            f"--task classification, got {config.method} and {task.name}"
+            f"classifier kernel is solved on features of whole clouds: it needs --task classification, got {task.name}"
         )
-    return can_be and config.classifier != "mlp"
+    return config.classifier == "kernel" or (
+        config.classifier == "auto" and task.probed and method_class(config.method).is_probe
+    )
 
 
 def _require_at_least(config: object, bound: int, *names: str) -> None:

@@ -21,7 +21,7 @@ class Selected:
     """The epoch that was kept.
 
     Attributes:
-        rule: val-best, last or test-best; leave-one-out for a classifier that is solved.
+        rule: val-best, cv, last or test-best; leave-one-out for a classifier that is solved.
         meaning: The rule in words.
         epoch: Counted from 1; 0 without any.
         test_set_used: Whether the test clouds chose it.
@@ -55,6 +55,7 @@ class FinetuneResult:
         folder: The run folder; not in the file.
         linear_probe: Of the test clouds, by a head on the features of the backbone as it was.
         leave_one_out: Of the training clouds, each by a solved classifier of all others.
+        cross_validation: "accuracy" and "loss" of training clouds by epoch from 0, each by a model adapted to others.
         baselines: What takes seconds reaches on the test clouds, see `Baselines`.
         verdict: A sentence where the adapted model is below one of them.
         preset: The recipe's name, or the file of options.
@@ -106,6 +107,7 @@ class FinetuneResult:
     per_class: dict[str, dict[str, Any]] | None = None
     runs: tuple[SeedResult, ...] = ()
     leave_one_out: Summary | None = None
+    cross_validation: dict[str, list[float]] | None = None
     baselines: dict[str, float] | None = None
     verdict: str | None = None
 

@@ -38,6 +38,7 @@ class Recipe:
             code does.
         ema: Decay per step of the average of the trained weights which is measured and kept; None: of none.
         patience: Epochs without a better one after which training stops; None: never.
+        stop: Epochs after which training stops, whatever the schedule; None: with the schedule.
         time_limit: Seconds of training after which the schedule has ended, whatever the epochs; None: no limit.
     """
 
@@ -53,6 +54,7 @@ class Recipe:
     double_step: bool = False
     ema: float | None = None
     patience: int | None = None
+    stop: int | None = None
 
     def __post_init__(self) -> None:
         for name, bound in (("epochs", 1), ("accumulate", 1), ("lr", 0), ("weight_decay", 0), ("warmup", 0)):
@@ -150,7 +152,7 @@ def train(
     divergence = Divergence(recipe, device)
     title = progress_bar if accelerator.is_main_process else None
     bar = make_bar(title=title, total=recipe.epochs, initial=state.epoch, unit="epoch")
-    while state.epoch < recipe.epochs and _progress(recipe, state, 0.0, 0.0) < 1.0 and not _stalled(recipe, state):
+    while state.epoch < recipe.epochs and _progress(recipe, state, 0.0, 0.0) < 1.0 and not _is_over(recipe, state):
         generator = seed_everything(device, recipe.seed, state.epoch, 0)  # of augmentation, on all processes the same
         if world > 1:  # masks of dropout are each process's own
             torch.manual_seed(derive_seed(recipe.seed, state.epoch, accelerator.process_index))
@@ -233,8 +235,10 @@ def _progress(recipe: Recipe, state: State, within: float, seconds: float) -> fl
     return max(by_epochs, by_time)
 
 
-def _stalled(recipe: Recipe, state: State) -> bool:
-    """Whether the last `patience` epochs were no better than the one that `after_epoch` keeps."""
+def _is_over(recipe: Recipe, state: State) -> bool:
+    """Whether training is to stop, or the last `patience` epochs were no better than the one that is kept."""
+    if recipe.stop is not None and state.epoch >= recipe.stop:
+        return True
     if recipe.patience is None or not state.best:
         return False
     return state.epoch - state.best["epoch"] >= recipe.patience

@@ -8,9 +8,11 @@ from torch import nn
 from pointpeft.training.loop import State, restore_trained, trained_state
 
 # Rule -> the part of the data it looks at after every epoch, and what a result says about it.
-LOOKS_AT = {"val-best": "val", "test-best": "test", "last": None}
+LOOKS_AT = {"val-best": "val", "test-best": "test", "last": None, "cv": None}
 MEANING = {
     "val-best": "best epoch on clouds held out of the training set; the test set was looked at once, at the end",
+    "cv": "as many epochs on all training clouds as were best on halves held out in turn, none where none was better "
+    "by more than chance; the test set was looked at once, at the end",
     "last": "last epoch; the test set was looked at once, at the end",
     "leave-one-out": "no epochs: solved on all training clouds, width and ridge chosen by leaving out one at a time; "
     "the test set was looked at once, at the end",
@@ -22,7 +24,7 @@ class Selector:
     """Keeps the weights of the best epoch by `score`: accuracy or mean IoU, then the loss; ties go to the earlier one.
 
     Args:
-        rule: val-best, last or test-best.
+        rule: val-best, cv, last or test-best; that of cv is chosen beforehand, and trained for.
         measure: Metrics of the current weights on a part ("val" or "test").
     """
 

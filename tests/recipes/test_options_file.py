@@ -57,7 +57,7 @@ def test_a_published_file_is_not_one_of_ours(tmp_path):
         ("epochs: three\n", "epochs must be a whole number, got 'three'"),
         ("epochs: true\n", "epochs must be a whole number, got True"),
         ("probe: 1\n", "probe must be true or false, got 1"),
-        ("select: best\n", "select must be one of val-best, last, test-best, got 'best'"),
+        ("select: best\n", "select must be one of val-best, cv, last, test-best, got 'best'"),
         ("set: [1]\n", "set must be a list of NAME=VALUE, or a mapping, got [1]"),
         ("command: pretrain\n", "holds options of `pretrain`"),
         ("- 1\n", "must hold a mapping of options, got list"),

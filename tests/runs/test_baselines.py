@@ -83,12 +83,10 @@ def test_a_verdict_names_what_is_better_and_a_way_out():
     assert "--method linear" in words
 
 
-@pytest.mark.parametrize(("method", "task"), [("dapt", "classification"), ("linear", "part_segmentation")])
-def test_a_kernel_is_solved_on_frozen_features_of_whole_clouds_alone(config, method, task):
-    with pytest.raises(
-        ValueError, match=f"it needs --method linear and --task classification, got {method} and {task}"
-    ):
-        finetune(replace(config, method=method, task=task, classifier="kernel"))
+@pytest.mark.parametrize("method", ["dapt", "linear"])
+def test_a_kernel_is_solved_on_features_of_whole_clouds_alone(config, method):
+    with pytest.raises(ValueError, match="it needs --task classification, got part_segmentation"):
+        finetune(replace(config, method=method, task="part_segmentation", classifier="kernel"))
 
 
 def test_a_comparison_takes_both_heads():

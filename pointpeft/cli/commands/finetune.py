@@ -87,6 +87,7 @@ def run(command: FinetuneConfig) -> int:
         f"validation {heading(numbers[0]).removeprefix('overall ')}": accuracy(result.validation, numbers[0]),
         "epoch selected": f"{selection.epoch} of {result.epochs}: {selection.meaning}",
         **({"leave-one-out accuracy": accuracy(result.leave_one_out, numbers[0])} if result.leave_one_out else {}),
+        **({"held-out accuracy": _course(result.cross_validation, selection.epoch)} if result.cross_validation else {}),
         "seeds": ", ".join(map(str, result.seeds)),
         "trained parameters": f"{result.trainable_parameters:,} of {result.parameters:,} "
         f"({result.trainable_parameters_without_head:,} without the head)",
@@ -108,6 +109,13 @@ def run(command: FinetuneConfig) -> int:
     if not result.runs:
         print(f"\nNext: pointpeft predict {result.folder} FILE...   or open {result.folder / task.page}")
     return 0
+
+
+def _course(validated: dict[str, list[float]], epoch: int) -> str:
+    """What cross-validation said of the start, of the epoch that was kept and of the last one."""
+    by_epoch = validated["accuracy"]
+    kept = f", {by_epoch[epoch]:.2%} after epoch {epoch}" if epoch else ""
+    return f"{by_epoch[0]:.2%} before training{kept}, {by_epoch[-1]:.2%} at the end"
 
 
 def accuracy(summary: "Summary | None", name: str) -> str:
