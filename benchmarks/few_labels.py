@@ -1,6 +1,6 @@
 """Few labels: what simple classifiers make of a few clouds per class, beside `pointpeft finetune`.
 
-python -m benchmarks.few_labels furniture 'few_shot:DATA:16way10shot:0@{seed}' --methods linear dapt --csv FILE
+python -m benchmarks.few_labels furniture 'few_shot:DATA:16way10shot:0@{seed}' --methods dapt --from-linear --csv FILE
 
 `{seed}` in a source is replaced by each seed. It needs scikit-learn: pip install 'pointpeft[bench]'. All see the same
 clouds, 1024 points each, turned y up; the embedding is what the published classifier reads of the frozen backbone.
@@ -31,6 +31,14 @@ from pointpeft.training.run_folder import write_text
 BACKBONE, POINTS, BATCH = "point_mae_tiny", 1024, 64
 CPU = torch.device("cpu")
 OURS = "pointpeft "
+FROM_LINEAR: dict[str, Any] = {
+    "classifier": "kernel",
+    "select": "cv",
+    "batch_size": 16,
+    "epochs": 8,
+    "warmup_epochs": 1,
+    "min_steps": 160,
+}
 Split = tuple[np.ndarray, np.ndarray]
 
 
@@ -61,7 +69,7 @@ def simple(seed: int) -> dict[str, tuple[str, Callable[[], Any]]]:
     }
 
 
-def measure(source: str, seed: int, methods: list[str]) -> Iterator[tuple[str, float]]:
+def measure(source: str, seed: int, methods: list[str], from_linear: bool = False) -> Iterator[tuple[str, float]]:
     """The accuracy on the test clouds of everything on one source."""
     train, test = (Clouds(load_dataset(source, split), POINTS) for split in ("train", "test"))
     outputs: dict[str, Any] = {"num_classes": len(train.classes), "up_axis": train.up_axis}
@@ -81,11 +89,15 @@ def measure(source: str, seed: int, methods: list[str]) -> Iterator[tuple[str, f
         yield name, float((fitted.predict(features[reads][1]) == labels[1]).mean())
     for name, accuracy in measure_baselines(frozen, [train], test, BATCH, CPU).summary().items():
         yield {"frozen": f"{OURS}linear"}.get(name, name.replace("_", " ")), accuracy
+    options = FROM_LINEAR if from_linear else {}
     for method in methods:
         with tempfile.TemporaryDirectory() as folder:
             output = Path(folder) / "run"
-            config = FinetuneConfig(source, method=method, seed=seed, probe=False, quiet=True, output=output)
-            yield OURS + method, float(finetune(config).test["overall_accuracy"])
+            config = FinetuneConfig(source, method=method, seed=seed, probe=False, quiet=True, output=output, **options)
+            yield (
+                OURS + method + (", from linear" if from_linear else ""),
+                float(finetune(config).test["overall_accuracy"]),
+            )
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -117,13 +129,16 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--methods", nargs="*", default=[], help="adapted with default options; minutes each")
+    parser.add_argument(
+        "--from-linear", action="store_true", help="adapt from the classifier that linear solves, cross-validated"
+    )
     parser.add_argument("--csv", type=Path, help="receives a row for every accuracy")
     options = parser.parse_args(arguments)
     rows: list[dict[str, Any]] = []
     for given in options.sources:
         source, _, name = given.partition("=")
         for seed in range(options.seeds):
-            for what, accuracy in measure(source.format(seed=seed), seed, options.methods):
+            for what, accuracy in measure(source.format(seed=seed), seed, options.methods, options.from_linear):
                 rows.append({"source": name or source, "seed": seed, "what": what, "accuracy": round(accuracy, 4)})
     if options.csv is not None:
         text = io.StringIO()
