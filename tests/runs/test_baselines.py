@@ -97,4 +97,5 @@ def test_a_comparison_takes_both_heads():
 
 
 def test_runs_of_before_go_on_with_the_head_they_had():
-    assert FinetuneConfig.upgraded({"method": "linear"})["classifier"] == "mlp"
+    assert FinetuneConfig.upgraded({"command": "finetune", "method": "linear"})["classifier"] == "mlp"
+    assert "classifier" not in FinetuneConfig.upgraded({"method": "linear"})  # what a user wrote
