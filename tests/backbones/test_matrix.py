@@ -110,7 +110,11 @@ def test_published_parameter_counts(name, options, count):
 
 @pytest.mark.parametrize(
     ("method", "options", "count"),
-    [("dapt", {"parts": ("cls", "token_max")}, 4_238_119), ("point_gst", {}, 2_429_647)],
+    [
+        ("dapt", {"parts": ("cls", "token_max")}, 4_238_119),
+        ("point_gst", {}, 2_429_647),
+        ("most", {"quirks": "published", "generator_depth": 4}, 8_142_095),
+    ],
 )
 def test_published_counts_on_the_large_point_gpt(method, options, count):
     model = create_model("point_gpt_large", method, 15, device="meta", **options)

@@ -41,8 +41,8 @@ class TokenGraph(nn.Module):
         """[B, T, C] -> [B, T + P, C]; leaves g [B, T + P, C_g] in the context."""
         x = ctx.insert_prompts(x, self.prompts)
         h, features = x, []
-        layer: Any
-        for layer in self.convs:
+        convs: Any = self.convs  # torch knows no types of the parts of a container
+        for layer in convs:
             h = edge_conv(layer, h, nearest(h, min(self.k, h.shape[1])))
             features.append(h)
         ctx.cache["gft.graph"] = project(self.last, torch.cat(features, -1))

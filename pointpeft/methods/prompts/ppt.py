@@ -15,11 +15,11 @@ from pointpeft.weights.publication import Publication, YamlModel, modelnet_recip
 
 def bottleneck(width: int, rank: int, factory: dict[str, Any]) -> nn.Sequential:
     """M(x) = W_2 GELU(W_1 x), which does not start as zero."""
-    layers = nn.Sequential(nn.Linear(width, rank, **factory), nn.GELU(), nn.Linear(rank, width, **factory))
-    for layer in layers[::2]:
+    down, up = nn.Linear(width, rank, **factory), nn.Linear(rank, width, **factory)
+    for layer in (down, up):
         nn.init.trunc_normal_(layer.weight, std=0.02)
         nn.init.zeros_(layer.bias)
-    return layers
+    return nn.Sequential(down, nn.GELU(), up)
 
 
 class PositionalPrompts(nn.Module):
