@@ -208,7 +208,9 @@ print(asked)
 
 
 @pytest.mark.parametrize("compiler", ["g++-10", "g++-11", "clang++-14"])
-@pytest.mark.parametrize("source", ["frozen/_attention.cpp", "points/furthest_point_sample.cpp", "points/knn.cpp"])
+@pytest.mark.parametrize(
+    "source", ["frozen/_attention.cpp", "points/furthest_point_sample/furthest_point_sample.cpp", "points/knn/knn.cpp"]
+)
 def test_the_oldest_compilers_take_what_others_refused(compiler, source):
     if not shutil.which(compiler):
         pytest.skip(f"there is no {compiler}")

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from pointpeft.compat import MODULES
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
@@ -31,7 +33,7 @@ PACKAGES = {
 FILES_OF_EXTRAS = {"pointpeft/methods/reparameterized/_peft_layers.py", "pointpeft/view/service_connections.py"}
 # Names that compat answers for; modules of published repositories; the engine of the guided fuzzer, which looks for it.
 OWN = {"pointpeft", "tests", "benchmarks", "setup"} | {path.stem for path in (ROOT / "docs").glob("*.py")}
-COMPAT = {"pointnet2_ops", "knn_cuda", "pytorch3d", "emd", "emd_module", "chamfer_dist", "torch_cluster", "extensions"}
+COMPAT = {name.partition(".")[0] for name in MODULES}
 LOOKED_FOR = {"atheris", "models", "utils", "pages"}
 
 

@@ -17,9 +17,10 @@ def run(tmp_path_factory):
     root = tmp_path_factory.mktemp("evaluation")
     config = FinetuneConfig(
         data=str(write_clouds(root / "scans")),
-        set=TINY_MODEL,
+        set=TINY_MODEL[:-1],
         checkpoint="none",
         select="test-best",
+        method="full",
         probe=False,
         device="cpu",
         quiet=True,

@@ -65,7 +65,11 @@ def write_rooms_with_nan(root):
     [
         ("part_segmentation", write_parts_with_nan, {"clouds_in": "memory"}),
         ("part_segmentation", write_parts_with_nan, {"clouds_in": "disk"}),
-        ("semantic_segmentation", write_rooms_with_nan, {"num_points": 128, "val_fraction": 0.4, "blocks": 16}),
+        (
+            "semantic_segmentation",
+            write_rooms_with_nan,
+            {"num_points": 128, "val_fraction": 0.4, "columns_per_epoch": 16},
+        ),
     ],
 )
 def test_points_with_labels_are_left_out_with_them(task, write, options, tmp_path):
