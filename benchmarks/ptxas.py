@@ -62,7 +62,7 @@ def readable(names: list[str]) -> list[str]:
     plain = []
     for mangled, line in zip(names, said.splitlines(), strict=True):
         source = re.search(r"_GLOBAL__N__[0-9a-f]+_\d+_(\w+?)_cu_", mangled)  # nvcc names a file's own namespace so
-        name = re.sub(r"\(anonymous namespace\)::|pointpeft::|torch::headeronly::|c10::|^void ", "", line)
+        name = re.sub(r"\(anonymous namespace\)::|pointpeft::(?:\w+::)?|torch::headeronly::|c10::|^void ", "", line)
         name = re.sub(r"\((?:unsigned )?(?:int|long|bool)\)", "", name)  # casts of constants, in older demanglers
         name = re.split(r">\(|(?<=kernel)\(", name)[0] + (">" if ">(" in name else "")
         plain.append(f"{source.group(1)} {name}" if source else name)

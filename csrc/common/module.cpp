@@ -1,7 +1,7 @@
 // `pointpeft._C`: facts of this build, for `pointpeft info`. The operations are in the libraries, not here.
 #include <pybind11/pybind11.h>
 
-#include "pointpeft.h"
+#include "levels.h"
 
 #define POINTPEFT_TEXT_(x) #x
 #define POINTPEFT_TEXT(x) POINTPEFT_TEXT_(x)

@@ -1,9 +1,10 @@
-// Rows of equal width, the parts that they are summed in, and the vector levels, for the passes over rows on the CPU.
-// Sums are taken over parts of the rows that do not depend on the number of threads, and joined in order: the same
-// result on every run and at every vector level.
+// Rows of equal width and the parts that they are summed in, for the passes over rows on the CPU. Sums are taken over
+// parts of the rows that do not depend on the number of threads, and joined in order: the same result on every run and
+// at every vector level.
 #pragma once
 
 #include "checks.h"
+#include "levels.h"
 
 namespace pointpeft {
 namespace {
@@ -67,30 +68,6 @@ POINTPEFT_INLINE A across(A* part) {
   for (int l = 0; l < 8; ++l) part[l] += part[l + 8];
   for (int l = 0; l < 4; ++l) part[l] += part[l + 4];
   return (part[0] + part[2]) + (part[1] + part[3]);
-}
-
-// POINTPEFT_EACH_LEVEL(LEVEL) is LEVEL(NAME, TARGET) for each vector level: the passes of a file, compiled for it.
-#if defined(__x86_64__)
-#define POINTPEFT_EACH_LEVEL(LEVEL)                \
-  LEVEL(Portable, )                                \
-  LEVEL(Avx2, __attribute__((target("avx2,fma")))) \
-  LEVEL(Avx512, __attribute__((target("avx512f,avx512vl,avx512bw,avx512dq,fma" POINTPEFT_WHOLE_VECTORS))))
-#else
-#define POINTPEFT_EACH_LEVEL(LEVEL) LEVEL(Portable, )
-#endif
-
-struct Portable;
-struct Avx2;
-struct Avx512;
-
-// Calls body(level) with the level in use now; chosen once a call.
-template <class Body, class Narrow = Portable, class Middle = Avx2, class Wide = Avx512>
-void dispatch_level(Body&& body) {
-#if defined(__x86_64__)
-  if (cpu_level() >= CpuLevel::avx512) return body(Wide{});
-  if (cpu_level() >= CpuLevel::avx2) return body(Middle{});
-#endif
-  body(Narrow{});
 }
 
 template <class Body>

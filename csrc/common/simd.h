@@ -1,8 +1,8 @@
-// What kernels of vectors share: what joins the lanes of one, and for functions written in intrinsics the attributes
-// that raise their vector level, and compression.
+// What kernels of vectors share: exchanges among the lanes of one, and compression, which moves the lanes of a mask to
+// the front.
 #pragma once
 
-#include "pointpeft.h"
+#include "levels.h"
 
 namespace pointpeft {
 namespace {
@@ -40,9 +40,6 @@ POINTPEFT_INLINE void over_lanes(V& v) {
 
 #if defined(__x86_64__)
 #include <immintrin.h>
-#define POINTPEFT_AVX512 \
-  __attribute__((target("avx512f,avx512vl,avx512bw,avx512dq,bmi2,popcnt" POINTPEFT_WHOLE_VECTORS)))
-#define POINTPEFT_AVX2 __attribute__((target("avx2,bmi,popcnt")))
 
 namespace pointpeft {
 namespace {

@@ -1,17 +1,13 @@
 // What kernels for AMX share: its tiles of 16 rows of 64 bytes, and the transposition that its right factors ask for.
 #pragma once
 
-#include "pointpeft.h"
+#include "levels.h"
 
 #if defined(POINTPEFT_HAS_AMX)
 #if !defined(__clang__)
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // of the compiler's own header, GCC 12
 #endif
 #include <immintrin.h>
-
-#define POINTPEFT_AMX \
-  __attribute__((     \
-      target("amx-tile,amx-bf16,avx512f,avx512vl,avx512bw,avx512dq,avx512bf16,bmi2,fma" POINTPEFT_WHOLE_VECTORS)))
 
 namespace pointpeft {
 namespace {

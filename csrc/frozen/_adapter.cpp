@@ -1,9 +1,9 @@
 // The passes of the adapters' bottleneck and output on the CPU: each reads its rows once, writes once, and sums over
 // the rows on the way.
-#include "gelu.h"
 #include "common/rows.h"
+#include "gelu.h"
 
-namespace pointpeft {
+namespace pointpeft::adapter {
 namespace {
 
 struct Dropout {
@@ -98,41 +98,42 @@ POINTPEFT_INLINE void gradient_row(const T* __restrict grad, T* __restrict a, co
   *to_bias = across(part);
 }
 
-// The passes over rows at one vector level.
-#define POINTPEFT_LEVEL(NAME, TARGET)                                                                                 \
-  struct NAME {                                                                                                       \
-    template <bool kDrops, class T, class A>                                                                          \
-    TARGET static void hidden(Rows<const T> z, const A* s, Dropout dropout, A scale, int64_t begin, int64_t end,      \
-                              int64_t r, Rows<T> h) {                                                                 \
-      for (int64_t n = begin; n < end; ++n) hidden_row<kDrops>(z[n], s[n], dropout, scale, n * r, r, h[n]);           \
-    }                                                                                                                 \
-    template <bool kDrops, class T, class A>                                                                          \
-    TARGET static void hidden_backward(Rows<const T> back, Rows<const T> z, const A* s, Dropout dropout, A scale,     \
-                                       int64_t begin, int64_t end, int64_t r, Rows<T> dz, A* d_bias, A* sum) {        \
-      for (int64_t n = begin; n < end; ++n)                                                                           \
-        hidden_backward_row<kDrops>(back[n], z[n], s[n], dropout, scale, n * r, r, dz[n], d_bias, sum + n);           \
-    }                                                                                                                 \
-    template <bool kPrompt, class T, class A>                                                                         \
-    TARGET static void output(Rows<T> a, const A* up_bias, const A* s, int64_t begin, int64_t end, int64_t c,         \
-                              A* sums) {                                                                              \
-      for (int64_t n = begin; n < end; ++n) output_row<kPrompt>(a[n], up_bias, s[n], c, sums);                        \
-    }                                                                                                                 \
-    template <class T, class U, class A>                                                                              \
-    TARGET static void closing(Rows<const U> a, const A* up_bias, const A* s, Rows<const U> z, const A* gamma,        \
-                               const A* beta, Rows<const T> x, int64_t begin, int64_t end, int64_t c, Rows<T> out,    \
-                               A* sums) {                                                                             \
-      for (int64_t n = begin; n < end; ++n)                                                                           \
-        closing_row(a[n], up_bias, s[n], z[n], gamma, beta, x.data == nullptr ? nullptr : x[n], c, out[n], sums);     \
-    }                                                                                                                 \
-    template <bool kPrompt, class T, class A>                                                                         \
-    TARGET static void gradient(Rows<const T> grad, Rows<T> a, const A* share, const A* up_bias, const A* s,          \
-                                int64_t begin, int64_t end, int64_t tokens, int64_t c, A* d_up_bias, A* to_bias) {    \
-      for (int64_t n = begin; n < end; ++n)                                                                           \
-        gradient_row<kPrompt>(grad[n], kPrompt ? a[n] : nullptr, kPrompt ? share + n / tokens * c : nullptr, up_bias, \
-                              s[n], c, d_up_bias, to_bias + n);                                                       \
-    }                                                                                                                 \
-  };
-POINTPEFT_EACH_LEVEL(POINTPEFT_LEVEL)
+// ---- the passes over rows, compiled for each vector level ----
+
+template <bool kDrops, class T, class A>
+POINTPEFT_INLINE void hidden_pass(Rows<const T> z, const A* s, Dropout dropout, A scale, int64_t begin, int64_t end,
+                                  int64_t r, Rows<T> h) {
+  for (int64_t n = begin; n < end; ++n) hidden_row<kDrops>(z[n], s[n], dropout, scale, n * r, r, h[n]);
+}
+
+template <bool kDrops, class T, class A>
+POINTPEFT_INLINE void hidden_backward_pass(Rows<const T> back, Rows<const T> z, const A* s, Dropout dropout, A scale,
+                                           int64_t begin, int64_t end, int64_t r, Rows<T> dz, A* d_bias, A* sum) {
+  for (int64_t n = begin; n < end; ++n)
+    hidden_backward_row<kDrops>(back[n], z[n], s[n], dropout, scale, n * r, r, dz[n], d_bias, sum + n);
+}
+
+template <bool kPrompt, class T, class A>
+POINTPEFT_INLINE void output_pass(Rows<T> a, const A* up_bias, const A* s, int64_t begin, int64_t end, int64_t c,
+                                  A* sums) {
+  for (int64_t n = begin; n < end; ++n) output_row<kPrompt>(a[n], up_bias, s[n], c, sums);
+}
+
+template <class T, class U, class A>
+POINTPEFT_INLINE void closing_pass(Rows<const U> a, const A* up_bias, const A* s, Rows<const U> z, const A* gamma,
+                                   const A* beta, Rows<const T> x, int64_t begin, int64_t end, int64_t c, Rows<T> out,
+                                   A* sums) {
+  for (int64_t n = begin; n < end; ++n)
+    closing_row(a[n], up_bias, s[n], z[n], gamma, beta, x.data == nullptr ? nullptr : x[n], c, out[n], sums);
+}
+
+template <bool kPrompt, class T, class A>
+POINTPEFT_INLINE void gradient_pass(Rows<const T> grad, Rows<T> a, const A* share, const A* up_bias, const A* s,
+                                    int64_t begin, int64_t end, int64_t tokens, int64_t c, A* d_up_bias, A* to_bias) {
+  for (int64_t n = begin; n < end; ++n)
+    gradient_row<kPrompt>(grad[n], kPrompt ? a[n] : nullptr, kPrompt ? share + n / tokens * c : nullptr, up_bias, s[n],
+                          c, d_up_bias, to_bias + n);
+}
 
 Dropout dropout_of(const std::optional<Tensor>& seed, double probability) {
   if (!seed) return {false, 0, 0, 0};
@@ -161,9 +162,9 @@ Tensor adapter_hidden(const Tensor& z, const Tensor& s, const std::optional<Tens
     const Dropout dropout = dropout_of(seed, probability);
     dispatch_level([&](auto level) {
       dispatch_flag(dropout.drops, [&](auto drops) {
+        constexpr auto run = decltype(level)::template compiled<hidden_pass<decltype(drops)::value, T, A>>;
         over_rows(n, [&](int64_t begin, int64_t end) {
-          decltype(level)::template hidden<decltype(drops)::value>(from, factor.data(), dropout,
-                                                                   scale_of<A>(probability), begin, end, r, to);
+          run(from, factor.data(), dropout, scale_of<A>(probability), begin, end, r, to);
         });
       });
     });
@@ -189,10 +190,10 @@ std::tuple<Tensor, Tensor, Tensor> adapter_hidden_backward(const Tensor& back, c
     A* of_row = static_cast<A*>(sum.mutable_data_ptr());
     dispatch_level([&](auto level) {
       dispatch_flag(dropout.drops, [&](auto drops) {
+        constexpr auto run = decltype(level)::template compiled<hidden_backward_pass<decltype(drops)::value, T, A>>;
         over_parts(n, [&](int64_t part, int64_t begin, int64_t end) {
-          decltype(level)::template hidden_backward<decltype(drops)::value>(g, from, factor.data(), dropout,
-                                                                            scale_of<A>(probability), begin, end, r, to,
-                                                                            sums.data() + part * r, of_row);
+          run(g, from, factor.data(), dropout, scale_of<A>(probability), begin, end, r, to, sums.data() + part * r,
+              of_row);
         });
       });
     });
@@ -235,16 +236,15 @@ Tensor adapter_output(Tensor a, const Tensor& up_bias, const Tensor& s, int64_t 
     const auto factor = channels_of<A>("s", s, n);
     dispatch_level([&](auto level) {
       if (clouds == 0) {
-        over_rows(n, [&](int64_t begin, int64_t end) {
-          decltype(level)::template output<false>(rows, bias.data(), factor.data(), begin, end, c,
-                                                  static_cast<A*>(nullptr));
-        });
+        constexpr auto run = decltype(level)::template compiled<output_pass<false, T, A>>;
+        over_rows(n,
+                  [&](int64_t begin, int64_t end) { run(rows, bias.data(), factor.data(), begin, end, c, nullptr); });
         return;
       }
-      mean_over_clouds(n, clouds, c, static_cast<T*>(prompt.mutable_data_ptr()),
-                       [&](int64_t begin, int64_t end, A* sums) {
-                         decltype(level)::template output<true>(rows, bias.data(), factor.data(), begin, end, c, sums);
-                       });
+      constexpr auto run = decltype(level)::template compiled<output_pass<true, T, A>>;
+      mean_over_clouds(
+          n, clouds, c, static_cast<T*>(prompt.mutable_data_ptr()),
+          [&](int64_t begin, int64_t end, A* sums) { run(rows, bias.data(), factor.data(), begin, end, c, sums); });
     });
   });
   return prompt;
@@ -271,11 +271,11 @@ Tensor adapter_closing(const Tensor& a, const Tensor& up_bias, const Tensor& s, 
                shift = channels_of<U>("beta", beta, c);
     const auto factor = channels_of<A>("s", s, n);
     dispatch_level([&](auto level) {
-      mean_over_clouds(n, clouds, c, static_cast<U*>(prompt.mutable_data_ptr()),
-                       [&](int64_t begin, int64_t end, A* sums) {
-                         decltype(level)::closing(rows, bias.data(), factor.data(), mapped, scale.data(), shift.data(),
-                                                  stream, begin, end, c, to, sums);
-                       });
+      constexpr auto run = decltype(level)::template compiled<closing_pass<T, U, A>>;
+      mean_over_clouds(
+          n, clouds, c, static_cast<U*>(prompt.mutable_data_ptr()), [&](int64_t begin, int64_t end, A* sums) {
+            run(rows, bias.data(), factor.data(), mapped, scale.data(), shift.data(), stream, begin, end, c, to, sums);
+          });
     });
   });
   return prompt;
@@ -305,9 +305,9 @@ std::tuple<Tensor, Tensor> adapter_gradient(const Tensor& grad, const std::optio
     A* of_row = static_cast<A*>(to_bias.mutable_data_ptr());
     dispatch_level([&](auto level) {
       dispatch_flag(grad_prompt.has_value(), [&](auto flag) {
+        constexpr auto run = decltype(level)::template compiled<gradient_pass<decltype(flag)::value, T, A>>;
         over_parts(n, [&](int64_t part, int64_t begin, int64_t end) {
-          decltype(level)::template gradient<decltype(flag)::value>(
-              g, rows, share.data(), bias.data(), factor.data(), begin, end, tokens, c, sums.data() + part * c, of_row);
+          run(g, rows, share.data(), bias.data(), factor.data(), begin, end, tokens, c, sums.data() + part * c, of_row);
         });
       });
     });
@@ -318,7 +318,7 @@ std::tuple<Tensor, Tensor> adapter_gradient(const Tensor& grad, const std::optio
 }
 
 }  // namespace
-}  // namespace pointpeft
+}  // namespace pointpeft::adapter
 
 STABLE_TORCH_LIBRARY_FRAGMENT(pointpeft, m) {
   m.def("_adapter_hidden(Tensor z, Tensor s, Tensor? seed, float probability) -> Tensor");
@@ -336,9 +336,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(pointpeft, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(pointpeft, CPU, m) {
-  m.impl("_adapter_hidden", TORCH_BOX(&pointpeft::adapter_hidden));
-  m.impl("_adapter_hidden_backward", TORCH_BOX(&pointpeft::adapter_hidden_backward));
-  m.impl("_adapter_output", TORCH_BOX(&pointpeft::adapter_output));
-  m.impl("_adapter_closing", TORCH_BOX(&pointpeft::adapter_closing));
-  m.impl("_adapter_gradient", TORCH_BOX(&pointpeft::adapter_gradient));
+  m.impl("_adapter_hidden", TORCH_BOX(&pointpeft::adapter::adapter_hidden));
+  m.impl("_adapter_hidden_backward", TORCH_BOX(&pointpeft::adapter::adapter_hidden_backward));
+  m.impl("_adapter_output", TORCH_BOX(&pointpeft::adapter::adapter_output));
+  m.impl("_adapter_closing", TORCH_BOX(&pointpeft::adapter::adapter_closing));
+  m.impl("_adapter_gradient", TORCH_BOX(&pointpeft::adapter::adapter_gradient));
 }

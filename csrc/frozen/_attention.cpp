@@ -3,7 +3,7 @@
 #include "attention_amx.h"
 #include "attention_products.h"
 
-namespace pointpeft {
+namespace pointpeft::attention {
 namespace {
 
 // s = exp(s - largest) of a row of scores; returns the log of their sum plus the largest, and the inverse of the sum.
@@ -63,8 +63,9 @@ POINTPEFT_INLINE void pack(const Head<T, A>& head, A scale, Scratch<A>& to) {
                        to.v + n * to.channels);
 }
 
-template <int W, int kRows, int kMost, class T, class A>
+template <class Level, class T, class A>
 POINTPEFT_INLINE void attend(const Head<T, A>& head, Scratch<A>& s, T* out, int64_t out_stride, A* lse) {
+  constexpr int W = kLanesOf<Level, A>, kRows = TileShape<Level>::kRows, kMost = TileShape<Level>::kVectors;
   const int64_t d = s.width;
   const A scale = A(1) / std::sqrt(static_cast<A>(d));
   if (head.gamma == nullptr)
@@ -87,22 +88,6 @@ POINTPEFT_INLINE void attend(const Head<T, A>& head, Scratch<A>& s, T* out, int6
     }
   }
 }
-
-// Rows and vectors of a tile: their sums, one row of vectors and a value fill the registers.
-#define POINTPEFT_LEVEL(NAME, TARGET, BYTES, ROWS, MOST)                                                   \
-  struct NAME {                                                                                            \
-    static constexpr int kRows = ROWS;                                                                     \
-    template <class T, class A>                                                                            \
-    TARGET static void head(const Head<T, A>& head, Scratch<A>& scratch, T* out, int64_t stride, A* lse) { \
-      attend<BYTES / sizeof(A), ROWS, MOST>(head, scratch, out, stride, lse);                              \
-    }                                                                                                      \
-  };
-POINTPEFT_LEVEL(Portable, , 16, 4, 2)
-#if defined(__x86_64__)
-POINTPEFT_LEVEL(Avx2, __attribute__((target("avx2,fma"))), 32, 4, 3)
-POINTPEFT_LEVEL(Avx512, __attribute__((target("avx512f,avx512vl,avx512bw,avx512dq,fma" POINTPEFT_WHOLE_VECTORS))), 64,
-                6, 4)
-#endif
 
 // Mixed values go into `out` (B, T, C); returns the log-sum-exp (B, heads, T) in float32 or float64.
 Tensor attention(const Tensor& qkv, const std::optional<Tensor>& gamma, const std::optional<Tensor>& beta,
@@ -144,10 +129,11 @@ Tensor attention(const Tensor& qkv, const std::optional<Tensor>& gamma, const st
     }
 #endif
     dispatch_level([&](auto level) {
+      using Level = decltype(level);
       torch::stable::parallel_for(0, batch * heads, 1, [&](int64_t begin, int64_t end) {
-        Scratch<A> scratch(tokens, d, decltype(level)::kRows);
+        Scratch<A> scratch(tokens, d, TileShape<Level>::kRows);
         for (int64_t i = begin; i < end; ++i)
-          decltype(level)::head(head_of(i), scratch, out_of(i), c, facts + i * tokens);
+          Level::template compiled<attend<Level, T, A>>(head_of(i), scratch, out_of(i), c, facts + i * tokens);
       });
     });
   });
@@ -155,10 +141,10 @@ Tensor attention(const Tensor& qkv, const std::optional<Tensor>& gamma, const st
 }
 
 }  // namespace
-}  // namespace pointpeft
+}  // namespace pointpeft::attention
 
 STABLE_TORCH_LIBRARY_FRAGMENT(pointpeft, m) {
   m.def("_attention(Tensor qkv, Tensor? gamma, Tensor? beta, int heads, Tensor(a!) out) -> Tensor");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(pointpeft, CPU, m) { m.impl("_attention", TORCH_BOX(&pointpeft::attention)); }
+STABLE_TORCH_LIBRARY_IMPL(pointpeft, CPU, m) { m.impl("_attention", TORCH_BOX(&pointpeft::attention::attention)); }

@@ -3,7 +3,7 @@
 // that pack and unpack.
 #include "attention_products.h"
 
-namespace pointpeft {
+namespace pointpeft::attention {
 namespace {
 
 // What a head works in. `padded` tokens and channels are multiples of 16; what lies behind the last is zero.
@@ -76,9 +76,10 @@ POINTPEFT_INLINE void unpack_row(const A* __restrict dy, A scale, const T* __res
   }
 }
 
-template <int W, int kRows, int kMost, bool kAdapted, class T, class A>
+template <class Level, bool kAdapted, class T, class A>
 POINTPEFT_INLINE void differentiate(const Head<T, A>& head, const T* grad, const T* out, int64_t stride, const A* lse,
                                     Scratch<A>& s, T* dz, A* d_gamma, A* d_beta) {
+  constexpr int W = kLanesOf<Level, A>, kRows = TileShape<Level>::kRows, kMost = TileShape<Level>::kVectors;
   const int64_t d = s.width, padded = s.padded, channels = s.channels, tokens = s.tokens, third = head.third;
   const A scale = A(1) / std::sqrt(static_cast<A>(d));
   pack<W, kAdapted>(head, grad, out, stride, scale, dz, s);
@@ -114,24 +115,6 @@ POINTPEFT_INLINE void differentiate(const Head<T, A>& head, const T* grad, const
   }
 }
 
-// Rows and vectors of a tile, as in the forward.
-#define POINTPEFT_LEVEL(NAME, TARGET, BYTES, ROWS, MOST)                                                         \
-  struct NAME {                                                                                                  \
-    static constexpr int kRows = ROWS;                                                                           \
-    template <bool kAdapted, class T, class A>                                                                   \
-    TARGET static void head(const Head<T, A>& head, const T* grad, const T* out, int64_t stride, const A* lse,   \
-                            Scratch<A>& scratch, T* dz, A* d_gamma, A* d_beta) {                                 \
-      differentiate<BYTES / sizeof(A), ROWS, MOST, kAdapted>(head, grad, out, stride, lse, scratch, dz, d_gamma, \
-                                                             d_beta);                                            \
-    }                                                                                                            \
-  };
-POINTPEFT_LEVEL(Portable, , 16, 4, 2)
-#if defined(__x86_64__)
-POINTPEFT_LEVEL(Avx2, __attribute__((target("avx2,fma"))), 32, 4, 3)
-POINTPEFT_LEVEL(Avx512, __attribute__((target("avx512f,avx512vl,avx512bw,avx512dq,fma" POINTPEFT_WHOLE_VECTORS))), 64,
-                6, 4)
-#endif
-
 // dz goes into `dz` (B, T, 3C); returns the gradients of γ and β (3C), float32 or float64, empty without them.
 std::tuple<Tensor, Tensor> attention_backward(const Tensor& grad, const Tensor& qkv, const std::optional<Tensor>& gamma,
                                               const std::optional<Tensor>& beta, const Tensor& out, const Tensor& lse,
@@ -163,15 +146,16 @@ std::tuple<Tensor, Tensor> attention_backward(const Tensor& grad, const Tensor& 
     const int64_t stride_b = qkv.stride(0), stride = qkv.stride(1), sums_width = adapted ? 2 * width : 0;
     std::vector<A> sums(std::max<int64_t>(1, batch) * sums_width);  // of a cloud: of γ, then of β
     dispatch_level([&](auto level) {
+      using Level = decltype(level);
       dispatch_flag(adapted, [&](auto flag) {
+        constexpr auto run = Level::template compiled<differentiate<Level, decltype(flag)::value, T, A>>;
         torch::stable::parallel_for(0, batch * heads, 1, [&](int64_t begin, int64_t end) {
-          Scratch<A> scratch(tokens, d, decltype(level)::kRows);
+          Scratch<A> scratch(tokens, d, TileShape<Level>::kRows);
           for (int64_t i = begin; i < end; ++i) {
             const int64_t b = i / heads, at = i % heads * d;
             const Head<T, A> head{from + b * stride_b + at, stride, c, scale.data() + at, shift.data() + at};
             A* sum = sums.data() + b * sums_width + at;
-            decltype(level)::template head<decltype(flag)::value>(
-                head, g + b * tokens * c + at, mixed + b * tokens * c + at, c, facts + i * tokens, scratch,
+            run(head, g + b * tokens * c + at, mixed + b * tokens * c + at, c, facts + i * tokens, scratch,
                 to + b * tokens * width + at, sum, sum + width);
           }
         });
@@ -187,7 +171,7 @@ std::tuple<Tensor, Tensor> attention_backward(const Tensor& grad, const Tensor& 
 }
 
 }  // namespace
-}  // namespace pointpeft
+}  // namespace pointpeft::attention
 
 STABLE_TORCH_LIBRARY_FRAGMENT(pointpeft, m) {
   m.def(
@@ -196,5 +180,5 @@ STABLE_TORCH_LIBRARY_FRAGMENT(pointpeft, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(pointpeft, CPU, m) {
-  m.impl("_attention_backward", TORCH_BOX(&pointpeft::attention_backward));
+  m.impl("_attention_backward", TORCH_BOX(&pointpeft::attention::attention_backward));
 }

@@ -2,9 +2,9 @@
 // ways that no counter sees (through `.data`, by another library, from another process), so every value is looked at:
 // rounded in a register and compared with the copy, which the product that follows reads from the cache then. A byte of
 // memory is read once and none is written; making the copy anew writes it, mostly into fresh pages.
-#include "common/rows.h"
+#include "common/levels.h"
 
-namespace pointpeft {
+namespace pointpeft::casts {
 namespace {
 
 constexpr int64_t kBlock = 4096;         // values between two looks at whether a difference was found
@@ -20,19 +20,6 @@ POINTPEFT_INLINE bool equal(const uint32_t* __restrict whole, const uint16_t* __
   return difference == 0;
 }
 
-bool equal_portable(const uint32_t* whole, const uint16_t* cast, int64_t n) { return equal(whole, cast, n); }
-
-#if defined(__x86_64__)
-__attribute__((target("avx2"))) bool equal_avx2(const uint32_t* whole, const uint16_t* cast, int64_t n) {
-  return equal(whole, cast, n);
-}
-
-__attribute__((target("avx512f,avx512bw,avx512vl"))) bool equal_avx512(const uint32_t* whole, const uint16_t* cast,
-                                                                       int64_t n) {
-  return equal(whole, cast, n);
-}
-#endif
-
 bool is_cast(const Tensor& whole, const Tensor& cast) {
   require(whole.scalar_type() == ScalarType::Float, "whole must be float32");
   require(cast.scalar_type() == ScalarType::BFloat16, "cast must be bfloat16");
@@ -40,12 +27,7 @@ bool is_cast(const Tensor& whole, const Tensor& cast) {
   require(whole.numel() == cast.numel(), "cast must have ", whole.numel(), " values as whole, got ", cast.numel());
   const auto* from = static_cast<const uint32_t*>(whole.const_data_ptr());
   const auto* to = static_cast<const uint16_t*>(cast.const_data_ptr());
-  auto* is_equal = equal_portable;
-#if defined(__x86_64__)
-  const CpuLevel level = cpu_level();
-  if (level >= CpuLevel::avx2) is_equal = equal_avx2;
-  if (level >= CpuLevel::avx512) is_equal = equal_avx512;
-#endif
+  const auto is_equal = dispatch_level([](auto level) { return decltype(level)::template compiled<equal>; });
   std::atomic<bool> same{true};
   torch::stable::parallel_for(0, whole.numel(), kGrain, [&](int64_t begin, int64_t end) {
     for (int64_t at = begin; at < end && same.load(std::memory_order_relaxed); at += kBlock)
@@ -55,8 +37,8 @@ bool is_cast(const Tensor& whole, const Tensor& cast) {
 }
 
 }  // namespace
-}  // namespace pointpeft
+}  // namespace pointpeft::casts
 
 STABLE_TORCH_LIBRARY_FRAGMENT(pointpeft, m) { m.def("_is_cast(Tensor whole, Tensor cast) -> bool"); }
 
-STABLE_TORCH_LIBRARY_IMPL(pointpeft, CPU, m) { m.impl("_is_cast", TORCH_BOX(&pointpeft::is_cast)); }
+STABLE_TORCH_LIBRARY_IMPL(pointpeft, CPU, m) { m.impl("_is_cast", TORCH_BOX(&pointpeft::casts::is_cast)); }

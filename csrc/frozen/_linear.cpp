@@ -3,10 +3,10 @@
 // are at most 2^-24 of the product of the factors, which is what one rounding of float32 may lose. The tiles multiply
 // sixteen times as fast as float32 vectors, so six of their products take three eighths of the time at best.
 // Below 2^-110 the lower parts count as zero, since the tiles take subnormal numbers as such.
-#include "gelu.h"
 #include "common/tiles.h"
+#include "gelu.h"
 
-namespace pointpeft {
+namespace pointpeft::linear {
 namespace {
 
 #if defined(POINTPEFT_HAS_AMX)
@@ -398,7 +398,7 @@ bool linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& 
 }
 
 }  // namespace
-}  // namespace pointpeft
+}  // namespace pointpeft::linear
 
 STABLE_TORCH_LIBRARY_FRAGMENT(pointpeft, m) {
   m.def("_split_weight(Tensor weight, Tensor(a!) parts) -> bool");
@@ -408,6 +408,6 @@ STABLE_TORCH_LIBRARY_FRAGMENT(pointpeft, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(pointpeft, CPU, m) {
-  m.impl("_split_weight", TORCH_BOX(&pointpeft::split_weight));
-  m.impl("_linear", TORCH_BOX(&pointpeft::linear));
+  m.impl("_split_weight", TORCH_BOX(&pointpeft::linear::split_weight));
+  m.impl("_linear", TORCH_BOX(&pointpeft::linear::linear));
 }

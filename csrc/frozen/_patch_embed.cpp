@@ -2,7 +2,7 @@
 // and what couples the points of a patch, which are neighbouring rows.
 #include "common/rows.h"
 
-namespace pointpeft {
+namespace pointpeft::patch_embed {
 namespace {
 
 // As PyTorch's, NaN wins.
@@ -43,26 +43,25 @@ POINTPEFT_INLINE void clamp_patch(Rows<T> x, int64_t first, int64_t size, int64_
   }
 }
 
-// The passes over rows, or over the patches that they belong to, at one vector level.
-#define POINTPEFT_LEVEL(NAME, TARGET)                                                                                \
-  struct NAME {                                                                                                      \
-    template <class T, class A>                                                                                      \
-    TARGET static void first(Rows<const T> p, const A* weight, const A* bias, int64_t begin, int64_t end, int64_t h, \
-                             Rows<T> out) {                                                                          \
-      for (int64_t r = begin; r < end; ++r) first_row(p[r], weight, bias, h, out[r]);                                \
-    }                                                                                                                \
-    template <class T, class A>                                                                                      \
-    TARGET static void largest(Rows<const T> x, int64_t begin, int64_t end, int64_t size, int64_t c, A* most,        \
-                               Rows<T> out) {                                                                        \
-      for (int64_t g = begin; g < end; ++g) largest_of_patch(x, g * size, size, c, most, out[g]);                    \
-    }                                                                                                                \
-    template <class T, class A>                                                                                      \
-    TARGET static void clamp(Rows<T> x, int64_t begin, int64_t end, int64_t size, int64_t c, Rows<const T> shift,    \
-                             A* least) {                                                                             \
-      for (int64_t g = begin; g < end; ++g) clamp_patch(x, g * size, size, c, shift[g], least);                      \
-    }                                                                                                                \
-  };
-POINTPEFT_EACH_LEVEL(POINTPEFT_LEVEL)
+// ---- the passes over rows, or over the patches that they belong to, compiled for each vector level ----
+
+template <class T, class A>
+POINTPEFT_INLINE void first_pass(Rows<const T> p, const A* weight, const A* bias, int64_t begin, int64_t end, int64_t h,
+                                 Rows<T> out) {
+  for (int64_t r = begin; r < end; ++r) first_row(p[r], weight, bias, h, out[r]);
+}
+
+template <class T, class A>
+POINTPEFT_INLINE void largest_pass(Rows<const T> x, int64_t begin, int64_t end, int64_t size, int64_t c, A* most,
+                                   Rows<T> out) {
+  for (int64_t g = begin; g < end; ++g) largest_of_patch(x, g * size, size, c, most, out[g]);
+}
+
+template <class T, class A>
+POINTPEFT_INLINE void clamp_pass(Rows<T> x, int64_t begin, int64_t end, int64_t size, int64_t c, Rows<const T> shift,
+                                 A* least) {
+  for (int64_t g = begin; g < end; ++g) clamp_patch(x, g * size, size, c, shift[g], least);
+}
 
 void patch_first_layer(const Tensor& points, const Tensor& weight, const Tensor& bias, Tensor out) {
   require_dim("points", points, 2);
@@ -78,9 +77,8 @@ void patch_first_layer(const Tensor& points, const Tensor& weight, const Tensor&
     for (int64_t i = 0; i < h; ++i)
       for (int64_t a = 0; a < 3; ++a) columns[a * h + i] = by_row[3 * i + a];
     dispatch_level([&](auto level) {
-      over_rows(n, [&](int64_t begin, int64_t end) {
-        decltype(level)::first(from, columns.data(), shift.data(), begin, end, h, to);
-      });
+      constexpr auto run = decltype(level)::template compiled<first_pass<T, A>>;
+      over_rows(n, [&](int64_t begin, int64_t end) { run(from, columns.data(), shift.data(), begin, end, h, to); });
     });
   });
 }
@@ -99,9 +97,10 @@ void patch_max(const Tensor& x, int64_t size, Tensor out) {
     const auto from = rows_of<T>("x", x, groups * size, c);
     const auto to = rows_to<T>("out", out, groups, c);
     dispatch_level([&](auto level) {
+      constexpr auto run = decltype(level)::template compiled<largest_pass<T, Accumulate<T>>>;
       over_rows(groups, [&](int64_t begin, int64_t end) {
         std::vector<Accumulate<T>> most(c);
-        decltype(level)::largest(from, begin, end, size, c, most.data(), to);
+        run(from, begin, end, size, c, most.data(), to);
       });
     });
   });
@@ -114,16 +113,17 @@ void patch_clamp(Tensor x, int64_t size, const Tensor& shift) {
     const auto to = rows_to<T>("x", x, groups * size, c);
     const auto by_patch = rows_of<T>("shift", shift, groups, c);
     dispatch_level([&](auto level) {
+      constexpr auto run = decltype(level)::template compiled<clamp_pass<T, Accumulate<T>>>;
       over_rows(groups, [&](int64_t begin, int64_t end) {
         std::vector<Accumulate<T>> least(c);
-        decltype(level)::clamp(to, begin, end, size, c, by_patch, least.data());
+        run(to, begin, end, size, c, by_patch, least.data());
       });
     });
   });
 }
 
 }  // namespace
-}  // namespace pointpeft
+}  // namespace pointpeft::patch_embed
 
 STABLE_TORCH_LIBRARY_FRAGMENT(pointpeft, m) {
   m.def("_patch_first_layer(Tensor points, Tensor weight, Tensor bias, Tensor(a!) out) -> ()");
@@ -132,7 +132,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(pointpeft, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(pointpeft, CPU, m) {
-  m.impl("_patch_first_layer", TORCH_BOX(&pointpeft::patch_first_layer));
-  m.impl("_patch_max", TORCH_BOX(&pointpeft::patch_max));
-  m.impl("_patch_clamp", TORCH_BOX(&pointpeft::patch_clamp));
+  m.impl("_patch_first_layer", TORCH_BOX(&pointpeft::patch_embed::patch_first_layer));
+  m.impl("_patch_max", TORCH_BOX(&pointpeft::patch_embed::patch_max));
+  m.impl("_patch_clamp", TORCH_BOX(&pointpeft::patch_embed::patch_clamp));
 }

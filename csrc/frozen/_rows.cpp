@@ -1,9 +1,9 @@
 // The passes of scaled and shifted layers and of LayerNorm on the CPU: each reads its rows once, writes once, and sums
 // over the rows on the way.
-#include "gelu.h"
 #include "common/rows.h"
+#include "gelu.h"
 
-namespace pointpeft {
+namespace pointpeft::row_passes {
 namespace {
 
 // ---- γ x + β, with or without GELU ----
@@ -117,45 +117,45 @@ POINTPEFT_INLINE void norm_backward_row(const T* __restrict grad, const T* __res
   }
 }
 
-// The passes over rows at one vector level.
-#define POINTPEFT_LEVEL(NAME, TARGET)                                                                                  \
-  struct NAME {                                                                                                        \
-    template <bool kGelu, class T, class A>                                                                            \
-    TARGET static void forward(Rows<const T> x, const A* gamma, const A* beta, int64_t begin, int64_t end, int64_t c,  \
-                               Rows<T> out) {                                                                          \
-      for (int64_t r = begin; r < end; ++r) forward_row<kGelu>(x[r], gamma, beta, c, out[r]);                          \
-    }                                                                                                                  \
-    template <bool kGelu, class T, class A>                                                                            \
-    TARGET static void backward(Rows<const T> grad, Rows<const T> x, const A* gamma, const A* beta, int64_t begin,     \
-                                int64_t end, int64_t c, Rows<T> dx, A* sums) {                                         \
-      for (int64_t r = begin; r < end; ++r) backward_row<kGelu>(grad[r], x[r], gamma, beta, c, dx[r], sums, sums + c); \
-    }                                                                                                                  \
-    template <class T, class A>                                                                                        \
-    TARGET static void norm(Rows<const T> x, const A* weight, const A* bias, const A* gate, int64_t begin,             \
-                            int64_t end, int64_t c, A eps, Rows<T> out, A* stats, A* gated) {                          \
-      for (int64_t r = begin; r < end; ++r)                                                                            \
-        norm_row(x[r], weight, bias, gate, c, eps, out[r], stats + 2 * r, gated + r);                                  \
-    }                                                                                                                  \
-    template <class T, class U, class A>                                                                               \
-    TARGET static void add_norm(Rows<const T> x, Rows<const U> y, const A* weight, const A* bias, int64_t begin,       \
-                                int64_t end, int64_t c, A eps, Rows<T> sum, Rows<U> out) {                             \
-      A stats[2];                                                                                                      \
-      for (int64_t r = begin; r < end; ++r) {                                                                          \
-        const T* row = x[r];                                                                                           \
-        if (y.data != nullptr) add_row(row, y[r], c, sum[r]), row = sum[r];                                            \
-        norm_row(row, weight, bias, static_cast<const A*>(nullptr), c, eps, out[r], stats, stats);                     \
-      }                                                                                                                \
-    }                                                                                                                  \
-    template <class T, class A>                                                                                        \
-    TARGET static void norm_backward(Rows<const T> grad, Rows<const T> x, const A* stats, const A* weight,             \
-                                     const A* gate, const A* d_gate, int64_t begin, int64_t end, int64_t c,            \
-                                     Rows<T> dx, A* sums, A* du) {                                                     \
-      for (int64_t r = begin; r < end; ++r)                                                                            \
-        norm_backward_row(grad[r], x[r], stats + 2 * r, weight, gate, gate ? d_gate[r] : A(0), c, dx[r], sums,         \
-                          sums + c, sums + 2 * c, du);                                                                 \
-    }                                                                                                                  \
-  };
-POINTPEFT_EACH_LEVEL(POINTPEFT_LEVEL)
+// ---- the passes over rows, compiled for each vector level ----
+
+template <bool kGelu, class T, class A>
+POINTPEFT_INLINE void forward_pass(Rows<const T> x, const A* gamma, const A* beta, int64_t begin, int64_t end,
+                                   int64_t c, Rows<T> out) {
+  for (int64_t r = begin; r < end; ++r) forward_row<kGelu>(x[r], gamma, beta, c, out[r]);
+}
+
+template <bool kGelu, class T, class A>
+POINTPEFT_INLINE void backward_pass(Rows<const T> grad, Rows<const T> x, const A* gamma, const A* beta, int64_t begin,
+                                    int64_t end, int64_t c, Rows<T> dx, A* sums) {
+  for (int64_t r = begin; r < end; ++r) backward_row<kGelu>(grad[r], x[r], gamma, beta, c, dx[r], sums, sums + c);
+}
+
+template <class T, class A>
+POINTPEFT_INLINE void norm_pass(Rows<const T> x, const A* weight, const A* bias, const A* gate, int64_t begin,
+                                int64_t end, int64_t c, A eps, Rows<T> out, A* stats, A* gated) {
+  for (int64_t r = begin; r < end; ++r) norm_row(x[r], weight, bias, gate, c, eps, out[r], stats + 2 * r, gated + r);
+}
+
+template <class T, class U, class A>
+POINTPEFT_INLINE void add_norm_pass(Rows<const T> x, Rows<const U> y, const A* weight, const A* bias, int64_t begin,
+                                    int64_t end, int64_t c, A eps, Rows<T> sum, Rows<U> out) {
+  A stats[2];
+  for (int64_t r = begin; r < end; ++r) {
+    const T* row = x[r];
+    if (y.data != nullptr) add_row(row, y[r], c, sum[r]), row = sum[r];
+    norm_row(row, weight, bias, static_cast<const A*>(nullptr), c, eps, out[r], stats, stats);
+  }
+}
+
+template <class T, class A>
+POINTPEFT_INLINE void norm_backward_pass(Rows<const T> grad, Rows<const T> x, const A* stats, const A* weight,
+                                         const A* gate, const A* d_gate, int64_t begin, int64_t end, int64_t c,
+                                         Rows<T> dx, A* sums, A* du) {
+  for (int64_t r = begin; r < end; ++r)
+    norm_backward_row(grad[r], x[r], stats + 2 * r, weight, gate, gate ? d_gate[r] : A(0), c, dx[r], sums, sums + c,
+                      sums + 2 * c, du);
+}
 
 void scale_shift_rows(const Tensor& x, const Tensor& gamma, const Tensor& beta, bool with_gelu, Tensor out) {
   require_dim("x", x, 2);
@@ -167,9 +167,8 @@ void scale_shift_rows(const Tensor& x, const Tensor& gamma, const Tensor& beta, 
     const auto scale = channels_of<T>("gamma", gamma, c), shift = channels_of<T>("beta", beta, c);
     dispatch_level([&](auto level) {
       dispatch_flag(with_gelu, [&](auto flag) {
-        over_rows(n, [&](int64_t begin, int64_t end) {
-          decltype(level)::template forward<decltype(flag)::value>(from, scale.data(), shift.data(), begin, end, c, to);
-        });
+        constexpr auto run = decltype(level)::template compiled<forward_pass<decltype(flag)::value, T, Accumulate<T>>>;
+        over_rows(n, [&](int64_t begin, int64_t end) { run(from, scale.data(), shift.data(), begin, end, c, to); });
       });
     });
   });
@@ -190,9 +189,9 @@ std::tuple<Tensor, Tensor> scale_shift_rows_backward(const Tensor& grad, const T
     std::vector<A> sums(parts_of(n) * 2 * c);
     dispatch_level([&](auto level) {
       dispatch_flag(beta.has_value(), [&](auto flag) {
+        constexpr auto run = decltype(level)::template compiled<backward_pass<decltype(flag)::value, T, A>>;
         over_parts(n, [&](int64_t part, int64_t begin, int64_t end) {
-          decltype(level)::template backward<decltype(flag)::value>(g, from, scale.data(), shift.data(), begin, end, c,
-                                                                    to, sums.data() + part * 2 * c);
+          run(g, from, scale.data(), shift.data(), begin, end, c, to, sums.data() + part * 2 * c);
         });
       });
     });
@@ -220,9 +219,9 @@ std::tuple<Tensor, Tensor, Tensor> norm_rows(const Tensor& x, const Tensor& weig
     stats = new_sums<A>(x, 2 * n), gated = new_sums<A>(x, gate ? n : 0);
     A *facts = static_cast<A*>(stats.mutable_data_ptr()), *sum = static_cast<A*>(gated.mutable_data_ptr());
     dispatch_level([&](auto level) {
+      constexpr auto run = decltype(level)::template compiled<norm_pass<T, A>>;
       over_rows(n, [&](int64_t begin, int64_t end) {
-        decltype(level)::norm(from, w.data(), b.data(), gate ? g.data() : nullptr, begin, end, c, static_cast<A>(eps),
-                              to, facts, sum);
+        run(from, w.data(), b.data(), gate ? g.data() : nullptr, begin, end, c, static_cast<A>(eps), to, facts, sum);
       });
     });
   });
@@ -247,8 +246,9 @@ void add_norm_rows(const Tensor& x, const std::optional<Tensor>& y, const Tensor
     const auto total = sum ? rows_to<T>("sum", *sum, n, c) : Rows<T>{nullptr, 0};
     const auto w = channels_of<T>("weight", weight, c), b = channels_of<T>("bias", bias, c);
     dispatch_level([&](auto level) {
+      constexpr auto run = decltype(level)::template compiled<add_norm_pass<T, U, A>>;
       over_rows(n, [&](int64_t begin, int64_t end) {
-        decltype(level)::add_norm(from, also, w.data(), b.data(), begin, end, c, static_cast<A>(eps), total, to);
+        run(from, also, w.data(), b.data(), begin, end, c, static_cast<A>(eps), total, to);
       });
     });
   });
@@ -273,10 +273,11 @@ std::tuple<Tensor, Tensor> norm_rows_backward(const Tensor& grad, const Tensor& 
     const auto to_gate = gate ? channels_of<A>("d_gate", *d_gate, n) : std::vector<A>();
     std::vector<A> sums(parts_of(n) * 3 * c);
     dispatch_level([&](auto level) {
+      constexpr auto run = decltype(level)::template compiled<norm_backward_pass<T, A>>;
       over_parts(n, [&](int64_t part, int64_t begin, int64_t end) {
         std::vector<A> du(c);
-        decltype(level)::norm_backward(g, from, facts.data(), w.data(), gate ? scale.data() : nullptr, to_gate.data(),
-                                       begin, end, c, to, sums.data() + part * 3 * c, du.data());
+        run(g, from, facts.data(), w.data(), gate ? scale.data() : nullptr, to_gate.data(), begin, end, c, to,
+            sums.data() + part * 3 * c, du.data());
       });
     });
     const std::vector<A> all = joined(sums, 3 * c);
@@ -287,7 +288,7 @@ std::tuple<Tensor, Tensor> norm_rows_backward(const Tensor& grad, const Tensor& 
 }
 
 }  // namespace
-}  // namespace pointpeft
+}  // namespace pointpeft::row_passes
 
 STABLE_TORCH_LIBRARY_FRAGMENT(pointpeft, m) {
   m.def("_scale_shift_rows(Tensor x, Tensor gamma, Tensor beta, bool gelu, Tensor(a!) out) -> ()");
@@ -304,9 +305,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(pointpeft, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(pointpeft, CPU, m) {
-  m.impl("_scale_shift_rows", TORCH_BOX(&pointpeft::scale_shift_rows));
-  m.impl("_scale_shift_rows_backward", TORCH_BOX(&pointpeft::scale_shift_rows_backward));
-  m.impl("_norm_rows", TORCH_BOX(&pointpeft::norm_rows));
-  m.impl("_add_norm_rows", TORCH_BOX(&pointpeft::add_norm_rows));
-  m.impl("_norm_rows_backward", TORCH_BOX(&pointpeft::norm_rows_backward));
+  m.impl("_scale_shift_rows", TORCH_BOX(&pointpeft::row_passes::scale_shift_rows));
+  m.impl("_scale_shift_rows_backward", TORCH_BOX(&pointpeft::row_passes::scale_shift_rows_backward));
+  m.impl("_norm_rows", TORCH_BOX(&pointpeft::row_passes::norm_rows));
+  m.impl("_add_norm_rows", TORCH_BOX(&pointpeft::row_passes::add_norm_rows));
+  m.impl("_norm_rows_backward", TORCH_BOX(&pointpeft::row_passes::norm_rows_backward));
 }

@@ -7,7 +7,7 @@
 
 #if defined(POINTPEFT_HAS_AMX)
 
-namespace pointpeft {
+namespace pointpeft::attention {
 namespace {
 
 // out [32, 32] = left [32, depth] right: rows of `left` of bfloat16, and of `right` pairs of them, one below the other
@@ -95,7 +95,7 @@ POINTPEFT_AMX inline void pack_tiles(const Head<BFloat16, float>& head, float sc
         else
           block[r] = _mm512_zextsi256_si512(_mm512_castsi512_si256(block[r]));
       }
-      transpose(block);
+      pointpeft::transpose(block);
       for (int64_t i = 0; i < 16; ++i) _mm512_store_si512(s.keys + ((at / 2 + i) * s.padded + n) * 2, block[i]);
     }
     for (int64_t r = 0; r < rows; r += 2) {
@@ -181,5 +181,5 @@ POINTPEFT_AMX inline void attend_by_tiles(const Head<BFloat16, float>& head, Til
 }
 
 }  // namespace
-}  // namespace pointpeft
+}  // namespace pointpeft::attention
 #endif

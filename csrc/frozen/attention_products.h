@@ -2,24 +2,43 @@
 // where a head lies in rows of queries, keys and values.
 #pragma once
 
-#include "gelu.h"
-#include "common/rows.h"
-#include "common/simd.h"
+#include "common/pointpeft.h"
 
 // Vectors are passed between inlined functions alone, so no caller can disagree about how.
 #pragma GCC diagnostic ignored "-Wpsabi"
-// Products of matrices and exponentials are what attention consists of: in it a product and its sum may round once.
+// Products of matrices and exponentials are what attention consists of: in it a product and its sum may round once. GCC
+// decides it by the function that others are inlined into, which is a wrapper of levels.h: so this comes before them.
 #if defined(__clang__)
 #pragma clang fp contract(fast)
 #else
 #pragma GCC optimize("fp-contract=fast")
 #endif
 
-namespace pointpeft {
+#include "common/rows.h"
+#include "common/simd.h"
+#include "gelu.h"
+
+namespace pointpeft::attention {
 namespace {
 
 template <class A, int W>
 using Vector __attribute__((vector_size(W * sizeof(A)))) = A;
+
+// Rows and vectors of a product's tile: their sums, one row of vectors and a value fill the registers of a level.
+template <class Level>
+struct TileShape {
+  static constexpr int kRows = 4, kVectors = 2;
+};
+#if defined(__x86_64__)
+template <>
+struct TileShape<Avx2> {
+  static constexpr int kRows = 4, kVectors = 3;
+};
+template <>
+struct TileShape<Avx512> {
+  static constexpr int kRows = 6, kVectors = 4;
+};
+#endif
 
 template <class A, int W>
 POINTPEFT_INLINE Vector<A, W> load(const A* from) {
@@ -166,4 +185,4 @@ POINTPEFT_INLINE void prefetch(const T* row, int64_t stride, int64_t third, int 
 }
 
 }  // namespace
-}  // namespace pointpeft
+}  // namespace pointpeft::attention

@@ -1,7 +1,7 @@
 // GELU and its derivative, and the bits that decide dropout: plain scalar functions that vectorise in a loop.
 #pragma once
 
-#include "common/pointpeft.h"
+#include "common/levels.h"
 
 namespace pointpeft {
 

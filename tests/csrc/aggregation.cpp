@@ -9,7 +9,9 @@
 #include "points/aggregate_neighbors/aggregate_neighbors.cuh"
 #include "expect.h"
 
-using namespace pointpeft;
+using namespace pointpeft::aggregate_neighbors;
+using pointpeft::gather::first_of;
+using pointpeft::gather::source_of;
 
 struct Shape {
   int64_t batch, n, groups, s, channels;

@@ -7,7 +7,7 @@
 #include "points/chamfer_distance/chamfer_distance.cuh"
 #include "expect.h"
 
-using namespace pointpeft;
+using namespace pointpeft::chamfer_distance;
 
 // Clouds [B, N, 3] on a lattice, so that distances tie, with poison around them; channels side by side or apart.
 template <class T>

@@ -9,7 +9,8 @@
 #include "points/furthest_point_sample/furthest_point_buckets.cuh"
 #include "points/knn/knn_selection.cuh"
 
-using namespace pointpeft;
+using namespace pointpeft::furthest_point_sample;
+using namespace pointpeft::knn;
 
 template <class A>
 using Pair = std::pair<A, uint32_t>;

@@ -8,7 +8,7 @@
 #include "points/furthest_point_sample/furthest_point_buckets.cuh"
 #include "points/furthest_point_sample/furthest_point_plan.h"
 
-using namespace pointpeft;
+using namespace pointpeft::furthest_point_sample;
 
 static_assert(plan_samples<float>(1024, 64, 32, {132, 16}) == Plan{Plan::held, 256, 4, 1});
 static_assert(plan_samples<float>(2048, 128, 32, {132, 16}) == Plan{Plan::held, 256, 8, 1});

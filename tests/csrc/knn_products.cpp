@@ -10,7 +10,7 @@
 #include "expect.h"
 #include "points/knn/knn_products.cuh"
 
-using namespace pointpeft;
+using namespace pointpeft::knn;
 
 // Every product of a batch is the sum over the channels in order, one rounding a step; nothing else is written.
 template <class A>

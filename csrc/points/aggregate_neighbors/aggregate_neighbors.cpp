@@ -1,18 +1,16 @@
 // Gather and pool neighbours on the CPU without the (B, G, S, C) tensor between. Forward: the groups are shared out to
 // the threads, and a group is pooled a block of channels at a time, which stays in registers. Backward: the work is
 // split by clouds and blocks of channels, never by groups, so every sum has one order on every run.
+#include "aggregate_mode.h"
 #include "common/checks.h"
+#include "common/levels.h"
 
-namespace pointpeft {
+namespace pointpeft::aggregate_neighbors {
 namespace {
 
 constexpr int64_t kBlock = 64;                // channels pooled at a time
 constexpr int64_t kScatterBlock = 128;        // channels that one thread scatters at a time
 constexpr int64_t kGrain = int64_t(1) << 15;  // elements read that are worth a thread
-
-enum Mode : int64_t { kMax = 0, kMean = 1, kSum = 2, kWeighted = 3 };
-
-#define POINTPEFT_INLINE inline __attribute__((always_inline))
 
 // Pools `width` channels of one group; a caller with a constant width gets an unrolled loop. NaN wins the maximum, and
 // of equal values the first.
@@ -88,47 +86,6 @@ POINTPEFT_INLINE Accumulate<T> dot(const T* __restrict a, const T* __restrict b,
   return part[0];
 }
 
-// The three loops compiled once for each vector level; the level is chosen once a call.
-#define POINTPEFT_LEVEL(NAME, TARGET)                                                                                 \
-  struct NAME {                                                                                                       \
-    template <int64_t mode, class T, class A>                                                                         \
-    TARGET static void pool(const T* rows, int64_t channels, const int64_t* idx, int64_t s, const A* weights, T* out, \
-                            uint8_t* arg8, int32_t* arg32) {                                                          \
-      pool_group<mode>(rows, channels, idx, s, weights, out, arg8, arg32);                                            \
-    }                                                                                                                 \
-    template <class A>                                                                                                \
-    TARGET static void add(const A* from, A weight, int64_t width, A* to) {                                           \
-      add_row(from, weight, width, to);                                                                               \
-    }                                                                                                                 \
-    template <class T>                                                                                                \
-    TARGET static Accumulate<T> inner(const T* a, const T* b, int64_t width) {                                        \
-      return dot(a, b, width);                                                                                        \
-    }                                                                                                                 \
-  };
-POINTPEFT_LEVEL(Portable, )
-#if defined(__x86_64__)
-POINTPEFT_LEVEL(Avx2, __attribute__((target("avx2"))))
-POINTPEFT_LEVEL(Avx512, __attribute__((target("avx512f,avx512vl,avx512bw,avx512dq"))))
-#endif
-
-template <class Body>
-void dispatch_level(Body&& body) {
-#if defined(__x86_64__)
-  if (cpu_level() >= CpuLevel::avx512) return body(Avx512{});
-  if (cpu_level() >= CpuLevel::avx2) return body(Avx2{});
-#endif
-  body(Portable{});
-}
-
-template <class Body>
-void dispatch_mode(int64_t mode, Body&& body) {
-  if (mode == kMax) return body(std::integral_constant<int64_t, kMax>{});
-  if (mode == kMean) return body(std::integral_constant<int64_t, kMean>{});
-  if (mode == kSum) return body(std::integral_constant<int64_t, kSum>{});
-  require(mode == kWeighted, "mode must be 0 to 3, got ", mode);
-  body(std::integral_constant<int64_t, kWeighted>{});
-}
-
 // An index outside 0..n-1 among `count`, or nullptr.
 const int64_t* find_bad(const int64_t* idx, int64_t count, int64_t n) {
   for (int64_t i = 0; i < count; ++i)
@@ -167,14 +124,14 @@ std::tuple<Tensor, Tensor> aggregate_neighbors(const Tensor& given_features, con
     const int64_t grain = kGrain / std::max<int64_t>(1, s * channels) + 1;
     dispatch_mode(mode, [&](auto fixed) {
       dispatch_level([&](auto level) {
+        constexpr auto run = decltype(level)::template compiled<pool_group<decltype(fixed)::value, T, A>>;
         torch::stable::parallel_for(0, batch * groups, grain, [&](int64_t begin, int64_t end) {
           for (int64_t g = begin; g < end; ++g) {
             if (const int64_t* found = find_bad(index + g * s, s, n)) {
               bad = found;
               return;
             }
-            decltype(level)::template pool<decltype(fixed)::value>(
-                from + g / groups * n * channels, channels, index + g * s, s, weight ? weight + g * s : nullptr,
+            run(from + g / groups * n * channels, channels, index + g * s, s, weight ? weight + g * s : nullptr,
                 to + g * channels, arg8 ? arg8 + g * channels : nullptr, arg32 ? arg32 + g * channels : nullptr);
           }
         });
@@ -213,7 +170,8 @@ bool scatter(const T* grad, const int64_t* idx, const A* weights, const uint8_t*
         sums[idx[g * s + (arg8 ? arg8[start + c] : arg32[start + c])] * width + c] += row[c];
     } else {
       for (int64_t j = 0; j < s; ++j)
-        Level::add(row, weights ? weights[g * s + j] : A(1), width, sums + idx[g * s + j] * width);
+        Level::template compiled<add_row<A>>(row, weights ? weights[g * s + j] : A(1), width,
+                                             sums + idx[g * s + j] * width);
     }
   }
   return true;
@@ -288,11 +246,11 @@ Tensor aggregate_neighbors_backward_weights(const Tensor& given_grad, const Tens
     Accumulate<T>* to = static_cast<Accumulate<T>*>(out.mutable_data_ptr());
     const int64_t grain = kGrain / std::max<int64_t>(1, s * channels) + 1;
     dispatch_level([&](auto level) {
+      constexpr auto run = decltype(level)::template compiled<dot<T>>;
       torch::stable::parallel_for(0, batch * groups, grain, [&](int64_t begin, int64_t end) {
         for (int64_t g = begin; g < end; ++g)
           for (int64_t j = 0; j < s; ++j)
-            to[g * s + j] = decltype(level)::inner(from + g * channels,
-                                                   rows + (g / groups * n + index[g * s + j]) * channels, channels);
+            to[g * s + j] = run(from + g * channels, rows + (g / groups * n + index[g * s + j]) * channels, channels);
       });
     });
   });
@@ -300,7 +258,7 @@ Tensor aggregate_neighbors_backward_weights(const Tensor& given_grad, const Tens
 }
 
 }  // namespace
-}  // namespace pointpeft
+}  // namespace pointpeft::aggregate_neighbors
 
 STABLE_TORCH_LIBRARY_FRAGMENT(pointpeft, m) {
   m.def(
@@ -313,7 +271,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(pointpeft, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(pointpeft, CPU, m) {
-  m.impl("aggregate_neighbors", TORCH_BOX(&pointpeft::aggregate_neighbors));
-  m.impl("aggregate_neighbors_backward", TORCH_BOX(&pointpeft::aggregate_neighbors_backward));
-  m.impl("aggregate_neighbors_backward_weights", TORCH_BOX(&pointpeft::aggregate_neighbors_backward_weights));
+  m.impl("aggregate_neighbors", TORCH_BOX(&pointpeft::aggregate_neighbors::aggregate_neighbors));
+  m.impl("aggregate_neighbors_backward", TORCH_BOX(&pointpeft::aggregate_neighbors::aggregate_neighbors_backward));
+  m.impl("aggregate_neighbors_backward_weights",
+         TORCH_BOX(&pointpeft::aggregate_neighbors::aggregate_neighbors_backward_weights));
 }

@@ -8,7 +8,7 @@
 #include "aggregate_neighbors.cuh"
 #include "common/device_checks.h"
 
-namespace pointpeft {
+namespace pointpeft::aggregate_neighbors {
 namespace {
 
 constexpr int kThreads = 256;
@@ -50,15 +50,6 @@ __global__ void __launch_bounds__(kThreads)
   }
   for (int offset = 16; offset > 0; offset /= 2) sum += __shfl_down_sync(0xffffffffu, sum, offset);
   if (lane == 0) out[e] = sum;
-}
-
-template <class Body>
-void dispatch_mode(int64_t mode, Body&& body) {
-  if (mode == kMax) return body(std::integral_constant<int64_t, kMax>{});
-  if (mode == kMean) return body(std::integral_constant<int64_t, kMean>{});
-  if (mode == kSum) return body(std::integral_constant<int64_t, kSum>{});
-  require(mode == kWeighted, "mode must be 0 to 3, got ", mode);
-  body(std::integral_constant<int64_t, kWeighted>{});
 }
 
 // Calls body(width, Arg{}): packs of 16 bytes where rows and addresses allow them, and bytes for S <= 256 places.
@@ -173,10 +164,11 @@ Tensor aggregate_neighbors_backward_weights(const Tensor& given_grad, const Tens
 }
 
 }  // namespace
-}  // namespace pointpeft
+}  // namespace pointpeft::aggregate_neighbors
 
 STABLE_TORCH_LIBRARY_IMPL(pointpeft, CUDA, m) {
-  m.impl("aggregate_neighbors", TORCH_BOX(&pointpeft::aggregate_neighbors));
-  m.impl("aggregate_neighbors_backward", TORCH_BOX(&pointpeft::aggregate_neighbors_backward));
-  m.impl("aggregate_neighbors_backward_weights", TORCH_BOX(&pointpeft::aggregate_neighbors_backward_weights));
+  m.impl("aggregate_neighbors", TORCH_BOX(&pointpeft::aggregate_neighbors::aggregate_neighbors));
+  m.impl("aggregate_neighbors_backward", TORCH_BOX(&pointpeft::aggregate_neighbors::aggregate_neighbors_backward));
+  m.impl("aggregate_neighbors_backward_weights",
+         TORCH_BOX(&pointpeft::aggregate_neighbors::aggregate_neighbors_backward_weights));
 }

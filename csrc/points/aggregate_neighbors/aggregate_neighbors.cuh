@@ -2,11 +2,10 @@
 // so that a host can run it too (tests/csrc).
 #pragma once
 
+#include "aggregate_mode.h"
 #include "points/gather/gather.cuh"
 
-namespace pointpeft {
-
-enum Mode : int64_t { kMax = 0, kMean = 1, kSum = 2, kWeighted = 3 };
+namespace pointpeft::aggregate_neighbors {
 
 template <class T, int width>
 struct alignas(sizeof(T) * width) Pack {
@@ -72,7 +71,7 @@ __device__ __forceinline__ void sum_channels(int64_t e, const T* grad, const int
   const int64_t places = groups * s;
   const int64_t *keys = sorted + b * places, *order = row_of + b * places;
   A sum[width] = {};
-  for (int64_t r = first_of(keys, places, i); r < places && keys[r] == i; ++r) {
+  for (int64_t r = gather::first_of(keys, places, i); r < places && keys[r] == i; ++r) {
     const int64_t entry = order[r];
     if (entry < 0 || entry >= places) continue;
     const uint32_t place = static_cast<uint32_t>(entry), g = place / s, j = place % s;  // places < 2^32
@@ -95,4 +94,4 @@ __device__ __forceinline__ void sum_channels(int64_t e, const T* grad, const int
   reinterpret_cast<Packed*>(out)[e] = result;
 }
 
-}  // namespace pointpeft
+}  // namespace pointpeft::aggregate_neighbors

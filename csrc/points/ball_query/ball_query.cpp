@@ -1,12 +1,13 @@
 // Ball query on the CPU: the queries are shared out to the threads; 64 support points are tested at a time, into one
 // bit mask, from x, y, z rows that stay in the cache, and a query stops at its k-th find.
 #include "common/checks.h"
+#include "common/load.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
 
-namespace pointpeft {
+namespace pointpeft::ball_query {
 namespace {
 
 constexpr int64_t kBlock = 64;                // points tested at a time
@@ -24,8 +25,8 @@ uint64_t inside_portable(const A* x, const A* y, const A* z, A qx, A qy, A qz, A
 }
 
 #if defined(__x86_64__)
-__attribute__((target("avx2"))) uint64_t inside_avx2(const float* x, const float* y, const float* z, float qx, float qy,
-                                                     float qz, float sq_radius) {
+POINTPEFT_AVX2 uint64_t inside_avx2(const float* x, const float* y, const float* z, float qx, float qy, float qz,
+                                    float sq_radius) {
   uint64_t mask = 0;
   for (int i = 0; i < kBlock; i += 8) {
     const __m256 dx = _mm256_sub_ps(_mm256_set1_ps(qx), _mm256_loadu_ps(x + i));
@@ -38,9 +39,8 @@ __attribute__((target("avx2"))) uint64_t inside_avx2(const float* x, const float
   return mask;
 }
 
-__attribute__((target("avx512f,avx512vl,avx512bw,avx512dq"))) uint64_t inside_avx512(const float* x, const float* y,
-                                                                                     const float* z, float qx, float qy,
-                                                                                     float qz, float sq_radius) {
+POINTPEFT_AVX512 uint64_t inside_avx512(const float* x, const float* y, const float* z, float qx, float qy, float qz,
+                                        float sq_radius) {
   uint64_t mask = 0;
   for (int i = 0; i < kBlock; i += 16) {
     const __m512 dx = _mm512_sub_ps(_mm512_set1_ps(qx), _mm512_loadu_ps(x + i));
@@ -56,33 +56,14 @@ __attribute__((target("avx512f,avx512vl,avx512bw,avx512dq"))) uint64_t inside_av
 template <class A>
 using Inside = uint64_t (*)(const A*, const A*, const A*, A, A, A, A);
 
-// float32 has vector code; float64, which nobody trains in, takes the portable loop.
-template <class A>
-Inside<A> choose_inside() {
+template <class Level, class A>
+constexpr Inside<A> kInside = inside_portable<A>;
 #if defined(__x86_64__)
-  if constexpr (std::is_same_v<A, float>) {
-    if (cpu_level() >= CpuLevel::avx512) return inside_avx512;
-    if (cpu_level() >= CpuLevel::avx2) return inside_avx2;
-  }
+template <>
+constexpr Inside<float> kInside<Avx2, float> = inside_avx2;
+template <>
+constexpr Inside<float> kInside<Avx512, float> = inside_avx512;
 #endif
-  return inside_portable<A>;
-}
-
-// Copies one cloud into rows x, y, z, padded with NaN; returns whether every coordinate is finite.
-template <class T, class A>
-bool load_rows(const T* xyz, int64_t stride_n, int64_t stride_c, int64_t n, int64_t padded, A* rows) {
-  A *x = rows, *y = rows + padded, *z = rows + 2 * padded;
-  bool finite = true;
-  for (int64_t i = 0; i < n; ++i) {
-    const T* p = xyz + i * stride_n;
-    x[i] = static_cast<A>(p[0]);
-    y[i] = static_cast<A>(p[stride_c]);
-    z[i] = static_cast<A>(p[2 * stride_c]);
-    finite &= std::isfinite(x[i]) && std::isfinite(y[i]) && std::isfinite(z[i]);
-  }
-  for (int64_t i = n; i < padded; ++i) x[i] = y[i] = z[i] = std::numeric_limits<A>::quiet_NaN();
-  return finite;
-}
 
 // Writes the first k points inside the ball, in index order; the first one fills what is left, 0 if there is none.
 template <class A>
@@ -113,12 +94,13 @@ Tensor ball_query(const Tensor& query, const Tensor& support, double radius, int
     const int64_t query_b = query.stride(0), query_m = query.stride(1), query_c = query.stride(2);
     const int64_t support_b = support.stride(0), support_n = support.stride(1), support_c = support.stride(2);
     const A sq_radius = A(radius) * A(radius);
-    const Inside<A> inside = choose_inside<A>();
+    const Inside<A> inside = dispatch_float_level<A>([](auto level) { return kInside<decltype(level), A>; });
     torch::stable::parallel_for(0, batch * m, kGrain / n + 1, [&](int64_t begin, int64_t end) {
       std::unique_ptr<A[]> rows(new A[3 * padded]);
       for (int64_t i = begin, loaded = -1; i < end; ++i) {
         const int64_t b = i / m;
-        if (b != loaded && !load_rows(points + b * support_b, support_n, support_c, n, padded, rows.get())) {
+        if (b != loaded &&
+            !load_padded_rows<T>({points + b * support_b, support_n, support_c}, 3, n, padded, rows.get())) {
           finite_support = false;
           return;
         }
@@ -139,10 +121,10 @@ Tensor ball_query(const Tensor& query, const Tensor& support, double radius, int
 }
 
 }  // namespace
-}  // namespace pointpeft
+}  // namespace pointpeft::ball_query
 
 STABLE_TORCH_LIBRARY_FRAGMENT(pointpeft, m) {
   m.def("ball_query(Tensor query, Tensor support, float radius, int k) -> Tensor");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(pointpeft, CPU, m) { m.impl("ball_query", TORCH_BOX(&pointpeft::ball_query)); }
+STABLE_TORCH_LIBRARY_IMPL(pointpeft, CPU, m) { m.impl("ball_query", TORCH_BOX(&pointpeft::ball_query::ball_query)); }

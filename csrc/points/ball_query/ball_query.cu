@@ -3,7 +3,7 @@
 // at its k-th find. No shared memory, no barrier; the warps of a block read the same cloud, mostly from L1.
 #include "common/device_checks.h"
 
-namespace pointpeft {
+namespace pointpeft::ball_query {
 namespace {
 
 constexpr int kThreads = 256;
@@ -80,6 +80,6 @@ Tensor ball_query(const Tensor& query, const Tensor& support, double radius, int
 }
 
 }  // namespace
-}  // namespace pointpeft
+}  // namespace pointpeft::ball_query
 
-STABLE_TORCH_LIBRARY_IMPL(pointpeft, CUDA, m) { m.impl("ball_query", TORCH_BOX(&pointpeft::ball_query)); }
+STABLE_TORCH_LIBRARY_IMPL(pointpeft, CUDA, m) { m.impl("ball_query", TORCH_BOX(&pointpeft::ball_query::ball_query)); }

@@ -1,8 +1,9 @@
 // The per-point parts of the Chamfer distance on the CPU: nearest neighbours both ways by brute force, the lanes of a
 // vector being queries, so that nothing is ever reduced across lanes; and their gradients.
 #include "common/checks.h"
+#include "common/load.h"
 
-namespace pointpeft {
+namespace pointpeft::chamfer_distance {
 namespace {
 
 constexpr int64_t kPad = 32;  // queries are padded to whole blocks of vectors, at most 2 x 16 lanes
@@ -71,45 +72,16 @@ POINTPEFT_INLINE void nearest(const Rows<A>& queries, const Rows<A>& support, in
   for (int64_t i = begin; i < end; ++i) found.idx[i] = found.scratch_idx[i];
 }
 
-struct Points {
-  const void* data;
-  int64_t stride_n, stride_c;
-};
-
 // Loads both clouds and searches both ways for part `part` of `parts` of the queries; false where a is not finite (1)
 // or b is not (2), 0 where all is well.
 template <class T, class A, int W>
-POINTPEFT_INLINE int nearest_both_ways(const Points& from_a, const Points& from_b, Rows<A>& a, Rows<A>& b, int64_t part,
-                                       int64_t parts, const Found<A>& found_a, const Found<A>& found_b) {
-  if (!load_rows(static_cast<const T*>(from_a.data), from_a.stride_n, from_a.stride_c, a.length, a.x, a.y, a.z))
-    return 1;
-  if (!load_rows(static_cast<const T*>(from_b.data), from_b.stride_n, from_b.stride_c, b.length, b.x, b.y, b.z))
-    return 2;
+POINTPEFT_INLINE int nearest_both_ways(const StridedPoints& from_a, const StridedPoints& from_b, Rows<A>& a, Rows<A>& b,
+                                       int64_t part, int64_t parts, const Found<A>& found_a, const Found<A>& found_b) {
+  if (!load_rows<T>(from_a, a.length, a.x, a.y, a.z)) return 1;
+  if (!load_rows<T>(from_b, b.length, b.x, b.y, b.z)) return 2;
   nearest<A, W>(a, b, a.length * part / parts, a.length * (part + 1) / parts, found_a);
   nearest<A, W>(b, a, b.length * part / parts, b.length * (part + 1) / parts, found_b);
   return 0;
-}
-
-#if defined(__x86_64__)
-template <class T, class A>
-__attribute__((target("avx512f,avx512vl,avx512bw,avx512dq" POINTPEFT_WHOLE_VECTORS))) int nearest_avx512(
-    const Points& from_a, const Points& from_b, Rows<A>& a, Rows<A>& b, int64_t part, int64_t parts,
-    const Found<A>& found_a, const Found<A>& found_b) {
-  return nearest_both_ways<T, A, 64 / sizeof(A)>(from_a, from_b, a, b, part, parts, found_a, found_b);
-}
-
-template <class T, class A>
-__attribute__((target("avx2"))) int nearest_avx2(const Points& from_a, const Points& from_b, Rows<A>& a, Rows<A>& b,
-                                                 int64_t part, int64_t parts, const Found<A>& found_a,
-                                                 const Found<A>& found_b) {
-  return nearest_both_ways<T, A, 32 / sizeof(A)>(from_a, from_b, a, b, part, parts, found_a, found_b);
-}
-#endif
-
-template <class T, class A>
-int nearest_portable(const Points& from_a, const Points& from_b, Rows<A>& a, Rows<A>& b, int64_t part, int64_t parts,
-                     const Found<A>& found_a, const Found<A>& found_b) {
-  return nearest_both_ways<T, A, 16 / sizeof(A)>(from_a, from_b, a, b, part, parts, found_a, found_b);
 }
 
 // Rounded up, with room for a block that begins at the last point.
@@ -124,7 +96,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> chamfer_distance(const Tensor& a, con
   Tensor sq_a = torch::stable::new_empty(a, {batch, n}, wide), sq_b = torch::stable::new_empty(a, {batch, m}, wide);
   Tensor idx_a = torch::stable::new_empty(a, {batch, n}, ScalarType::Long);
   Tensor idx_b = torch::stable::new_empty(a, {batch, m}, ScalarType::Long);
-  const CpuLevel level = cpu_level();
   const int64_t threads = torch::stable::get_num_threads();
   // Few clouds: each thread takes a share of the queries of each, and loads all points for itself.
   const int64_t parts = batch >= threads || n * m < 65536 ? 1 : threads;
@@ -133,11 +104,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> chamfer_distance(const Tensor& a, con
   dispatch_floating("a", a.scalar_type(), [&](auto type) {
     using T = decltype(type);
     using A = Accumulate<T>;
-    auto* search = nearest_portable<T, A>;
-#if defined(__x86_64__)
-    if (level >= CpuLevel::avx2) search = nearest_avx2<T, A>;
-    if (level >= CpuLevel::avx512) search = nearest_avx512<T, A>;
-#endif
+    const auto search = dispatch_level([](auto level) {
+      using Level = decltype(level);
+      return Level::template compiled<nearest_both_ways<T, A, kLanesOf<Level, A>>>;
+    });
     const T *data_a = static_cast<const T*>(a.const_data_ptr()), *data_b = static_cast<const T*>(b.const_data_ptr());
     A *out_a = static_cast<A*>(sq_a.mutable_data_ptr()), *out_b = static_cast<A*>(sq_b.mutable_data_ptr());
     int64_t *at_a = idx_a.mutable_data_ptr<int64_t>(), *at_b = idx_b.mutable_data_ptr<int64_t>();
@@ -240,7 +210,7 @@ std::tuple<Tensor, Tensor> chamfer_distance_backward(const Tensor& grad_a, const
 }
 
 }  // namespace
-}  // namespace pointpeft
+}  // namespace pointpeft::chamfer_distance
 
 STABLE_TORCH_LIBRARY_FRAGMENT(pointpeft, m) {
   m.def("chamfer_distance(Tensor a, Tensor b) -> (Tensor, Tensor, Tensor, Tensor)");
@@ -250,6 +220,6 @@ STABLE_TORCH_LIBRARY_FRAGMENT(pointpeft, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(pointpeft, CPU, m) {
-  m.impl("chamfer_distance", TORCH_BOX(&pointpeft::chamfer_distance));
-  m.impl("chamfer_distance_backward", TORCH_BOX(&pointpeft::chamfer_distance_backward));
+  m.impl("chamfer_distance", TORCH_BOX(&pointpeft::chamfer_distance::chamfer_distance));
+  m.impl("chamfer_distance_backward", TORCH_BOX(&pointpeft::chamfer_distance::chamfer_distance_backward));
 }

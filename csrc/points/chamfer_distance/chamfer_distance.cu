@@ -2,7 +2,7 @@
 #include "chamfer_distance.cuh"
 #include "common/device_checks.h"
 
-namespace pointpeft {
+namespace pointpeft::chamfer_distance {
 namespace {
 
 // As many threads as a small cloud has points: patches of 32 are one warp a block.
@@ -100,9 +100,9 @@ std::tuple<Tensor, Tensor> chamfer_distance_backward(const Tensor& grad_a, const
 }
 
 }  // namespace
-}  // namespace pointpeft
+}  // namespace pointpeft::chamfer_distance
 
 STABLE_TORCH_LIBRARY_IMPL(pointpeft, CUDA, m) {
-  m.impl("chamfer_distance", TORCH_BOX(&pointpeft::chamfer_distance));
-  m.impl("chamfer_distance_backward", TORCH_BOX(&pointpeft::chamfer_distance_backward));
+  m.impl("chamfer_distance", TORCH_BOX(&pointpeft::chamfer_distance::chamfer_distance));
+  m.impl("chamfer_distance_backward", TORCH_BOX(&pointpeft::chamfer_distance::chamfer_distance_backward));
 }

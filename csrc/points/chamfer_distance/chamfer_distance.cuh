@@ -6,7 +6,7 @@
 #include <cmath>
 #include <cstdint>
 
-namespace pointpeft {
+namespace pointpeft::chamfer_distance {
 
 constexpr int kMostThreads = 128;  // of a block
 
@@ -115,4 +115,4 @@ __device__ __forceinline__ void gradient_of_point(const Clouds& points, const Cl
   }
 }
 
-}  // namespace pointpeft
+}  // namespace pointpeft::chamfer_distance

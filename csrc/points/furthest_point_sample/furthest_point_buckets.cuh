@@ -15,7 +15,7 @@
 
 #include "furthest_point_steps.cuh"
 
-namespace pointpeft {
+namespace pointpeft::furthest_point_sample {
 
 constexpr int kHeldBuckets = 4;  // of a thread: 8 registers each in float32
 constexpr int kAxisBits = 20;    // of a coordinate in a key: an outlier a thousand times as far leaves 1000 cells
@@ -220,4 +220,4 @@ __device__ __forceinline__ void sample_in_buckets(const Task<A>& task, const Buc
   });
 }
 
-}  // namespace pointpeft
+}  // namespace pointpeft::furthest_point_sample

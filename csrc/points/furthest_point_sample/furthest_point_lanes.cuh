@@ -6,7 +6,7 @@
 #include <cmath>
 #include <cstdint>
 
-namespace pointpeft {
+namespace pointpeft::furthest_point_sample {
 
 constexpr unsigned kAllLanes = 0xffffffffu;
 
@@ -99,4 +99,4 @@ __device__ __forceinline__ A nearer(A old, A x, A y, A z, A cx, A cy, A cz) {
   return fmin(old, dx * dx + dy * dy + dz * dz);  // a negative mark stays; of NaN and a number the number
 }
 
-}  // namespace pointpeft
+}  // namespace pointpeft::furthest_point_sample

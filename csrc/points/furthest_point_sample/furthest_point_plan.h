@@ -8,7 +8,7 @@
 
 #include <cstdint>
 
-namespace pointpeft {
+namespace pointpeft::furthest_point_sample {
 
 struct Plan {
   enum Way { held, buckets, memory } way;
@@ -55,4 +55,4 @@ constexpr Plan plan_samples(int64_t n, int64_t num_samples, int64_t batch, Offer
   return best;
 }
 
-}  // namespace pointpeft
+}  // namespace pointpeft::furthest_point_sample

@@ -2,10 +2,11 @@
 // rows x, y, z and distance that stay in the cache, one cloud a thread. Large clouds: the points lie in leaves of a k-d
 // split, under a tree of boxes, and a step visits only the leaves that the new pick can change.
 #include "common/checks.h"
-#include "furthest_point_tree.h"
+#include "common/load.h"
 #include "common/simd.h"
+#include "furthest_point_tree.h"
 
-namespace pointpeft {
+namespace pointpeft::furthest_point_sample {
 namespace {
 
 // ---- every point in every step ----
@@ -208,16 +209,11 @@ POINTPEFT_INLINE bool sample_rows(const Rows<A>* clouds, const Task<A>* tasks) {
 
 // ---- one cloud, for each vector level ----
 
-struct Points {
-  const void* data;
-  int64_t stride_n, stride_c;
-};
-
 // What is compiled once for each vector level.
 template <class T, class A>
 struct Kernels {
-  bool (*sample_small)(const Points*, const Rows<A>*, const Task<A>*, int, bool&);
-  int64_t (*children_near)(const Group<A>*, const int32_t*, int64_t, const A*, int32_t*);
+  bool (*sample_small)(const StridedPoints*, const Rows<A>*, const Task<A>*, int, bool&);
+  int64_t (*children_near)(const Node<A>*, const int32_t*, int64_t, const A*, int32_t*);
   void (*take_into_leaves)(Tree<A>&, const int32_t*, int64_t, const A*);
   void (*refresh)(Tree<A>&, int64_t, const int32_t*, int64_t);
 };
@@ -226,12 +222,10 @@ struct Kernels {
 // whether to try it, and then whether that was clear. Float32 only: in float64 the memory takes longer than the
 // arithmetic, and coordinates of 16 bits lie on a grid.
 template <class T, class A, int W>
-POINTPEFT_INLINE bool sample_small(const Points* from, const Rows<A>* rows, const Task<A>* tasks, int clouds,
+POINTPEFT_INLINE bool sample_small(const StridedPoints* from, const Rows<A>* rows, const Task<A>* tasks, int clouds,
                                    bool& fused) {
   for (int c = 0; c < clouds; ++c)
-    if (!load_rows(static_cast<const T*>(from[c].data), from[c].stride_n, from[c].stride_c, tasks[c].length, rows[c].x,
-                   rows[c].y, rows[c].z))
-      return false;
+    if (!load_rows<T>(from[c], tasks[c].length, rows[c].x, rows[c].y, rows[c].z)) return false;
   if constexpr (W == 16 && std::is_same_v<T, float>) {
     if (fused)
       fused = clouds == kTogether ? sample_rows<Rounding::fused, A, W, kTogether>(rows, tasks)
@@ -245,40 +239,14 @@ POINTPEFT_INLINE bool sample_small(const Points* from, const Rows<A>* rows, cons
   return true;
 }
 
-#define POINTPEFT_KERNELS(name, attribute, bytes)                                                          \
-  template <class T, class A>                                                                              \
-  struct name {                                                                                            \
-    static constexpr int W = bytes / sizeof(A);                                                            \
-    attribute static bool small(const Points* from, const Rows<A>* rows, const Task<A>* tasks, int clouds, \
-                                bool& fused) {                                                             \
-      return sample_small<T, A, W>(from, rows, tasks, clouds, fused);                                      \
-    }                                                                                                      \
-    attribute static int64_t near(const Group<A>* groups, const int32_t* which, int64_t count, const A* c, \
-                                  int32_t* out) {                                                          \
-      return children_near<A, W>(groups, which, count, c, out);                                            \
-    }                                                                                                      \
-    attribute static void take(Tree<A>& tree, const int32_t* which, int64_t count, const A* c) {           \
-      take_into_leaves<A, W>(tree, which, count, c);                                                       \
-    }                                                                                                      \
-    attribute static void up(Tree<A>& tree, int64_t level, const int32_t* which, int64_t count) {          \
-      refresh<A, W>(tree, level, which, count);                                                            \
-    }                                                                                                      \
-    static constexpr Kernels<T, A> kernels{small, near, take, up};                                         \
-  };
-
-POINTPEFT_KERNELS(Portable, , 16)
-#if defined(__x86_64__)
-POINTPEFT_KERNELS(Avx2, POINTPEFT_AVX2, 32)
-POINTPEFT_KERNELS(Avx512, POINTPEFT_AVX512, 64)
-#endif
-
 template <class T, class A>
-const Kernels<T, A>& kernels_for(CpuLevel level) {
-#if defined(__x86_64__)
-  if (level >= CpuLevel::avx512) return Avx512<T, A>::kernels;
-  if (level >= CpuLevel::avx2) return Avx2<T, A>::kernels;
-#endif
-  return Portable<T, A>::kernels;
+Kernels<T, A> kernels_in_use() {
+  return dispatch_level([](auto level) {
+    using Level = decltype(level);
+    constexpr int W = kLanesOf<Level, A>;
+    return Kernels<T, A>{Level::template compiled<sample_small<T, A, W>>, Level::template compiled<children_near<A, W>>,
+                         Level::template compiled<take_into_leaves<A, W>>, Level::template compiled<refresh<A, W>>};
+  });
 }
 
 // Which way a cloud goes: rows alone, rows of two clouds together, or the tree. `automatic` is the operation, the
@@ -294,34 +262,26 @@ bool tree_pays(CpuLevel level, int64_t length, int64_t num_samples) {
 }
 
 template <class T, class A>
-bool sample_large(const Kernels<T, A>& kernels, const Points& from, const Task<A>& task) {
+bool sample_large(const Kernels<T, A>& kernels, const StridedPoints& from, const Task<A>& task) {
   const T* data = static_cast<const T*>(from.data);
-  const auto coordinates = [&](int64_t i, A* c) {
-    for (int a = 0; a < 3; ++a) c[a] = static_cast<A>(data[i * from.stride_n + a * from.stride_c]);
-  };
   std::unique_ptr<Point<A>[]> points(new Point<A>[task.length]);
-  bool finite = true;
-  for (int64_t i = 0; i < task.length; ++i) {
-    coordinates(i, points[i].c);
-    points[i].id = static_cast<BitsOf<A>>(i);
-    for (const A value : points[i].c) finite &= std::isfinite(value);
-  }
-  if (!finite) return false;
+  if (!load_points<T>(from, 3, task.length, points.get())) return false;
   Tree<A> tree = build(points.get(), task.length, task.min_sq_norm);
   points.reset();
-  const int64_t top = tree.levels.size() - 1;
-  std::vector<std::vector<int32_t>> visited(tree.levels.size());
+  const std::vector<std::vector<Node<A>>>& levels = tree.boxes.levels;
+  const int64_t top = levels.size() - 1;
+  std::vector<std::vector<int32_t>> visited(levels.size());
   for (int64_t level = 0; level <= top; ++level)
-    visited[level].resize(tree.levels[level].size() * kFan + 1);  // one more: the entry that is not kept
-  std::vector<int64_t> count(tree.levels.size());
+    visited[level].resize(levels[level].size() * kFan + 1);  // one more: the entry that is not kept
+  std::vector<int64_t> count(levels.size());
   const int32_t root = 0;
   for (int64_t m = 0, pick = task.start; m < task.num_samples; ++m) {
     task.idx[m] = pick;
     if (m + 1 == task.num_samples) break;
     A c[3];
-    coordinates(pick, c);
+    for (int a = 0; a < 3; ++a) c[a] = static_cast<A>(data[pick * from.stride_n + a * from.stride_c]);
     for (int64_t level = top; level >= 0; --level)
-      count[level] = kernels.children_near(tree.levels[level].data(), level == top ? &root : visited[level + 1].data(),
+      count[level] = kernels.children_near(levels[level].data(), level == top ? &root : visited[level + 1].data(),
                                            level == top ? 1 : count[level + 1], c, visited[level].data());
     if (count[0] < kParallelLeaves)
       kernels.take_into_leaves(tree, visited[0].data(), count[0], c);
@@ -330,7 +290,7 @@ bool sample_large(const Kernels<T, A>& kernels, const Points& from, const Task<A
         kernels.take_into_leaves(tree, visited[0].data() + begin, end - begin, c);
       });
     for (int64_t level = 1; level <= top; ++level) kernels.refresh(tree, level, visited[level].data(), count[level]);
-    const Group<A>& last = tree.levels[top][0];
+    const Node<A>& last = levels[top][0];
     const BitsOf<A> most = *std::max_element(last.most, last.most + kFan);
     BitsOf<A> first = std::numeric_limits<BitsOf<A>>::max();
     for (int l = 0; l < kFan; ++l)
@@ -340,8 +300,8 @@ bool sample_large(const Kernels<T, A>& kernels, const Points& from, const Task<A
   return true;
 }
 
-Tensor sample(const Tensor& xyz, int64_t num_samples, const std::optional<Tensor>& lengths,
-              const std::optional<Tensor>& starts, int64_t start, double min_sq_norm, Way way) {
+Tensor sample_by(const Tensor& xyz, int64_t num_samples, const std::optional<Tensor>& lengths,
+                 const std::optional<Tensor>& starts, int64_t start, double min_sq_norm, Way way) {
   const int64_t batch = xyz.size(0), n = xyz.size(1);
   Tensor idx = torch::stable::new_empty(xyz, {batch, num_samples}, ScalarType::Long);
   int64_t* out = idx.mutable_data_ptr<int64_t>();
@@ -352,7 +312,7 @@ Tensor sample(const Tensor& xyz, int64_t num_samples, const std::optional<Tensor
   dispatch_floating("xyz", xyz.scalar_type(), [&](auto type) {
     using T = decltype(type);
     using A = Accumulate<T>;
-    const Kernels<T, A>& kernels = kernels_for<T, A>(level);
+    const Kernels<T, A> kernels = kernels_in_use<T, A>();
     const T* data = static_cast<const T*>(xyz.const_data_ptr());
     const int64_t stride_b = xyz.stride(0), stride_n = xyz.stride(1), stride_c = xyz.stride(2);
     const int64_t stride = (n + kPad - 1) / kPad * kPad;
@@ -360,7 +320,7 @@ Tensor sample(const Tensor& xyz, int64_t num_samples, const std::optional<Tensor
     const int together = (way == Way::automatic ? fit : way == Way::together) ? kTogether : 1;
     torch::stable::parallel_for(0, batch, 1, [&](int64_t begin, int64_t end) {
       Aligned<A> memory;
-      Points points[kTogether];
+      StridedPoints points[kTogether];
       Rows<A> rows[kTogether];
       Task<A> tasks[kTogether];
       int small = 0;      // clouds that wait for another one
@@ -372,7 +332,7 @@ Tensor sample(const Tensor& xyz, int64_t num_samples, const std::optional<Tensor
       for (int64_t b = begin; b < end && finite; ++b) {
         const int64_t length = length_of ? length_of[b] : n;
         const Task<A> task{length, num_samples, start_of ? start_of[b] : start, A(min_sq_norm), out + b * num_samples};
-        const Points from{data + b * stride_b, stride_n, stride_c};
+        const StridedPoints from{data + b * stride_b, stride_n, stride_c};
         if (way == Way::automatic ? tree_pays(level, length, num_samples) : way == Way::tree) {
           if (!sample_large<T, A>(kernels, from, task)) finite = false;
           continue;
@@ -395,18 +355,18 @@ Tensor sample_one_way(const Tensor& xyz, int64_t num_samples, const std::string&
   checked_sampling(xyz, "num_samples", num_samples, std::nullopt, std::nullopt, 0, 0);
   require(name == "alone" || name == "together" || name == "tree", "way must be alone, together or tree, got ", name);
   const Way way = name == "alone" ? Way::alone : name == "together" ? Way::together : Way::tree;
-  return sample(xyz, num_samples, std::nullopt, std::nullopt, 0, 0, way);
+  return sample_by(xyz, num_samples, std::nullopt, std::nullopt, 0, 0, way);
 }
 
 }  // namespace
 
-Tensor furthest_point_sample(const Tensor& xyz, int64_t num_samples, const std::optional<Tensor>& lengths,
-                             const std::optional<Tensor>& starts, int64_t start, double min_sq_norm) {
+Tensor sample(const Tensor& xyz, int64_t num_samples, const std::optional<Tensor>& lengths,
+              const std::optional<Tensor>& starts, int64_t start, double min_sq_norm) {
   const Sampling checked = checked_sampling(xyz, "num_samples", num_samples, lengths, starts, start, min_sq_norm);
-  return sample(xyz, num_samples, checked.lengths, checked.starts, start, min_sq_norm, Way::automatic);
+  return sample_by(xyz, num_samples, checked.lengths, checked.starts, start, min_sq_norm, Way::automatic);
 }
 
-}  // namespace pointpeft
+}  // namespace pointpeft::furthest_point_sample
 
 STABLE_TORCH_LIBRARY_FRAGMENT(pointpeft, m) {
   m.def(
@@ -416,6 +376,6 @@ STABLE_TORCH_LIBRARY_FRAGMENT(pointpeft, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(pointpeft, CPU, m) {
-  m.impl("furthest_point_sample", TORCH_BOX(&pointpeft::furthest_point_sample));
-  m.impl("_furthest_point_sample_one_way", TORCH_BOX(&pointpeft::sample_one_way));
+  m.impl("furthest_point_sample", TORCH_BOX(&pointpeft::furthest_point_sample::sample));
+  m.impl("_furthest_point_sample_one_way", TORCH_BOX(&pointpeft::furthest_point_sample::sample_one_way));
 }

@@ -15,7 +15,7 @@
 #include "furthest_point_buckets.cuh"
 #include "furthest_point_plan.h"
 
-namespace pointpeft {
+namespace pointpeft::furthest_point_sample {
 namespace {
 
 constexpr int kMostBlocks = 16;  // of a cluster; above 8 only where the device says so
@@ -104,7 +104,8 @@ __global__ void __launch_bounds__(kThreads) bounds_kernel(Task<A> task, int64_t 
   const int64_t w = warp_of_grid();
   if (w >= warps) return;
   const int lane = threadIdx.x % 32;
-  const Box<A> box = pointpeft::bounds(task.cloud(w / parts), w % parts * 32 + lane, 32 * parts, task.min_sq_norm);
+  const Box<A> box =
+      furthest_point_sample::bounds(task.cloud(w / parts), w % parts * 32 + lane, 32 * parts, task.min_sq_norm);
   if (lane == 0) bounds[w] = box;
 }
 
@@ -282,8 +283,8 @@ void launch(Task<A> task, const Tensor& like, int64_t batch, cudaStream_t stream
 
 }  // namespace
 
-Tensor furthest_point_sample(const Tensor& xyz, int64_t num_samples, const std::optional<Tensor>& lengths,
-                             const std::optional<Tensor>& starts, int64_t start, double min_sq_norm) {
+Tensor sample(const Tensor& xyz, int64_t num_samples, const std::optional<Tensor>& lengths,
+              const std::optional<Tensor>& starts, int64_t start, double min_sq_norm) {
   const Sampling checked = checked_sampling(xyz, "num_samples", num_samples, lengths, starts, start, min_sq_norm);
   require_finite_on_device("xyz", xyz, checked.lengths);
   const int64_t batch = xyz.size(0), n = xyz.size(1);
@@ -306,8 +307,8 @@ Tensor furthest_point_sample(const Tensor& xyz, int64_t num_samples, const std::
   return idx;
 }
 
-}  // namespace pointpeft
+}  // namespace pointpeft::furthest_point_sample
 
 STABLE_TORCH_LIBRARY_IMPL(pointpeft, CUDA, m) {
-  m.impl("furthest_point_sample", TORCH_BOX(&pointpeft::furthest_point_sample));
+  m.impl("furthest_point_sample", TORCH_BOX(&pointpeft::furthest_point_sample::sample));
 }

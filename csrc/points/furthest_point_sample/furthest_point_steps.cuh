@@ -6,7 +6,7 @@
 
 #include "furthest_point_lanes.cuh"
 
-namespace pointpeft {
+namespace pointpeft::furthest_point_sample {
 
 template <class A>
 struct Task {
@@ -37,7 +37,8 @@ __device__ __forceinline__ Best<typename Types<A>::Bits, Index> nobody() {
 
 // Picks one by one; `step(x, y, z)` takes the distances to a pick in and gives the thread's best candidate.
 template <class A, class Team, class Step>
-__device__ __forceinline__ void pick_all(const Task<A>& task, const Cloud<A>& cloud, int64_t b, Team& team, Step&& step) {
+__device__ __forceinline__ void pick_all(const Task<A>& task, const Cloud<A>& cloud, int64_t b, Team& team,
+                                         Step&& step) {
   int64_t pick = task.first_pick(b, cloud.length);
   for (int64_t m = 0; m < task.num_samples; ++m) {
     if (team.thread == 0) task.idx[b * task.num_samples + m] = pick;
@@ -99,4 +100,4 @@ __device__ __forceinline__ void sample_in_memory(const Task<A>& task, int64_t b,
   });
 }
 
-}  // namespace pointpeft
+}  // namespace pointpeft::furthest_point_sample

@@ -1,7 +1,7 @@
 // Rows by index, and the sum of rows by index that is its backward.
 #include "common/checks.h"
 
-namespace pointpeft {
+namespace pointpeft::gather {
 namespace {
 
 // Indices of one cloud: everything behind the batch dimension.
@@ -90,7 +90,7 @@ Tensor gather_backward(const Tensor& given_grad, const Tensor& given_idx, int64_
 }
 
 }  // namespace
-}  // namespace pointpeft
+}  // namespace pointpeft::gather
 
 STABLE_TORCH_LIBRARY_FRAGMENT(pointpeft, m) {
   m.def("gather(Tensor features, Tensor idx) -> Tensor");
@@ -99,6 +99,6 @@ STABLE_TORCH_LIBRARY_FRAGMENT(pointpeft, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(pointpeft, CPU, m) {
-  m.impl("gather", TORCH_BOX(&pointpeft::gather));
-  m.impl("gather_backward", TORCH_BOX(&pointpeft::gather_backward));
+  m.impl("gather", TORCH_BOX(&pointpeft::gather::gather));
+  m.impl("gather_backward", TORCH_BOX(&pointpeft::gather::gather_backward));
 }

@@ -3,7 +3,7 @@
 #include "common/device_checks.h"
 #include "gather.cuh"
 
-namespace pointpeft {
+namespace pointpeft::gather {
 namespace {
 
 constexpr int kThreads = 256;
@@ -179,10 +179,10 @@ Tensor gather_backward_sorted(const Tensor& given_grad, const Tensor& given_sort
 }
 
 }  // namespace
-}  // namespace pointpeft
+}  // namespace pointpeft::gather
 
 STABLE_TORCH_LIBRARY_IMPL(pointpeft, CUDA, m) {
-  m.impl("gather", TORCH_BOX(&pointpeft::gather));
-  m.impl("gather_backward", TORCH_BOX(&pointpeft::gather_backward));
-  m.impl("gather_backward_sorted", TORCH_BOX(&pointpeft::gather_backward_sorted));
+  m.impl("gather", TORCH_BOX(&pointpeft::gather::gather));
+  m.impl("gather_backward", TORCH_BOX(&pointpeft::gather::gather_backward));
+  m.impl("gather_backward_sorted", TORCH_BOX(&pointpeft::gather::gather_backward_sorted));
 }

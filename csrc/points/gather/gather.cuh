@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-namespace pointpeft {
+namespace pointpeft::gather {
 
 // Which of the words of features (B, N, words) is word e of features[idx], idx having `rows` entries a cloud; -1 where
 // the index is out of range.
@@ -27,4 +27,4 @@ __device__ __forceinline__ int64_t first_of(const int64_t* keys, int64_t count, 
   return low;
 }
 
-}  // namespace pointpeft
+}  // namespace pointpeft::gather

@@ -4,7 +4,7 @@
 #include "knn_rows.h"
 #include "knn_tree.h"
 
-namespace pointpeft {
+namespace pointpeft::knn {
 namespace {
 
 // The three ways; `automatic` is the operation, the others serve tests and measurements.
@@ -61,7 +61,7 @@ bool answer(const Problem& p, int64_t b, int64_t begin, int64_t end, const Rows<
 template <class T>
 void nearest_by_rows(const Problem& p) {
   using A = Accumulate<T>;
-  const Search<A> search = search_for_level<A>();
+  const Search<A> search = search_in_use<A>();
   const T* support = static_cast<const T*>(p.support.const_data_ptr());
   const int64_t stride_b = p.support.stride(0), stride_n = p.support.stride(1), stride_c = p.support.stride(2);
   const int64_t padded = p.padded();
@@ -69,7 +69,8 @@ void nearest_by_rows(const Problem& p) {
   const auto load = [&](int64_t b, A* data) {
     const int64_t length = p.lengths ? p.lengths[b] : p.n, columns = columns_for(p.k);
     const Rows<A> rows{data, p.channels, length, (length + columns - 1) / columns * columns};
-    if (!load_rows(support + b * stride_b, stride_n, stride_c, rows, data)) support_finite = false;
+    const StridedPoints from{support + b * stride_b, stride_n, stride_c};
+    if (!load_padded_rows<T>(from, p.channels, length, rows.stride, data)) support_finite = false;
     return rows;
   };
   if (p.batch >= static_cast<int64_t>(torch::stable::get_num_threads())) {
@@ -101,24 +102,6 @@ Way fastest_way(const Problem& p) {
   return p.channels <= kMostExactChannels ? Way::rows : Way::product;
 }
 
-// Points of fewer than 3 channels get zeros for the others, which change no distance.
-template <class T, class A>
-bool load_points(const T* from, int64_t stride_n, int64_t stride_c, int64_t channels, int64_t n, Point<A>* points) {
-  std::atomic<bool> finite{true};
-  torch::stable::parallel_for(0, n, 4096, [&](int64_t begin, int64_t end) {
-    bool good = true;
-    for (int64_t i = begin; i < end; ++i) {
-      for (int64_t c = 0; c < 3; ++c) {
-        points[i].c[c] = c < channels ? static_cast<A>(from[i * stride_n + c * stride_c]) : A(0);
-        good &= std::abs(points[i].c[c]) <= std::numeric_limits<A>::max();
-      }
-      points[i].id = static_cast<BitsOf<A>>(i);
-    }
-    if (!good) finite = false;
-  });
-  return finite;
-}
-
 // Has the memory of `count` values, which are written soon, brought near: its first lines, as the processor fetches the
 // rest of a long row by itself.
 template <class V>
@@ -134,14 +117,14 @@ void prefetch(const V* values, int64_t count) {
 template <class T>
 void nearest_by_tree(const Problem& p, int64_t b, int64_t n) {
   using A = Accumulate<T>;
-  const TreeSearch<A> search = tree_search_for_level<A>();
+  const TreeSearch<A> search = tree_search_in_use<A>();
   const T* support = static_cast<const T*>(p.support.const_data_ptr()) + b * p.support.stride(0);
   const T* query = static_cast<const T*>(p.query.const_data_ptr()) + b * p.query.stride(0);
   const int64_t stride_n = p.support.stride(1), stride_c = p.support.stride(2);
   std::unique_ptr<Point<A>[]> points(new Point<A>[n]), queries(new Point<A>[p.m]);
-  require(load_points(support, stride_n, stride_c, p.channels, n, points.get()),
+  require(load_points<T>({support, stride_n, stride_c}, p.channels, n, points.get()),
           "support must be finite, got NaN or infinite values");
-  require(load_points(query, p.query.stride(1), p.query.stride(2), p.channels, p.m, queries.get()),
+  require(load_points<T>({query, p.query.stride(1), p.query.stride(2)}, p.channels, p.m, queries.get()),
           "query must be finite, got NaN or infinite values");
   const Tree<A> tree = build_tree(points.get(), n);
   points.reset();
@@ -207,7 +190,7 @@ void nearest_by_product(const Problem& p) {
   std::unique_ptr<A[]> query_norm(new A[p.batch * p.m]), support_norm(new A[p.batch * p.n]);
   require(squared_norms(support, p.lengths, support_norm.get()), "support must be finite, got NaN or infinite values");
   require(squared_norms<A>(query, nullptr, query_norm.get()), "query must be finite, got NaN or infinite values");
-  const Search<A> search = search_for_level<A>();
+  const Search<A> search = search_in_use<A>();
   const int64_t chunk = queries_a_product(p.batch, p.m, p.n), padded = p.padded();
   const Tensor transposed = torch::stable::transpose(support, 1, 2);
   for (int64_t first = 0; first < p.m; first += chunk) {
@@ -294,7 +277,7 @@ void nearest(const Tensor& query, const Tensor& support, int64_t k, const std::o
   nearest_by(query, support, k, lengths, sq_distance, idx, patches, Way::automatic);
 }
 
-}  // namespace pointpeft
+}  // namespace pointpeft::knn
 
 STABLE_TORCH_LIBRARY_FRAGMENT(pointpeft, m) {
   m.def("knn(Tensor query, Tensor support, int k, Tensor? lengths) -> (Tensor, Tensor)");
@@ -302,6 +285,6 @@ STABLE_TORCH_LIBRARY_FRAGMENT(pointpeft, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(pointpeft, CPU, m) {
-  m.impl("knn", TORCH_BOX(&pointpeft::knn));
-  m.impl("_knn_one_way", TORCH_BOX(&pointpeft::knn_one_way));
+  m.impl("knn", TORCH_BOX(&pointpeft::knn::knn));
+  m.impl("_knn_one_way", TORCH_BOX(&pointpeft::knn::knn_one_way));
 }

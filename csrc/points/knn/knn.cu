@@ -10,7 +10,7 @@
 #include "knn_products.cuh"
 #include "knn_selection.cuh"
 
-namespace pointpeft {
+namespace pointpeft::knn {
 namespace {
 
 constexpr int kWarps = 8;
@@ -286,6 +286,6 @@ std::tuple<Tensor, Tensor> knn(const Tensor& query, const Tensor& support, int64
 }
 
 }  // namespace
-}  // namespace pointpeft
+}  // namespace pointpeft::knn
 
-STABLE_TORCH_LIBRARY_IMPL(pointpeft, CUDA, m) { m.impl("knn", TORCH_BOX(&pointpeft::knn)); }
+STABLE_TORCH_LIBRARY_IMPL(pointpeft, CUDA, m) { m.impl("knn", TORCH_BOX(&pointpeft::knn::knn)); }

@@ -8,7 +8,7 @@
 
 #include <cstdint>
 
-namespace pointpeft {
+namespace pointpeft::knn {
 
 constexpr int kProductTile = 64;   // queries and points of a block
 constexpr int kProductDepth = 16;  // channels at a time
@@ -74,4 +74,4 @@ __device__ __forceinline__ void product_block(const Products<A>& p, ProductTiles
     }
 }
 
-}  // namespace pointpeft
+}  // namespace pointpeft::knn

@@ -2,10 +2,10 @@
 // bound on the k-th smallest from column minima, the few survivors below it, and their order.
 #pragma once
 
-#include "common/pointpeft.h"
+#include "common/load.h"
 #include "common/simd.h"
 
-namespace pointpeft {
+namespace pointpeft::knn {
 namespace {
 
 constexpr int64_t kMostColumns = 256;  // of the column minima, which serve k up to half as many
@@ -250,10 +250,25 @@ POINTPEFT_INLINE void order(Scratch<A>& s, int64_t count, int64_t k, Out<A> out,
   std::copy(s.sorted_id, s.sorted_id + k, out.idx);
 }
 
+// The two steps that are written in intrinsics where a level has them.
+template <class Level, class A>
+constexpr auto kKeep = keep_portable<A>;
+template <class Level, class A>
+constexpr auto kRank = rank_portable<A>;
+#if defined(__x86_64__)
+template <>
+constexpr auto kKeep<Avx2, float> = keep_avx2;
+template <>
+constexpr auto kRank<Avx2, float> = rank_avx2;
+template <>
+constexpr auto kKeep<Avx512, float> = keep_avx512;
+template <>
+constexpr auto kRank<Avx512, float> = rank_avx512;
+#endif
+
 // One query. `q` null: the distances are there already.
-template <int G, class A, class Keep, class Rank>
-POINTPEFT_INLINE void search_columns(const Rows<A>& rows, const A* q, int64_t k, Scratch<A>& s, Out<A> out, Keep keep,
-                                     Rank rank) {
+template <int G, class Level, class A>
+POINTPEFT_INLINE void search_columns(const Rows<A>& rows, const A* q, int64_t k, Scratch<A>& s, Out<A> out) {
   A minima[G];
   for (int c = 0; c < G; ++c) minima[c] = std::numeric_limits<A>::infinity();
   if (q && rows.channels == 3) {
@@ -263,23 +278,23 @@ POINTPEFT_INLINE void search_columns(const Rows<A>& rows, const A* q, int64_t k,
     column_minima<G>(s.distance, rows.stride, minima);
   }
   const A bound = 2 * k <= kMostColumns ? bound_of<G>(minima, k) : std::numeric_limits<A>::infinity();
-  order(s, keep(s.distance, rows.stride, bound, k, s.kept, s.id), k, out, rank);
+  const int64_t count = kKeep<Level, A>(s.distance, rows.stride, bound, k, s.kept, s.id);
+  order(s, count, k, out, kRank<Level, A>);
 }
 
-template <class A, class Keep, class Rank>
-POINTPEFT_INLINE void search_any(const Rows<A>& rows, const A* q, int64_t k, Scratch<A>& s, Out<A> out, Keep keep,
-                                 Rank rank) {
+template <class Level, class A>
+POINTPEFT_INLINE void search_rows(const Rows<A>& rows, const A* q, int64_t k, Scratch<A>& s, Out<A> out) {
   switch (columns_for(k)) {
     case 16:
-      return search_columns<16>(rows, q, k, s, out, keep, rank);
+      return search_columns<16, Level>(rows, q, k, s, out);
     case 32:
-      return search_columns<32>(rows, q, k, s, out, keep, rank);
+      return search_columns<32, Level>(rows, q, k, s, out);
     case 64:
-      return search_columns<64>(rows, q, k, s, out, keep, rank);
+      return search_columns<64, Level>(rows, q, k, s, out);
     case 128:
-      return search_columns<128>(rows, q, k, s, out, keep, rank);
+      return search_columns<128, Level>(rows, q, k, s, out);
     default:
-      return search_columns<256>(rows, q, k, s, out, keep, rank);
+      return search_columns<256, Level>(rows, q, k, s, out);
   }
 }
 
@@ -287,44 +302,12 @@ template <class A>
 using Search = void (*)(const Rows<A>&, const A*, int64_t, Scratch<A>&, Out<A>);
 
 template <class A>
-void search_portable(const Rows<A>& rows, const A* q, int64_t k, Scratch<A>& s, Out<A> out) {
-  search_any(rows, q, k, s, out, keep_portable<A>, rank_portable<A>);
-}
-
-#if defined(__x86_64__)
-POINTPEFT_AVX2 void search_avx2(const Rows<float>& rows, const float* q, int64_t k, Scratch<float>& s, Out<float> out) {
-  search_any(rows, q, k, s, out, keep_avx2, rank_avx2);
-}
-
-POINTPEFT_AVX512 void search_avx512(const Rows<float>& rows, const float* q, int64_t k, Scratch<float>& s,
-                                    Out<float> out) {
-  search_any(rows, q, k, s, out, keep_avx512, rank_avx512);
-}
-#endif
-
-template <class A>
-Search<A> search_for_level() {
-#if defined(__x86_64__)
-  if constexpr (std::is_same_v<A, float>) {
-    if (cpu_level() >= CpuLevel::avx512) return search_avx512;
-    if (cpu_level() >= CpuLevel::avx2) return search_avx2;
-  }
-#endif
-  return search_portable<A>;
-}
-
-// Copies a cloud into rows; returns whether every value is finite.
-template <class T, class A>
-bool load_rows(const T* points, int64_t stride_n, int64_t stride_c, const Rows<A>& shape, A* data) {
-  bool finite = true;
-  for (int64_t c = 0; c < shape.channels; ++c) {
-    A* row = data + c * shape.stride;
-    for (int64_t i = 0; i < shape.length; ++i) row[i] = static_cast<A>(points[i * stride_n + c * stride_c]);
-    for (int64_t i = 0; i < shape.length; ++i) finite &= std::abs(row[i]) <= std::numeric_limits<A>::max();
-    std::fill(row + shape.length, row + shape.stride, std::numeric_limits<A>::quiet_NaN());
-  }
-  return finite;
+Search<A> search_in_use() {
+  return dispatch_float_level<A>([](auto level) -> Search<A> {
+    using Level = decltype(level);
+    return Level::template compiled<search_rows<Level, A>>;
+  });
 }
 
 }  // namespace
-}  // namespace pointpeft
+}  // namespace pointpeft::knn

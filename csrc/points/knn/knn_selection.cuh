@@ -6,7 +6,7 @@
 
 #include <cstdint>
 
-namespace pointpeft {
+namespace pointpeft::knn {
 
 constexpr unsigned kAll = 0xffffffffu;
 
@@ -139,4 +139,4 @@ struct Selection {
   }
 };
 
-}  // namespace pointpeft
+}  // namespace pointpeft::knn

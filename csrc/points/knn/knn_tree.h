@@ -1,21 +1,20 @@
-// Nearest neighbours in large clouds on the CPU: the points lie in leaves of a k-d split, under a tree of boxes with 16
-// children each, and a query visits the boxes that may hold one of its k nearest, the nearest box first.
+// Nearest neighbours in a large cloud on the CPU. A query goes down a tree of boxes (common/box_tree.h), the nearest
+// box first, and looks only at leaves that may hold one of its k nearest: those whose box is not farther than the k-th
+// best distance so far. Candidates are gathered without an order, whole vectors at a time; when there are too many,
+// bisection finds a new bound near the k-th distance and those above it are dropped, and only the last few are put in
+// order.
 //
-// Exact, ties by the lowest index included: the distance to a box rounds like that to a point, step by step, and
-// rounding keeps order, so it never exceeds that of a point inside; a box exactly as far as the k-th neighbour is left
-// out only if all its points have larger indices.
+// Exact, ties by the lowest index included: a box is never farther than a point inside, and a box exactly as far as the
+// k-th neighbour is left out only if all its points have larger indices.
 #pragma once
 
-#include "common/kd_split.h"
+#include "common/box_tree.h"
 #include "common/simd.h"
 
-namespace pointpeft {
+namespace pointpeft::knn {
 namespace {
 
-constexpr int kFan = 16;        // children of a node
-constexpr int kLanes = 16;      // points of a block
-constexpr int64_t kLeaf = 64;   // the most points of a leaf
-constexpr int kMostLevels = 9;  // 16^8 leaves are more than there are points
+constexpr int kLanes = static_cast<int>(kLeafPad);  // points of a block
 
 // 16 points of a leaf. The last block of a leaf is padded with NaN: a NaN distance is below no bound.
 template <class A>
@@ -24,79 +23,44 @@ struct alignas(64) Block {
   int32_t id[kLanes];
 };
 
-// The boxes of 16 children, and the lowest index inside each.
+// A node: the lowest index inside each child's box, and how many children there are.
 template <class A>
-struct alignas(64) Boxes {
-  A low[3][kFan], high[3][kFan];
+struct alignas(64) Node : Boxes<A> {
   int32_t first_id[kFan], count;
 };
 
 template <class A>
 struct Tree {
+  BoxTree<Node<A>> boxes;
   std::unique_ptr<Block<A>[]> blocks;
-  std::vector<int64_t> first_block;           // of each leaf, and of the end
-  std::vector<std::vector<Boxes<A>>> levels;  // level 0 describes leaves, the last one is a single group
 };
-
-template <class A>
-std::vector<Boxes<A>> empty_boxes(int64_t children) {
-  Boxes<A> empty{};
-  for (int c = 0; c < 3; ++c) {
-    std::fill_n(empty.low[c], kFan, std::numeric_limits<A>::infinity());
-    std::fill_n(empty.high[c], kFan, -std::numeric_limits<A>::infinity());
-  }
-  std::fill_n(empty.first_id, kFan, std::numeric_limits<int32_t>::max());
-  std::vector<Boxes<A>> boxes((children + kFan - 1) / kFan, empty);
-  for (int64_t node = 0; node < static_cast<int64_t>(boxes.size()); ++node)
-    boxes[node].count = static_cast<int32_t>(std::min<int64_t>(kFan, children - node * kFan));
-  return boxes;
-}
 
 // The tree over `points`, which it reorders.
 template <class A>
 Tree<A> build_tree(Point<A>* points, int64_t n) {
-  const std::vector<Range> leaves = split_into_leaves(points, n, kLeaf);
-  const int64_t num_leaves = leaves.size();
   Tree<A> tree;
-  tree.first_block.push_back(0);
-  for (const Range r : leaves) tree.first_block.push_back(tree.first_block.back() + (r.end - r.begin + 15) / kLanes);
-  tree.blocks.reset(new Block<A>[tree.first_block.back()]);
-  tree.levels.push_back(empty_boxes<A>(num_leaves));
-  torch::stable::parallel_for(0, num_leaves, 256, [&](int64_t begin, int64_t end) {
-    for (int64_t leaf = begin; leaf < end; ++leaf) {
-      Boxes<A>& boxes = tree.levels[0][leaf / kFan];
-      const int child = leaf % kFan;
-      const Point<A>* from = points + leaves[leaf].begin;
-      const int64_t length = leaves[leaf].end - leaves[leaf].begin;
-      Block<A>* to = tree.blocks.get() + tree.first_block[leaf];
-      boxes.first_id[child] = static_cast<int32_t>(from->id);  // a leaf keeps the order of its points
-      for (int c = 0; c < 3; ++c) {
-        A low = from->c[c], high = low;
-        for (int64_t i = 0; i < length; ++i) {
-          const A value = from[i].c[c];
-          low = value < low ? value : low;
-          high = value > high ? value : high;
-          to[i / kLanes].c[c][i % kLanes] = value;
-        }
-        for (int64_t i = length; i % kLanes; ++i) to[i / kLanes].c[c][i % kLanes] = std::numeric_limits<A>::quiet_NaN();
-        boxes.low[c][child] = low;
-        boxes.high[c][child] = high;
-      }
-      for (int64_t i = 0; i < length; ++i) to[i / kLanes].id[i % kLanes] = static_cast<int32_t>(from[i].id);
+  const auto allocate = [&](const BoxTree<Node<A>>& boxes) { tree.blocks.reset(new Block<A>[boxes.num_blocks()]); };
+  const auto fill = [&](const BoxTree<Node<A>>& boxes, int64_t leaf, const Point<A>* from, int64_t count, Node<A>& node,
+                        int child) {
+    Block<A>* to = tree.blocks.get() + boxes.first_block[leaf];
+    node.first_id[child] = static_cast<int32_t>(from->id);  // a leaf keeps the order of its points
+    for (int c = 0; c < 3; ++c) {
+      for (int64_t i = 0; i < count; ++i) to[i / kLanes].c[c][i % kLanes] = from[i].c[c];
+      for (int64_t i = count; i % kLanes; ++i) to[i / kLanes].c[c][i % kLanes] = std::numeric_limits<A>::quiet_NaN();
     }
-  });
-  while (tree.levels.back().size() > 1) {
-    const std::vector<Boxes<A>>& below = tree.levels.back();
-    std::vector<Boxes<A>> above = empty_boxes<A>(below.size());
-    for (int64_t node = 0; node < static_cast<int64_t>(below.size()); ++node) {
-      Boxes<A>& boxes = above[node / kFan];
-      for (int c = 0; c < 3; ++c) {
-        boxes.low[c][node % kFan] = *std::min_element(below[node].low[c], below[node].low[c] + kFan);
-        boxes.high[c][node % kFan] = *std::max_element(below[node].high[c], below[node].high[c] + kFan);
-      }
-      boxes.first_id[node % kFan] = *std::min_element(below[node].first_id, below[node].first_id + kFan);
-    }
-    tree.levels.push_back(std::move(above));
+    for (int64_t i = 0; i < count; ++i) to[i / kLanes].id[i % kLanes] = static_cast<int32_t>(from[i].id);
+  };
+  const auto summarize = [](const Node<A>& node, Node<A>& parent, int child) {
+    parent.first_id[child] = *std::min_element(node.first_id, node.first_id + kFan);
+  };
+  Node<A> empty{};
+  std::fill_n(empty.first_id, kFan, std::numeric_limits<int32_t>::max());
+  tree.boxes = build_box_tree(points, n, empty, allocate, fill, summarize);
+  int64_t children = tree.boxes.num_leaves();
+  for (std::vector<Node<A>>& nodes : tree.boxes.levels) {
+    for (size_t i = 0; i < nodes.size(); ++i)
+      nodes[i].count = static_cast<int32_t>(std::min<int64_t>(kFan, children - static_cast<int64_t>(i) * kFan));
+    children = nodes.size();
   }
   return tree;
 }
@@ -128,12 +92,12 @@ struct Candidates {
   int32_t bound_id;  // and of those exactly as far none beyond this index is among the k nearest
 };
 
-// --- what depends on the vector level: the nearest child left, -1 where none is within the bound; a leaf's candidates;
-// the least and the largest distance; those left under a new bound; ranks. `count` on input is where to write, on
-// output includes what was found. Whole vectors are written. ---
+// --- the steps that are written for each vector level, at first the portable ones: the nearest child left, -1 where
+// none is within the bound; a leaf's candidates; the least and the largest distance; those left under a new bound;
+// ranks. `count` on input is where to write, on output includes what was found. Whole vectors are written. ---
 
-template <class A>
-struct PortableLevel {
+template <class Level, class A>
+struct Steps {
   static int nearest(const A* distance, unsigned left, A bound) {
     int child = -1;
     for (; left; left &= left - 1) {
@@ -182,7 +146,8 @@ struct PortableLevel {
 };
 
 #if defined(__x86_64__)
-struct Avx2Level {
+template <>
+struct Steps<Avx2, float> {
   POINTPEFT_AVX2 static int nearest(const float* distance, unsigned left, float bound) {
     const __m256i bits = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128), mask = _mm256_set1_epi32(left);
     const auto among = [&](const float* from, __m256i of) __attribute__((always_inline, target("avx2"))) {
@@ -263,10 +228,11 @@ struct Avx2Level {
   }
 };
 
-struct Avx512Level {
+template <>
+struct Steps<Avx512, float> {
   POINTPEFT_AVX512 static int nearest(const float* distance, unsigned left, float bound) {
     left &= _mm512_cmp_ps_mask(_mm512_loadu_ps(distance), _mm512_set1_ps(bound), _CMP_LE_OQ);
-    return PortableLevel<float>::nearest(distance, left, bound);
+    return Steps<Portable, float>::nearest(distance, left, bound);
   }
   POINTPEFT_AVX512 static int64_t scan(const Block<float>* block, const Block<float>* end, const float* q, float bound,
                                        float* kept, int32_t* id, int64_t count) {
@@ -287,7 +253,7 @@ struct Avx512Level {
     return count;
   }
   POINTPEFT_AVX512 static std::pair<float, float> extent(const float* distance, int64_t count) {
-    return Avx2Level::extent(distance, count);
+    return Steps<Avx2, float>::extent(distance, count);
   }
   POINTPEFT_AVX512 static int64_t keep(float* kept, int32_t* id, int64_t count, float bound) {
     const __m512 limit = _mm512_set1_ps(bound);
@@ -351,12 +317,12 @@ void keep_exactly(Candidates<A>& s, int64_t k) {
 }
 
 // Lowers the bound to about the k-th distance by bisection and drops what lies above; count >= k.
-template <class A, class Level>
+template <class Level, class A>
 POINTPEFT_INLINE void tighten(Candidates<A>& s, int64_t k) {
   const int64_t padded = (s.count + kLanes - 1) / kLanes * kLanes;
   for (int64_t i = 0; i < kLanes; ++i) s.distance[s.count + i] = std::numeric_limits<A>::quiet_NaN();
   const A* __restrict distance = s.distance;
-  auto [low, high] = Level::extent(distance, padded);
+  auto [low, high] = Steps<Level, A>::extent(distance, padded);
   for (int step = 0; step < 12 && low < high; ++step) {
     const A middle = low + (high - low) / 2;
     int32_t count = 0;
@@ -372,11 +338,11 @@ POINTPEFT_INLINE void tighten(Candidates<A>& s, int64_t k) {
     s.bound = high;
     s.bound_id = std::numeric_limits<int32_t>::max();
   }
-  s.count = Level::keep(s.distance, s.id, s.count, s.bound);
+  s.count = Steps<Level, A>::keep(s.distance, s.id, s.count, s.bound);
   if (s.count > k + s.slack / 2) keep_exactly(s, k);
 }
 
-template <class A, class Level>
+template <class Level, class A>
 POINTPEFT_INLINE void in_order(Candidates<A>& s, int64_t k, A* sq_distance, int64_t* idx) {
   constexpr int64_t kMostRanked = 256;  // ranking is quadratic, but without a branch
   if (s.count > kMostRanked) {
@@ -389,7 +355,7 @@ POINTPEFT_INLINE void in_order(Candidates<A>& s, int64_t k, A* sq_distance, int6
     }
     return;
   }
-  Level::rank(s.distance, s.id, s.count, s.rank);
+  Steps<Level, A>::rank(s.distance, s.id, s.count, s.rank);
   for (int64_t i = 0; i < s.count; ++i) {  // all of them: which are among the k is hard to predict
     s.sorted_distances[s.rank[i]] = s.distance[i];
     s.sorted_ids[s.rank[i]] = s.id[i];
@@ -398,24 +364,24 @@ POINTPEFT_INLINE void in_order(Candidates<A>& s, int64_t k, A* sq_distance, int6
   std::copy(s.sorted_ids.get(), s.sorted_ids.get() + k, idx);
 }
 
-template <class A, class Level>
-POINTPEFT_INLINE void search_levels(const Tree<A>& tree, const A* q, int64_t k, Candidates<A>& s, A* sq_distance,
-                                    int64_t* idx) {
+template <class Level, class A>
+POINTPEFT_INLINE void search_tree(const Tree<A>& tree, const A* q, int64_t k, Candidates<A>& s, A* sq_distance,
+                                  int64_t* idx) {
   struct Frame {
     alignas(64) A distance[kFan];
-    const Boxes<A>* boxes;
+    const Node<A>* boxes;
     int64_t node;
     unsigned left;
   };
   Frame frames[kMostLevels];
   const auto open = [&](int level, int64_t node) __attribute__((always_inline)) {
     Frame& frame = frames[level];
-    frame.boxes = &tree.levels[level][node];
+    frame.boxes = &tree.boxes.levels[level][node];
     frame.node = node;
     frame.left = (1u << frame.boxes->count) - 1;
     box_distances(*frame.boxes, q, frame.distance);
   };
-  const int top = static_cast<int>(tree.levels.size()) - 1;
+  const int top = static_cast<int>(tree.boxes.levels.size()) - 1;
   int level = top;
   int64_t limit = k;
   s.count = 0;
@@ -424,7 +390,7 @@ POINTPEFT_INLINE void search_levels(const Tree<A>& tree, const A* q, int64_t k, 
   open(level, 0);
   while (level <= top) {
     Frame& frame = frames[level];
-    const int child = Level::nearest(frame.distance, frame.left, s.bound);
+    const int child = Steps<Level, A>::nearest(frame.distance, frame.left, s.bound);
     if (child < 0) {
       ++level;
       continue;
@@ -437,47 +403,27 @@ POINTPEFT_INLINE void search_levels(const Tree<A>& tree, const A* q, int64_t k, 
       continue;
     }
     const Block<A>* blocks = tree.blocks.get();
-    s.count = Level::scan(blocks + tree.first_block[node], blocks + tree.first_block[node + 1], q, s.bound, s.distance,
-                          s.id, s.count);
+    s.count = Steps<Level, A>::scan(blocks + tree.boxes.first_block[node], blocks + tree.boxes.first_block[node + 1], q,
+                                    s.bound, s.distance, s.id, s.count);
     if (s.count >= limit) {
-      tighten<A, Level>(s, k);
+      tighten<Level>(s, k);
       limit = k + s.slack;
     }
   }
-  if (s.count > k + 4) tighten<A, Level>(s, k);
-  in_order<A, Level>(s, k, sq_distance, idx);
+  if (s.count > k + 4) tighten<Level>(s, k);
+  in_order<Level>(s, k, sq_distance, idx);
 }
 
 template <class A>
 using TreeSearch = void (*)(const Tree<A>&, const A*, int64_t, Candidates<A>&, A*, int64_t*);
 
 template <class A>
-void search_tree_portable(const Tree<A>& tree, const A* q, int64_t k, Candidates<A>& s, A* sq_distance, int64_t* idx) {
-  search_levels<A, PortableLevel<A>>(tree, q, k, s, sq_distance, idx);
-}
-
-#if defined(__x86_64__)
-POINTPEFT_AVX2 void search_tree_avx2(const Tree<float>& tree, const float* q, int64_t k, Candidates<float>& s,
-                                     float* sq_distance, int64_t* idx) {
-  search_levels<float, Avx2Level>(tree, q, k, s, sq_distance, idx);
-}
-
-POINTPEFT_AVX512 void search_tree_avx512(const Tree<float>& tree, const float* q, int64_t k, Candidates<float>& s,
-                                         float* sq_distance, int64_t* idx) {
-  search_levels<float, Avx512Level>(tree, q, k, s, sq_distance, idx);
-}
-#endif
-
-template <class A>
-TreeSearch<A> tree_search_for_level() {
-#if defined(__x86_64__)
-  if constexpr (std::is_same_v<A, float>) {
-    if (cpu_level() >= CpuLevel::avx512) return search_tree_avx512;
-    if (cpu_level() >= CpuLevel::avx2) return search_tree_avx2;
-  }
-#endif
-  return search_tree_portable<A>;
+TreeSearch<A> tree_search_in_use() {
+  return dispatch_float_level<A>([](auto level) -> TreeSearch<A> {
+    using Level = decltype(level);
+    return Level::template compiled<search_tree<Level, A>>;
+  });
 }
 
 }  // namespace
-}  // namespace pointpeft
+}  // namespace pointpeft::knn

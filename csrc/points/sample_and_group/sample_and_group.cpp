@@ -1,7 +1,7 @@
 // Farthest points, their nearest neighbours and the neighbours' offsets, as one operation on the CPU.
 #include "common/checks.h"
 
-namespace pointpeft {
+namespace pointpeft::sample_and_group {
 namespace {
 
 template <class T>
@@ -19,7 +19,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> sample_and_group(const Tensor& xyz, i
                                                             double min_sq_norm) {
   const Sampling checked = checked_grouping(xyz, num_groups, group_size, lengths, starts, start, min_sq_norm);
   const int64_t batch = xyz.size(0);
-  Tensor center_idx = furthest_point_sample(xyz, num_groups, checked.lengths, checked.starts, start, min_sq_norm);
+  Tensor center_idx =
+      furthest_point_sample::sample(xyz, num_groups, checked.lengths, checked.starts, start, min_sq_norm);
   Tensor centers = torch::stable::new_empty(xyz, {batch, num_groups, 3}, xyz.scalar_type());
   Tensor neighbor_idx = torch::stable::new_empty(xyz, {batch, num_groups, group_size}, ScalarType::Long);
   Tensor patches = torch::stable::new_empty(xyz, {batch, num_groups, group_size, 3}, xyz.scalar_type());
@@ -27,12 +28,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> sample_and_group(const Tensor& xyz, i
     using T = decltype(type);
     copy_centers(xyz, center_idx.const_data_ptr<int64_t>(), num_groups, static_cast<T*>(centers.mutable_data_ptr()));
   });
-  nearest(centers, xyz, group_size, checked.lengths, nullptr, neighbor_idx, &patches);
+  knn::nearest(centers, xyz, group_size, checked.lengths, nullptr, neighbor_idx, &patches);
   return {patches, centers, center_idx, neighbor_idx};
 }
 
 }  // namespace
-}  // namespace pointpeft
+}  // namespace pointpeft::sample_and_group
 
 STABLE_TORCH_LIBRARY_FRAGMENT(pointpeft, m) {
   m.def(
@@ -40,4 +41,6 @@ STABLE_TORCH_LIBRARY_FRAGMENT(pointpeft, m) {
       "float min_sq_norm) -> (Tensor, Tensor, Tensor, Tensor)");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(pointpeft, CPU, m) { m.impl("sample_and_group", TORCH_BOX(&pointpeft::sample_and_group)); }
+STABLE_TORCH_LIBRARY_IMPL(pointpeft, CPU, m) {
+  m.impl("sample_and_group", TORCH_BOX(&pointpeft::sample_and_group::sample_and_group));
+}

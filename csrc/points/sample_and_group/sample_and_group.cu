@@ -2,7 +2,7 @@
 // kernel writes the centred patches itself.
 #include "common/device_checks.h"
 
-namespace pointpeft {
+namespace pointpeft::sample_and_group {
 namespace {
 
 // One thread a coordinate. T is only moved: an unsigned integer of its size.
@@ -31,7 +31,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> sample_and_group(const Tensor& xyz, i
   const Sampling checked = checked_grouping(xyz, num_groups, group_size, lengths, starts, start, min_sq_norm);
   const int64_t batch = xyz.size(0);
   torch::stable::accelerator::DeviceGuard guard(xyz.get_device_index());
-  Tensor center_idx = furthest_point_sample(xyz, num_groups, checked.lengths, checked.starts, start, min_sq_norm);
+  Tensor center_idx =
+      furthest_point_sample::sample(xyz, num_groups, checked.lengths, checked.starts, start, min_sq_norm);
   Tensor centers = torch::stable::new_empty(xyz, {batch, num_groups, 3}, xyz.scalar_type());
   Tensor neighbor_idx = torch::stable::new_empty(xyz, {batch, num_groups, group_size}, ScalarType::Long);
   Tensor patches = torch::stable::new_empty(xyz, {batch, num_groups, group_size, 3}, xyz.scalar_type());
@@ -46,11 +47,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> sample_and_group(const Tensor& xyz, i
     default:
       copy_centers<uint64_t>(xyz, center_idx, centers, stream);
   }
-  nearest(centers, xyz, group_size, checked.lengths, nullptr, neighbor_idx, &patches);
+  knn::nearest(centers, xyz, group_size, checked.lengths, nullptr, neighbor_idx, &patches);
   return {patches, centers, center_idx, neighbor_idx};
 }
 
 }  // namespace
-}  // namespace pointpeft
+}  // namespace pointpeft::sample_and_group
 
-STABLE_TORCH_LIBRARY_IMPL(pointpeft, CUDA, m) { m.impl("sample_and_group", TORCH_BOX(&pointpeft::sample_and_group)); }
+STABLE_TORCH_LIBRARY_IMPL(pointpeft, CUDA, m) {
+  m.impl("sample_and_group", TORCH_BOX(&pointpeft::sample_and_group::sample_and_group));
+}
