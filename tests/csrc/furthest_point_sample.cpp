@@ -12,6 +12,7 @@ using namespace pointpeft::furthest_point_sample;
 
 static_assert(plan_samples<float>(1024, 64, 32, {132, 16}) == Plan{Plan::held, 256, 4, 1});
 static_assert(plan_samples<float>(2048, 128, 32, {132, 16}) == Plan{Plan::held, 256, 8, 1});
+static_assert(plan_samples<float>(2049, 128, 32, {132, 1}) == Plan{Plan::held, 512, 8, 1}, "never 4 in a block alone");
 static_assert(plan_samples<float>(8192, 512, 8, {132, 16}).blocks > 1, "idle multiprocessors take part");
 static_assert(plan_samples<float>(8192, 512, 132, {132, 16}).blocks == 1, "there are none");
 static_assert(plan_samples<float>(100000, 25000, 1, {132, 16}) == Plan{Plan::held, 512, 16, 16});

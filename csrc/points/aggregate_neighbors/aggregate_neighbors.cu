@@ -52,14 +52,22 @@ __global__ void __launch_bounds__(kThreads)
   if (lane == 0) out[e] = sum;
 }
 
-// Calls body(width, Arg{}): packs of 16 bytes where rows and addresses allow them, and bytes for S <= 256 places.
+// Calls body(mode, width, Arg{}) with constants: packs of 16 bytes where rows and addresses allow them, and for the
+// places of a maximum bytes where S <= 256. The other modes have no places, so one Arg serves them.
 template <class T, class Body>
-void dispatch_width(int64_t channels, std::initializer_list<const void*> addresses, bool narrow, Body&& body) {
+void dispatch_kernel(int64_t mode, int64_t channels, std::initializer_list<const void*> addresses, bool narrow,
+                     Body&& body) {
   constexpr int kWide = 16 / sizeof(T);
   bool wide = channels % kWide == 0;
   for (const void* address : addresses) wide = wide && reinterpret_cast<uintptr_t>(address) % 16 == 0;
-  const auto with_width = [&](auto width) { narrow ? body(width, uint8_t{}) : body(width, int32_t{}); };
-  wide ? with_width(std::integral_constant<int, kWide>{}) : with_width(std::integral_constant<int, 1>{});
+  dispatch_mode(mode, [&](auto fixed) {
+    const auto with_width = [&](auto width) {
+      if constexpr (decltype(fixed)::value == kMax)
+        if (!narrow) return body(fixed, width, int32_t{});
+      body(fixed, width, uint8_t{});
+    };
+    wide ? with_width(std::integral_constant<int, kWide>{}) : with_width(std::integral_constant<int, 1>{});
+  });
 }
 
 std::tuple<Tensor, Tensor> aggregate_neighbors(const Tensor& given_features, const Tensor& given_idx,
@@ -86,14 +94,12 @@ std::tuple<Tensor, Tensor> aggregate_neighbors(const Tensor& given_features, con
     const T* from = static_cast<const T*>(features.const_data_ptr());
     T* to = static_cast<T*>(out.mutable_data_ptr());
     void* places = keep ? argmax.mutable_data_ptr() : nullptr;
-    dispatch_width<T>(channels, {from, to, places}, narrow, [&](auto width, auto arg) {
-      dispatch_mode(mode, [&](auto fixed) {
-        const int64_t count = batch * groups * (channels / width);
-        pool_kernel<decltype(fixed)::value, decltype(width)::value, T, A><<<blocks_for(count), kThreads, 0, stream>>>(
-            from, idx.const_data_ptr<int64_t>(), weights ? static_cast<const A*>(weights->const_data_ptr()) : nullptr,
-            n, groups, s, channels, count, to, static_cast<decltype(arg)*>(places));
-        check_launch("aggregate_neighbors");
-      });
+    dispatch_kernel<T>(mode, channels, {from, to, places}, narrow, [&](auto fixed, auto width, auto arg) {
+      const int64_t count = batch * groups * (channels / width);
+      pool_kernel<decltype(fixed)::value, decltype(width)::value, T, A><<<blocks_for(count), kThreads, 0, stream>>>(
+          from, idx.const_data_ptr<int64_t>(), weights ? static_cast<const A*>(weights->const_data_ptr()) : nullptr, n,
+          groups, s, channels, count, to, static_cast<decltype(arg)*>(places));
+      check_launch("aggregate_neighbors");
     });
   });
   return {out, argmax};
@@ -125,15 +131,13 @@ Tensor aggregate_neighbors_backward(const Tensor& given_grad, const Tensor& give
     T* to = static_cast<T*>(out.mutable_data_ptr());
     const void* places = argmax ? argmax->const_data_ptr() : nullptr;
     const bool narrow = !argmax || argmax->scalar_type() == ScalarType::Byte;
-    dispatch_width<T>(channels, {from, to, places}, narrow, [&](auto width, auto arg) {
-      dispatch_mode(mode, [&](auto fixed) {
-        const int64_t count = batch * n * (channels / width);
-        sum_kernel<decltype(fixed)::value, decltype(width)::value, T, A><<<blocks_for(count), kThreads, 0, stream>>>(
-            from, sorted.const_data_ptr<int64_t>(), row_of.const_data_ptr<int64_t>(),
-            weights ? static_cast<const A*>(weights->const_data_ptr()) : nullptr,
-            static_cast<const decltype(arg)*>(places), n, groups, static_cast<uint32_t>(s), channels, count, to);
-        check_launch("aggregate_neighbors_backward");
-      });
+    dispatch_kernel<T>(mode, channels, {from, to, places}, narrow, [&](auto fixed, auto width, auto arg) {
+      const int64_t count = batch * n * (channels / width);
+      sum_kernel<decltype(fixed)::value, decltype(width)::value, T, A><<<blocks_for(count), kThreads, 0, stream>>>(
+          from, sorted.const_data_ptr<int64_t>(), row_of.const_data_ptr<int64_t>(),
+          weights ? static_cast<const A*>(weights->const_data_ptr()) : nullptr,
+          static_cast<const decltype(arg)*>(places), n, groups, static_cast<uint32_t>(s), channels, count, to);
+      check_launch("aggregate_neighbors_backward");
     });
   });
   return out;

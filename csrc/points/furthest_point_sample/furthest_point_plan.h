@@ -1,5 +1,7 @@
 // Which kernel of furthest_point_sample.cu takes a cloud, and how many blocks and registers: plain C++, tested on the
-// host (tests/csrc).
+// host (tests/csrc). A step is a chain of latencies that more blocks do not shorten, so a cloud gets more than one only
+// where the work of a step outweighs the exchange between blocks, and while multiprocessors would otherwise be idle.
+// What no number of blocks holds in registers is sorted into buckets where enough samples pay for the sort.
 //
 // Cycles a step, estimated from the instructions for sm_90, not measured: 300 for the chain of pick, reduction, barrier
 // and reduction; 400 for an exchange over a cluster; 74 for 1000 points of a block. Blocks that find no multiprocessor
@@ -18,8 +20,8 @@ struct Plan {
   }
 };
 
-// What a device offers.
-struct Offer {
+// What a device is able to run.
+struct DeviceLimits {
   int processors;
   int most_blocks;  // of a cluster; 1 where there are none
 };
@@ -33,16 +35,16 @@ constexpr int kMostHeld = sizeof(A) == 4 ? 24 : 8;
 constexpr int64_t kWorthSorting = 64;
 
 template <class A>
-constexpr Plan plan_samples(int64_t n, int64_t num_samples, int64_t batch, Offer offer) {
+constexpr Plan plan_samples(int64_t n, int64_t num_samples, int64_t batch, DeviceLimits limits) {
   if (n <= 512) return {Plan::held, 128, 4, 1};
   if (n <= 1024) return {Plan::held, 256, 4, 1};
   if (n <= 2048) return {Plan::held, 256, 8, 1};
-  Plan best{Plan::memory, 1024, 0, offer.most_blocks};
+  Plan best{Plan::memory, 1024, 0, limits.most_blocks};
   int64_t least = INT64_MAX;
-  for (int blocks = 1; blocks <= offer.most_blocks; blocks *= 2) {
+  for (int blocks = 1; blocks <= limits.most_blocks; blocks *= 2) {
     for (const int points : {4, 8, 16, 24}) {
       if (points > kMostHeld<A> || int64_t{512} * points * blocks < n) continue;
-      const int64_t rounds = (batch * blocks + offer.processors - 1) / offer.processors;
+      const int64_t rounds = (batch * blocks + limits.processors - 1) / limits.processors;
       const int64_t cycles = rounds * (300 + (blocks > 1 ? 400 : 0) + 74 * 512 * points / 1000);
       if (cycles < least) {
         least = cycles;
@@ -51,7 +53,7 @@ constexpr Plan plan_samples(int64_t n, int64_t num_samples, int64_t batch, Offer
     }
   }
   if (best.way == Plan::held) return best;
-  if (num_samples >= kWorthSorting && n < INT32_MAX) return {Plan::buckets, 512, 0, offer.most_blocks};
+  if (num_samples >= kWorthSorting && n < INT32_MAX) return {Plan::buckets, 512, 0, limits.most_blocks};
   return best;
 }
 

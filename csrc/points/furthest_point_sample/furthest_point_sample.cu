@@ -1,4 +1,8 @@
-// Farthest point sampling on CUDA, in one of three ways (furthest_point_plan.h).
+// Farthest point sampling on CUDA. A step is short and depends on the one before it, so one kernel makes all steps of a
+// cloud, and the threads that share a cloud stay together: a block, or a cluster of blocks where one is too small. Each
+// thread lowers the distances of its own points and offers its farthest one; a reduction over warp, block and cluster
+// gives every thread the next pick. Where a cloud's points and distances are is one of three ways
+// (furthest_point_plan.h):
 //   held     points and running distances in registers: one block a small cloud, a cluster of up to 16 a larger one
 //            (sm_90 on; 196 608 points in float32)
 //   buckets  beyond: buckets along a Morton curve, of which a step reads only those that its pick can change
@@ -174,39 +178,46 @@ template <class A>
 using HeldIndex = std::conditional_t<sizeof(A) == 4, uint32_t, unsigned long long>;
 
 template <class A>
-Offer ask_device(int device) {
-  Offer offer{1, 1};
+DeviceLimits ask_device(int device) {
+  DeviceLimits limits{1, 1};
   int major = 0;
-  cudaDeviceGetAttribute(&offer.processors, cudaDevAttrMultiProcessorCount, device);
+  cudaDeviceGetAttribute(&limits.processors, cudaDevAttrMultiProcessorCount, device);
   cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
-  if (major < 9) return offer;
+  if (major < 9) return limits;
   for (int blocks = kMostBlocks; blocks > 1; blocks /= 2) {
     if (fits(held_kernel<A, HeldIndex<A>, 512, kMostHeld<A>, true>, blocks, 512) &&
         fits(bucket_kernel<A, 512, true>, blocks, 512) && fits(memory_kernel<A, 1024, true>, blocks, 1024)) {
-      offer.most_blocks = blocks;
+      limits.most_blocks = blocks;
       break;
     }
   }
-  return offer;
+  return limits;
 }
 
 // Asked once a device.
 template <class A>
-Offer offer_of(int device) {
+DeviceLimits limits_of(int device) {
   static std::mutex mutex;
-  static std::vector<std::optional<Offer>> known;
+  static std::vector<std::optional<DeviceLimits>> known;
   const std::lock_guard<std::mutex> lock(mutex);
   if (device >= static_cast<int>(known.size())) known.resize(device + 1);
   if (!known[device]) known[device] = ask_device<A>(device);
   return *known[device];
 }
 
+// Clusters are of blocks of 512 threads; in a block alone those hold more than 4 points each, as smaller blocks take
+// what fewer hold.
 template <class A, int kThreads, int kPoints>
 void launch_held(const Task<A>& task, int64_t batch, int blocks, cudaStream_t stream) {
-  if (blocks == 1)
-    launch(held_kernel<A, HeldIndex<A>, kThreads, kPoints, false>, batch, 1, kThreads, stream, task, 1);
-  else if constexpr (kThreads == 512)
-    launch(held_kernel<A, HeldIndex<A>, kThreads, kPoints, true>, batch, blocks, kThreads, stream, task, blocks);
+  constexpr bool kIsInClusters = kThreads == 512, kIsAlone = kThreads < 512 || kPoints > 4;
+  if constexpr (kIsAlone)
+    if (blocks == 1)
+      return launch(held_kernel<A, HeldIndex<A>, kThreads, kPoints, false>, batch, 1, kThreads, stream, task, 1);
+  if constexpr (kIsInClusters)
+    if (blocks > 1)
+      return launch(held_kernel<A, HeldIndex<A>, kThreads, kPoints, true>, batch, blocks, kThreads, stream, task,
+                    blocks);
+  throw std::logic_error("furthest_point_sample has no kernel for its plan");
 }
 
 template <class A>
@@ -270,7 +281,7 @@ void launch_buckets(const Plan& plan, const Task<A>& task, const Tensor& like, i
 
 template <class A>
 void launch(Task<A> task, const Tensor& like, int64_t batch, cudaStream_t stream) {
-  const Plan plan = plan_samples<A>(task.n, task.num_samples, batch, offer_of<A>(like.get_device_index()));
+  const Plan plan = plan_samples<A>(task.n, task.num_samples, batch, limits_of<A>(like.get_device_index()));
   if (plan.way == Plan::held) return launch_held<A>(plan, task, batch, stream);
   if (plan.way == Plan::buckets) return launch_buckets<A>(plan, task, like, batch, stream);
   std::vector<Tensor> owner;

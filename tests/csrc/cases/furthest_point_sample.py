@@ -7,7 +7,8 @@ from tests.csrc.cases.draw import FLOATS, Case, Draw, references_take_any_value
 from tests.csrc.emulation.kernels import Plan
 
 HELD = [Plan("held", 128, 4, 1), Plan("held", 256, 4, 1), Plan("held", 256, 8, 1)]
-HELD += [Plan("held", 512, points, blocks) for points in (4, 8, 16, 24) for blocks in (1, 2, 4, 8, 16)]
+HELD += [Plan("held", 512, 4, blocks) for blocks in (2, 4, 8, 16)]
+HELD += [Plan("held", 512, points, blocks) for points in (8, 16, 24) for blocks in (1, 2, 4, 8, 16)]
 BUCKETS = [Plan("buckets", 512, 0, blocks) for blocks in (1, 2, 4, 8, 16)]
 MEMORY = [Plan("memory", 1024, 0, blocks) for blocks in (1, 2, 4, 8, 16)]
 
