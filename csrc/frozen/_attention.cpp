@@ -1,5 +1,7 @@
-// Self-attention on the CPU: one head of one cloud at a time, whose scores never leave the cache. Scale and shift of
-// the queries, keys and values are applied while they are packed.
+// Self-attention on the CPU: one head of one cloud at a time, so that its scores never leave the cache. A few queries
+// at a time are multiplied with all keys, their scores become shares of one exponential each, and the shares are
+// multiplied with all values; the inverse of their sum is applied to the result. Scale and shift of the queries, keys
+// and values belong to the pass that packs them, so the adapted ones are never in memory.
 #include "attention_amx.h"
 #include "attention_products.h"
 

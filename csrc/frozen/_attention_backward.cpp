@@ -1,6 +1,7 @@
-// The backward of self-attention on the CPU: one head of one cloud at a time. Shares are computed again from the scores
-// and the log of their sum; scale and shift of the queries, keys and values, and their gradients, belong to the passes
-// that pack and unpack.
+// The backward of self-attention on the CPU: one head of one cloud at a time. Shares are not kept by the forward but
+// computed again, from the scores and the log of their sum, as memory is slower than an exponential; the gradient of
+// the scores needs besides one number a token, the sum of gradient times result. Scale and shift of the queries, keys
+// and values, and their gradients, belong to the passes that pack and unpack.
 #include "attention_products.h"
 
 namespace pointpeft::attention {

@@ -1,8 +1,20 @@
-// Products of float32 matrices by AMX, whose tiles multiply bfloat16 alone. A factor is the exact sum of three bfloat16
-// parts, which hold 8 of its 24 bits each; of the nine products of parts six are added up, in float32. The other three
-// are at most 2^-24 of the product of the factors, which is what one rounding of float32 may lose. The tiles multiply
-// sixteen times as fast as float32 vectors, so six of their products take three eighths of the time at best.
-// Below 2^-110 the lower parts count as zero, since the tiles take subnormal numbers as such.
+// Products of float32 matrices by AMX. Its tiles multiply sixteen times as fast as float32 vectors, but only bfloat16,
+// which keeps 8 of a float's 24 bits; so each factor is written as three bfloat16 parts whose sum is exactly the
+// factor. The product of two such sums has nine products of parts, and the six largest are summed in float32: the three
+// left out are at most 2^-24 of the product of the factors, which is what one rounding of float32 may lose. Six
+// products in the place of one take three eighths of the time of float32 vectors at best.
+//
+// Layout: the result is made in blocks of 32 rows and 32 columns, which four tiles hold; the other four tiles hold a
+// part of 32 rows of the left factor and of 32 columns of the right one, for 32 channels, which is a step. A factor is
+// packed before it is multiplied, step by step within a block, in a step part by part, two tiles a part: 6 KiB. A
+// frozen weight is packed once and given by the caller; in the right factor two channels of a column stand side by
+// side, as the tiles want it.
+// Ownership: a task owns some blocks of rows times some blocks of columns and packs its rows for itself, at most
+// kBlocks blocks times kSteps steps at a time, which stay in the second-level cache while the blocks of columns pass
+// by. No two tasks write to one block, and nothing waits but for the packing of the weight.
+// Bytes: a weight's parts are read once a task, a row's values once a task, and the result is written once for kSteps
+// steps. Subnormal numbers count as zero in the tiles, so the lower parts of values below 2^-110 do; a value that
+// bfloat16 rounds to infinity makes the product say that it is not done here.
 #include "common/tiles.h"
 #include "gelu.h"
 

@@ -1,5 +1,7 @@
-// The passes of scaled and shifted layers and of LayerNorm on the CPU: each reads its rows once, writes once, and sums
-// over the rows on the way.
+// The passes of scaled and shifted layers and of LayerNorm on the CPU. They are bound by memory, so each reads its rows
+// once, writes once, and takes along on the way whatever else needs these rows: GELU, a gate, the sum with a residual.
+// Sums over the rows, which gradients need, are taken by parts of the rows and joined in order: the same bits whatever
+// the number of threads. Sums over the channels of a row are sixteen partial ones, the same at every vector level.
 #include "common/rows.h"
 #include "gelu.h"
 

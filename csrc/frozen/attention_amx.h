@@ -1,5 +1,10 @@
-// Attention in bfloat16 by AMX, whose tiles hold 16 rows of 64 bytes: one head of one cloud at a time. Queries, keys,
-// values and the shares of a query's tokens are rounded to bfloat16, scores and sums are float32.
+// Attention in bfloat16 by AMX: one head of one cloud at a time, all of which stays in the cache. Queries, keys and
+// values are packed into the tiles' layout once, scaled and shifted on the way; then 32 queries at a time are
+// multiplied with all keys, their scores become shares by a softmax in float32, and the shares are multiplied with all
+// values. The division by the sum of the shares comes last, on the result, which has fewer values than the shares.
+//
+// A tile has 16 rows of 64 bytes, and a product is two by two tiles. Queries, keys, values and shares are rounded to
+// bfloat16; scores and sums are float32.
 #pragma once
 
 #include "attention_products.h"

@@ -1,5 +1,7 @@
-// What attention's forward and backward on the CPU have in common: products of small matrices in the registers, and
-// where a head lies in rows of queries, keys and values.
+// What attention's forward and backward on the CPU have in common: products of small matrices, and where a head lies in
+// rows of queries, keys and values. A product keeps a tile of its result in registers, some rows of a few vectors each:
+// a step loads one row of vectors of the right factor and multiplies it with one value of each row of the left one, so
+// each load serves all rows. The right factor is transposed beforehand where its rows are not what a step reads.
 #pragma once
 
 #include "common/pointpeft.h"

@@ -1,6 +1,7 @@
 // Gather and pool neighbours on the CPU without the (B, G, S, C) tensor between. Forward: the groups are shared out to
-// the threads, and a group is pooled a block of channels at a time, which stays in registers. Backward: the work is
-// split by clouds and blocks of channels, never by groups, so every sum has one order on every run.
+// the threads, and a group is pooled a block of 64 channels at a time, whose running pool stays in registers while the
+// rows of its neighbours pass by. Backward: the work is split by clouds and blocks of channels, never by groups, so
+// every sum has one order on every run.
 #include "aggregate_mode.h"
 #include "common/checks.h"
 #include "common/levels.h"

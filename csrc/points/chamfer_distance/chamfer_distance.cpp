@@ -1,5 +1,7 @@
-// The per-point parts of the Chamfer distance on the CPU: nearest neighbours both ways by brute force, the lanes of a
-// vector being queries, so that nothing is ever reduced across lanes; and their gradients.
+// The per-point parts of the Chamfer distance on the CPU, by brute force both ways, and their gradients. The lanes of a
+// vector are queries, and each point of the other cloud is broadcast to all of them, so that nothing is ever reduced
+// across lanes. A vector of running indices goes along with the running distances, as wide as they are, so one mask
+// serves both; two vectors of queries at a time share each broadcast.
 #include "common/checks.h"
 #include "common/load.h"
 

@@ -1,4 +1,7 @@
-// The per-point parts of the Chamfer distance on CUDA: one thread an output point.
+// The per-point parts of the Chamfer distance on CUDA. One thread stands for one point and walks the other cloud
+// through tiles in shared memory, which its block loads together, so each coordinate is read from L2 once a block. The
+// gradient of a point sums over the points whose nearest it is, which the same walk finds among their indices: no
+// atomics, the same bits on every run. What a thread does stands in chamfer_distance.cuh.
 #include "chamfer_distance.cuh"
 #include "common/device_checks.h"
 

@@ -1,10 +1,12 @@
-// Pruned farthest point sampling, for clouds past the registers of a team: exact, index for index.
+// Pruned farthest point sampling on CUDA, for clouds past the registers of a team: exact, index for index. Late in a
+// sampling a pick changes only the distances of points around it, so most of the cloud need not be read: points are
+// sorted along a Morton curve and cut into buckets of equal size, each with the box of its points, the largest distance
+// inside and the lowest index that has it. A step asks every box, and only where the pick is nearer to the box than
+// that largest distance is the bucket read again; the best of all largest distances is the next pick.
 //
-// Points are sorted along a Morton curve and cut into buckets of equal size. A thread keeps, in registers, the boxes of
-// kHeldBuckets buckets, the largest distance inside each and the lowest index that has it. A step asks every box; only
-// where the pick is nearer to the box than the bucket's largest distance can a distance change, and only such a bucket
-// is read again, by the warp of its owner. No queue and no barrier beyond the one that finds the best of the team:
-// a bucket's distances are read and written by the same lanes of the same warp throughout.
+// Ownership: a thread keeps, in registers, the box and the best of kHeldBuckets buckets; a bucket is read again by the
+// whole warp of its owner. A bucket's distances are read and written by the same lanes of the same warp throughout, so
+// there is no queue, and no barrier beyond the one that finds the best of the team.
 //
 // The distance of a box rounds like that of a point, step by step, and rounding keeps order: it never exceeds that of a
 // point inside, so nothing is pruned that could change. The cells of the curve decide only how well pruning works.

@@ -1,4 +1,7 @@
-// What a lane of furthest_point_sample computes, and the winner of a warp.
+// What a lane of furthest_point_sample computes, and the winner of a warp. Distances that are not negative order as
+// their bits do as integers, of which the hardware has a maximum over a warp since sm_80; a second reduction finds the
+// lowest index among the lanes that have it. Marks below zero stand for points that are never picked and for lanes
+// without one.
 //
 // Nothing here but lanes, shuffles and arithmetic, so that a host with emulated lanes can run it too (tests/csrc).
 #pragma once

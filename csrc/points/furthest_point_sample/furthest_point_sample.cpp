@@ -1,6 +1,14 @@
-// Farthest point sampling on the CPU, exact index for index in two ways. Small clouds: every point in every step, as
-// rows x, y, z and distance that stay in the cache, one cloud a thread. Large clouds: the points lie in leaves of a k-d
-// split, under a tree of boxes, and a step visits only the leaves that the new pick can change.
+// Farthest point sampling on the CPU, exact index for index. A step lowers the running distance of every point to that
+// to the last pick, and the next pick is the point with the largest one: a pass over rows x, y, z and distance that
+// stay in the cache, with a maximum on the way. The maximum is taken over the distances' bits as integers, which
+// vectorises, and remembers only the stride of 8 vectors that has it; the place is looked up afterwards in that stride
+// alone.
+//
+// One cloud is a thread's. A step ends in a chain of shuffles that the next one waits for, so small clouds are sampled
+// two at a time on one thread, each in the other's wait. Float32 with AVX-512 tries multiply-adds first, whose
+// distances are off in the last bits, and samples again exactly only where a pick could be another one because of it.
+// Large clouds with many samples go to a tree of boxes, of which a step visits only the leaves that its pick can change
+// (furthest_point_tree.h).
 #include "common/checks.h"
 #include "common/load.h"
 #include "common/simd.h"

@@ -1,4 +1,6 @@
-// Rows by index, and the sum of rows by index that is its backward.
+// Rows by index on the CPU, and the sum of rows by index that is its backward. The forward copies rows whatever their
+// dtype, and checks each index on the way. The backward splits its work by clouds and channels, never by rows, so no
+// two threads add to one target, and every sum has the order of the rows on every run.
 #include "common/checks.h"
 
 namespace pointpeft::gather {

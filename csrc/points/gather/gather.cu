@@ -1,5 +1,7 @@
-// Rows by index on CUDA, and the sum of rows by index that is its backward: by atomics in at least float32, or, where
-// the order of the sum must not vary, by a walk over each target's rows in order.
+// Rows by index on CUDA, and the sum of rows by index that is its backward. Forward: rows are moved as words, as wide
+// as a row and its address allow, a thread a word, so neighbouring threads move neighbouring words whatever the dtype.
+// Backward: by atomics in at least float32, or, where the order of the sum must not vary, by a walk over each target's
+// rows in order, which a stable sort of the indices has put side by side.
 #include "common/device_checks.h"
 #include "gather.cuh"
 

@@ -1,5 +1,7 @@
-// Nearest neighbours on the CPU, in three ways: small clouds by all distances, large ones by a tree, many channels by a
-// matrix product.
+// Nearest neighbours on the CPU, in three ways that give the same answer. Small clouds: all distances of a query, a
+// bound on the k-th smallest, and the few that it lets pass (knn_rows.h). Large ones: a tree of boxes, of which a query
+// visits a few leaves (knn_tree.h). Many channels: distances from a matrix product, |q|² + |s|² - 2 q·s, whose rounding
+// decides among those that are nearly equal.
 #include "common/checks.h"
 #include "knn_rows.h"
 #include "knn_tree.h"

@@ -1,11 +1,12 @@
-// Nearest neighbours on CUDA. One warp a query, kWarps queries of one cloud a block.
+// Nearest neighbours on CUDA. One warp stands for one query and keeps its k best keys of distance and index sorted
+// across its lanes' registers. What is nearer than the k-th best is rare once a few points have been seen, so such
+// points only wait in shared slots, found by a ballot; when 32 wait, a sorting network sorts them and merges them into
+// the best. Eight queries of one cloud share a block, and with it the tiles of the cloud in shared memory.
 //
-// Tiles of the cloud go through shared memory as rows of channels (kTile points, read once a block: M / kWarps * N
-// loads from L2 in all); a lane computes the distance of every 32nd point. The k best live sorted in registers, rank
-// 32 j + lane in best[j]. What is below the k-th best is collected by ballot in 64 shared slots a warp; 32 of them are
-// sorted and merged at a time, by shuffles. Two barriers a tile, none in the selection; no (M, N) matrix except for
-// many channels, whose products query·support are made first (knn_products.cuh). k above 128: passes of 128, each past
-// the last one's end.
+// Tiles are rows of channels (kTile points, read once a block: M / kWarps * N loads from L2 in all); a lane computes
+// the distance of every 32nd point. Rank 32 j + lane is in best[j]. 64 slots a warp; two barriers a tile, none in the
+// selection. No (M, N) matrix except for many channels, whose products query·support are made first (knn_products.cuh).
+// k above 128: passes of 128, each past the last one's end.
 #include "common/device_checks.h"
 #include "knn_products.cuh"
 #include "knn_selection.cuh"

@@ -1,9 +1,11 @@
-// Products query·support of many channels, in float32 or float64 with one rounding a step, whatever PyTorch's switches
-// for its own matrix products say: |q|² - 2 q·s + |s|² cancels most digits of a product, so factors rounded to TF32
-// would give wrong neighbours. A block makes 64 x 64 products, a thread 4 x 4 of them in registers; 16 channels of both
-// factors are in shared memory at a time, channel by channel. Two barriers a step, 64 FMA a thread between them for 32
-// loads of shared memory; a factor is read N / 64 or M / 64 times from L2. A product sums its channels in order.
-// Nothing here but loads, arithmetic and barriers, so that a host can run it too.
+// Products query·support of many channels on CUDA. |q|² - 2 q·s + |s|² cancels most digits of a product, so factors
+// rounded to TF32 would give wrong neighbours: these products are in float32 or float64 with one rounding a step,
+// whatever PyTorch's switches for its own matrix products say. A block makes 64 x 64 products from 16 channels at a
+// time in shared memory, and a thread 4 x 4 of them in registers, so that each load serves four multiplications.
+//
+// Both factors stand channel by channel. Two barriers a step, 64 FMA a thread between them for 32 loads of shared
+// memory; a factor is read N / 64 or M / 64 times from L2. A product sums its channels in order. Nothing here but
+// loads, arithmetic and barriers, so that a host can run it too.
 #pragma once
 
 #include <cstdint>

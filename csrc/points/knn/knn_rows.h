@@ -1,5 +1,7 @@
-// Nearest neighbours in small clouds on the CPU: for each query the squared distances to the cloud's rows x, y, z, a
-// bound on the k-th smallest from column minima, the few survivors below it, and their order.
+// Nearest neighbours in small clouds on the CPU, without a heap, whose branches nobody could predict. One pass computes
+// all distances of a query and the minimum of each of some columns of them; at least k distances do not exceed the k-th
+// smallest of these minima, so a bisection over the minima gives a bound that few distances pass. The few survivors are
+// compressed to the front, whole vectors at a time, and put in order by counting, for each, how many come before it.
 #pragma once
 
 #include "common/load.h"

@@ -1,4 +1,6 @@
-// The k best of a warp's keys: a sorting network over lanes, and a running selection in registers.
+// The k best of a warp's keys. A key is a distance and an index in one ordered number, so ties need no care. The best
+// are sorted across lanes and registers; 32 new keys are sorted by a bitonic network of shuffles and merged in: of two
+// sorted runs, the element-wise minimum of one and the other reversed holds the smaller half, and is itself bitonic.
 //
 // Nothing here but lanes, shuffles and integers, so that a host with 32 emulated lanes can run it too
 // (tests/csrc/test_device_functions.py).
