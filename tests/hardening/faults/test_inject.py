@@ -94,7 +94,8 @@ def pair(data, folder, prepare=lambda rank: None):
         prepare(rank)
 
     children = together(["finetune", str(data), *OPTIONS, f"--output={folder}"], 2, start)
-    assert all(child.ends(120) for child in children)  # by themselves
+    stuck = [child.output() for child in children if not child.ends(120)]
+    assert not stuck, "\n".join(stuck + [child.output() for child in children])  # they end by themselves
     return end(children)
 
 
@@ -123,7 +124,7 @@ def test_a_process_that_loses_its_partner_ends_with_an_error_or_has_trained_to_t
 
     def behind_the_last(rank):
         if rank == 0:
-            mock.patch.object(finetuning, "write_json", die).start()
+            mock.patch.object(finetuning, "write_result", die).start()
 
     ended = tmp_path / "ended"
     assert pair(data, ended, behind_the_last) == [-signal.SIGKILL, 0]
