@@ -13,7 +13,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from functools import cache
+from typing import Any, NamedTuple
 
 import torch
 
@@ -95,12 +96,26 @@ def check(built: Built) -> str:
 
 def _written(arch: int) -> Iterator[tuple[str, str]]:
     """Name and PTX of all kernels that were compiled for an architecture."""
+    for kernel in _kernels():
+        if kernel.chosen:
+            for compiled in kernel.jitted.device_caches[arch][0].values():
+                yield kernel.function.__name__, compiled.asm["ptx"]
+
+
+def _kernels() -> set[Any]:
+    """All kernels of the modules that are imported."""
     from pointpeft.ops.core import triton_launch
 
     modules = [module for name, module in sys.modules.items() if name.startswith("pointpeft.ops.frozen.")]
-    for kernel in {v for m in modules for v in vars(m).values() if isinstance(v, triton_launch.Kernel) and v.chosen}:
-        for compiled in kernel.jitted.device_caches[arch][0].values():
-            yield kernel.function.__name__, compiled.asm["ptx"]
+    return {v for module in modules for v in vars(module).values() if isinstance(v, triton_launch.Kernel)}
+
+
+@cache
+def _gpu(arch: int) -> StubGpu:
+    """One for each architecture: what Triton compiled earlier is launched on the GPU that it was compiled for."""
+    gpu = StubGpu(arch)
+    gpu.device = arch  # Triton and pointpeft keep what they compiled by device
+    return gpu
 
 
 def compile_case(case: Case, arch: int) -> int:
@@ -109,9 +124,12 @@ def compile_case(case: Case, arch: int) -> int:
 
     from pointpeft.ops.core import triton_launch
 
-    gpu = StubGpu(arch)
-    gpu.device = arch  # Triton and pointpeft keep what they compiled by device
+    gpu = _gpu(arch)
     driver.set_active(gpu)
+    for log in (gpu.built, gpu.launches, gpu.refused):
+        log.clear()
+    for kernel in _kernels():
+        kernel.chosen.clear()  # by the number of the device, which CPU tensors do not have: every GPU chooses anew
     begin = time.perf_counter()
     case.call()
     assert gpu.launches, f"{case.name} launched nothing"

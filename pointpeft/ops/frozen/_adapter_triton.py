@@ -95,11 +95,12 @@ def _survivors(seed, tokens, ranks, R, dropout_p, DROPOUT: tl.constexpr, BLOCK_M
 
 def _fits_registers(of: dict[str, Any]) -> bool:
     """At rank 64 two programs' worth of tokens fit in short types (sm_90: 244 registers, none spilled); in float32,
-    where a block of weights is there as two TF32 terms, 16 tokens do, and 32 spill 320 bytes.
+    where a block of weights is there as two TF32 terms, 16 tokens and 32 channels do: 32 tokens spill 320 bytes,
+    64 channels up to 192 in the backward kernel with a prompt (sm_80).
     """
     if of["PRECISION"] == "ieee":
-        return of["BLOCK_M"] * of["RP"] <= 512 * of["warps"]
-    return of["BLOCK_M"] == 16
+        return of["BLOCK_C"] == 64 and of["BLOCK_M"] * of["RP"] <= 512 * of["warps"]
+    return of["BLOCK_C"] == 32
 
 
 _CONFIGS = [
@@ -107,6 +108,8 @@ _CONFIGS = [
     ({"BLOCK_M": 32, "BLOCK_C": 64}, 4, 2),
     ({"BLOCK_M": 16, "BLOCK_C": 64}, 8, 2),
     ({"BLOCK_M": 32, "BLOCK_C": 64}, 8, 2),
+    ({"BLOCK_M": 16, "BLOCK_C": 32}, 4, 2),
+    ({"BLOCK_M": 16, "BLOCK_C": 32}, 8, 2),
 ]
 
 
